@@ -1,0 +1,44 @@
+# make demo     answer a question over the document that ships with the project
+# make test     run the tests
+# make lint     ruff and mypy
+# make clean    remove what these made
+#
+# Only Python and make are needed: each command first builds the environment that it wants, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+QUESTION ?= In suits at common law, what value in controversy gives the right of trial by jury?
+DOCUMENT ?= longformer/data/constitution.txt
+
+python := $(VENV)/bin/python
+pip_install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.package
+	$(VENV)/bin/longformer answer "$(QUESTION)" "$(DOCUMENT)"
+
+test: $(VENV)/.development
+	$(python) -m pytest -n $(JOBS)
+
+lint: $(VENV)/.development
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+# Stamps: an environment is touched again only when what it is made from changes.
+$(VENV)/.package: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time this takes a few minutes." >&2
+	$(PYTHON) -m venv $(VENV)
+	$(pip_install) --editable .
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.package
+	$(pip_install) --editable '.[test,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .ci/venv build dist longformer.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find kernels longformer tests -name __pycache__ -type d -prune -exec rm -rf {} +
