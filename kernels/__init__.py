@@ -1,0 +1,17 @@
+"""Banded sliding-window and global attention: the kernels of Longformer, on torch alone. See ``kernels/README.md``."""
+
+from .api import IMPLEMENTATIONS, choose, global_attention, sliding_window_attention, sliding_window_probabilities
+from .banded import BandProbabilities, banded_product, banded_scores
+from .reference import attention_pairs
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "BandProbabilities",
+    "attention_pairs",
+    "banded_product",
+    "banded_scores",
+    "choose",
+    "global_attention",
+    "sliding_window_attention",
+    "sliding_window_probabilities",
+]

@@ -1,0 +1,242 @@
+"""The two operators and their contract: arguments are checked here, once, and handed to one implementation.
+
+Shapes: B batch, H heads, S sequence, D head dimension, G global tokens, W = left + 1 + right width of the band.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import banded, blocked, reference
+from .banded import BandProbabilities
+
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def sliding_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: tuple[int, int],
+    *,
+    dilation: int | Sequence[int] = 1,
+    causal: bool = False,
+    key_mask: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    impl: str = "auto",
+) -> Tensor:
+    """Attention of every token to its neighbours and to the global tokens (Longformer, arXiv 2004.05150, §3.1).
+
+    Row i attends to the columns i - left·d, …, i - d, i, i + d, …, i + right·d that exist, d being its head's
+    dilation, and to every global column, all in one softmax; a column that is both counts once. The softmax is
+    computed in at least float32. A row with nothing to attend to is 0.
+
+    Args:
+        query, key, value: (B, H, S, D), any S >= 1 and D >= 1; float64, float32, bfloat16 or float16, all alike.
+        window: (left, right), tokens seen on each side. The hub's ``attention_window=512`` is (256, 256).
+        dilation: gap between the tokens of the window, one for all heads or one a head.
+        causal: no row sees a later column, global columns included.
+        key_mask: (B, S) bool. False is padding: nobody attends to it, and its own row is exactly 0.
+        global_mask: (B, S) bool. True is a column that every row sees. Padding wins over global.
+        scale: factor on the scores; 1/sqrt(D) if None.
+        dropout_p: probability with which an attention probability is set to 0, the others being divided by
+            1 - dropout_p. Drawn from torch's default generator.
+        impl: "auto" (see :func:`choose`), "reference", "banded" or "blocked".
+
+    Returns:
+        (B, H, S, D), dtype of ``query``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+    """
+    _check_qkv(query, key, value)
+    if key.shape != query.shape:
+        raise ValueError(
+            f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}; a sliding window needs them equal"
+        )
+    batch, heads, seq_len, head_dim = query.shape
+    key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
+    global_mask = _check_mask("global_mask", global_mask, batch, seq_len, query.device)
+    if global_mask is not None and key_mask is not None:
+        global_mask = global_mask & key_mask
+    left, right = _check_window(window, seq_len)
+    choice = choose(query, impl=impl)
+    implementations = {"reference": reference, "banded": banded, "blocked": blocked}
+    return implementations[choice.impl].sliding_window_attention(
+        query,
+        key,
+        value,
+        (left, 0 if causal else right),
+        dilation=_check_dilation(dilation, heads),
+        causal=causal,
+        key_mask=key_mask,
+        global_mask=global_mask,
+        scale=_check_scale(scale, head_dim),
+        dropout_p=_check_dropout(dropout_p),
+    )
+
+
+def global_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    impl: str = "auto",
+) -> Tensor:
+    """Attention of a few rows, the global tokens, to every token (Longformer, arXiv 2004.05150, §3.1, "Global").
+
+    Args:
+        query: (B, H, G, D), projected with the global projections.
+        key, value: (B, H, S, D), likewise; dtype of ``query``.
+        key_mask: (B, S) bool, False is padding.
+        scale, dropout_p, impl: as for :func:`sliding_window_attention`.
+
+    Returns:
+        (B, H, G, D), dtype of ``query``. Rows over a fully masked sequence are 0.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+    """
+    _check_qkv(query, key, value)
+    if key.shape[:2] != query.shape[:2] or key.shape[3] != query.shape[3]:
+        raise ValueError(
+            f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}; they must agree in B, H and D"
+        )
+    batch, _, seq_len, head_dim = key.shape
+    key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
+    scale, dropout_p = _check_scale(scale, head_dim), _check_dropout(dropout_p)
+    match choose(query, impl=impl).impl:
+        case "blocked":
+            return blocked.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+        case _:  # a few dense rows: the banded formulation has nothing of its own to say about them
+            return reference.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+
+
+def sliding_window_probabilities(
+    query: Tensor,
+    key: Tensor,
+    window: tuple[int, int],
+    *,
+    dilation: int | Sequence[int] = 1,
+    causal: bool = False,
+    key_mask: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> BandProbabilities:
+    """The attention probabilities of :func:`sliding_window_attention`, by diagonals, before dropout.
+
+    Arguments as there. Returns ``BandProbabilities``: ``band`` (B, H, S, W), ``columns`` (B, H, S, G) and
+    ``column_index`` (B, G).
+    """
+    _check_qkv(query, key, key)
+    batch, heads, seq_len, head_dim = query.shape
+    key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
+    global_mask = _check_mask("global_mask", global_mask, batch, seq_len, query.device)
+    if global_mask is not None and key_mask is not None:
+        global_mask = global_mask & key_mask
+    return banded.probabilities(
+        query,
+        key,
+        _check_window(window, seq_len, clamp=False),
+        dilation=_check_dilation(dilation, heads),
+        causal=causal,
+        key_mask=key_mask,
+        global_mask=global_mask,
+        scale=_check_scale(scale, head_dim),
+    )
+
+
+class Choice(NamedTuple):
+    """An implementation and why it was taken."""
+
+    impl: str
+    reason: str
+
+
+def choose(query: Tensor, *, impl: str = "auto") -> Choice:
+    """Which implementation serves ``query`` under ``impl``, and why. An explicit choice is never overruled.
+
+    Raises:
+        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``.
+    """
+    match impl:
+        case "auto":
+            return Choice("blocked", f"linear memory and its own backward; works on {query.device.type}")
+        case "reference" | "banded" | "blocked":
+            return Choice(impl, "asked for")
+        case _:
+            raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+
+
+def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        if tensor.dim() != 4 or 0 in tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (B, H, S, D), each at least 1")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise TypeError(
+                f"{name} is {tensor.dtype} on {tensor.device} and query {query.dtype} on {query.device}; "
+                "they must be alike"
+            )
+    if key.shape != value.shape:
+        raise ValueError(f"key has shape {tuple(key.shape)} and value {tuple(value.shape)}; they must be equal")
+
+
+def _check_mask(name: str, mask: Tensor | None, batch: int, seq_len: int, device: torch.device) -> Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        what = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} is {what}; it must be a bool tensor (for a 0/1 mask: mask == 1)")
+    if mask.shape != (batch, seq_len):
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}; it must be (B, S) = ({batch}, {seq_len})")
+    if mask.device != device:
+        raise ValueError(f"{name} is on {mask.device} and query on {device}; they must be on one device")
+    return mask
+
+
+def _check_window(window: tuple[int, int], seq_len: int, *, clamp: bool = True) -> tuple[int, int]:
+    if not isinstance(window, (tuple, list)) or len(window) != 2 or not all(_is_count(w, 0) for w in window):
+        raise ValueError(f"window is {window!r}; it must be (left, right), two ints >= 0")
+    left, right = window
+    # Beyond the sequence a window sees nothing more, and the implementations need not allocate for it.
+    return (min(left, seq_len - 1), min(right, seq_len - 1)) if clamp else (left, right)
+
+
+def _check_dilation(dilation: int | Sequence[int], heads: int) -> tuple[int, ...]:
+    each = (dilation,) * heads if isinstance(dilation, int) else tuple(dilation)
+    if len(each) != heads or not all(_is_count(d, 1) for d in each):
+        raise ValueError(f"dilation is {dilation!r}; it must be an int >= 1, or one for each of the {heads} heads")
+    return each
+
+
+def _check_scale(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(head_dim)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale is {scale!r}; it must be a finite number, or None for 1/sqrt(D)")
+    return float(scale)
+
+
+def _check_dropout(dropout_p: float) -> float:
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p is {dropout_p!r}; it must be a number in [0, 1)")
+    return float(dropout_p)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
