@@ -1,0 +1,158 @@
+"""LongformerSelfAttention: project, attend locally, attend globally, merge (paper §3.1).
+
+Documents of a batch are packed: their real tokens stand one after another in one (N, C) matrix, so that no layer ever
+computes padding. Letters: N packed tokens, L tokens of one document, H heads, D head dimension, C = H·D hidden size,
+G global tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longformer.config import LongformerConfig
+from longformer.kernels import global_attention, sliding_window_attention
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that takes its input in whatever precision it comes, and computes in that of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):  # which casts both sides itself
+            x = x.to(self.weight.dtype)
+        return F.linear(x, self.weight, self.bias)
+
+
+class Document(NamedTuple):
+    """One document of a batch, as it stands in the packed rows.
+
+    length: L, rows from its first to its last token that is no padding.
+    key_mask: (L,) bool, False at padding between them; None if there is none, as in all ordinary batches.
+    global_index: (G,) positions of its global tokens, 0 ≤ position < L; None if it has none.
+    """
+
+    length: int
+    key_mask: Tensor | None
+    global_index: Tensor | None
+
+
+class LongformerSelfAttention(nn.Module):
+    """Sliding-window and global attention of one layer, up to the output projection.
+
+    Args:
+        config: the model's configuration.
+        layer: number of the layer, which decides its window.
+        impl: implementation of the kernels, see :func:`longformer.kernels.choose`.
+    """
+
+    def __init__(self, config: LongformerConfig, layer: int, *, impl: str = "auto") -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.head_dim
+        self.window = config.window(layer)
+        self.dropout_p = config.attention_probs_dropout_prob
+        self.impl = impl
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.query_global = Linear(config.hidden_size, config.hidden_size)
+        self.key_global = Linear(config.hidden_size, config.hidden_size)
+        self.value_global = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, documents: list[Document]) -> Tensor:
+        """(N, C) to (N, C). Rows behind the last document are padding, and their result is 0."""
+        lengths = [document.length for document in documents]
+        lengths.append(hidden.shape[0] - sum(lengths))
+        query, key, value = (
+            projection(hidden).unflatten(-1, (self.num_heads, self.head_dim)).split(lengths)  # (L, H, D) each
+            for projection in (self.query, self.key, self.value)
+        )
+        rows = hidden.split(lengths)
+        results = [
+            self._attend(document, rows[i], query[i], key[i], value[i])
+            for i, document in enumerate(documents)
+            if document.length
+        ]
+        if lengths[-1]:
+            results.append(query[-1].new_zeros(lengths[-1], hidden.shape[1]))
+        return torch.cat(results) if len(results) > 1 else results[0]
+
+    def _attend(self, document: Document, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        index = document.global_index
+        global_mask = None
+        if index is not None:
+            global_mask = torch.zeros(1, document.length, dtype=torch.bool, device=hidden.device)
+            global_mask[0, index] = True
+        key_mask = None if document.key_mask is None else document.key_mask[None]
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, H, L, D)
+        out = sliding_window_attention(
+            query,
+            key,
+            value,
+            self.window,
+            key_mask=key_mask,
+            global_mask=global_mask,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            impl=self.impl,
+        )
+        out = out[0].transpose(0, 1).flatten(1)  # (L, C)
+        if index is None:
+            return out
+        # A global row was computed locally like any other, and is now replaced.
+        return out.index_copy(0, index, self._global_rows(hidden, index, key_mask).to(out.dtype))
+
+    def _global_rows(self, hidden: Tensor, index: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Attention of the rows ``index`` to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""
+        query = self.query_global(hidden[index]).unflatten(-1, (self.num_heads, self.head_dim))  # (G, H, D)
+        # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
+        if len(index) * self.num_heads < hidden.shape[1] + len(index):
+            return self._global_rows_unprojected(hidden, query, key_mask)
+        key, value = (
+            projection(hidden).unflatten(-1, (self.num_heads, self.head_dim)).transpose(0, 1)[None]
+            for projection in (self.key_global, self.value_global)
+        )
+        out = global_attention(
+            query.transpose(0, 1)[None],
+            key,
+            value,
+            key_mask=key_mask,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            impl=self.impl,
+        )
+        return out[0].transpose(0, 1).flatten(1)
+
+    def _global_rows_unprojected(self, hidden: Tensor, query: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The same without projecting every row: q · (K x + b) = (Kᵀ q) · x + q · b, and Σ p (V x) = V (Σ p x).
+
+        So one attention with G·H queries of size C has the hidden states themselves as keys and as values. To carry
+        the biases along, exactly even where dropout keeps Σ p from being 1, a column of ones is put to the hidden
+        states; without dropout q · b shifts a whole row of scores, which changes no probability, and Σ p is 1.
+        """
+        dropout_p = self.dropout_p if self.training else 0.0
+        heads = (self.num_heads, self.head_dim)
+        query = torch.bmm(query.transpose(0, 1), self.key_global.weight.unflatten(0, heads))  # (H, G, C)
+        hidden = hidden.to(query.dtype)
+        if dropout_p:
+            hidden = F.pad(hidden, (0, 1), value=1.0)
+            query = F.pad(query, (0, 1))
+        sums = global_attention(
+            query.flatten(0, 1)[None, None],
+            hidden[None, None],
+            hidden[None, None],
+            key_mask=key_mask,
+            scale=1 / math.sqrt(self.head_dim),
+            dropout_p=dropout_p,
+            impl=self.impl,
+        )[0, 0].unflatten(0, query.shape[:2])  # (H, G, C)
+        total: Tensor | float = 1.0
+        if dropout_p:
+            sums, total = sums[..., :-1], sums[..., -1:]
+        value = self.value_global
+        out = torch.bmm(sums, value.weight.unflatten(0, heads).transpose(1, 2))  # (H, G, D)
+        out = (out + total * value.bias.unflatten(0, heads)[:, None]).transpose(0, 1).flatten(1)
+        # The key's bias changes no probability. Its gradient is 0, and not missing, which optimisers treat otherwise.
+        return out + 0 * self.key_global.bias if torch.is_grad_enabled() else out

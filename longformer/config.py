@@ -1,0 +1,223 @@
+"""LongformerConfig: the numbers that define a model, read from and written to the hub's ``config.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longformer.errors import ConfigError
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongformerConfig:
+    """Architecture of a Longformer. Frozen, and checked once when it is made.
+
+    The defaults are those of ``allenai/longformer-base-4096``, the released base model (149M parameters).
+
+    Args:
+        vocab_size: rows of the word embeddings.
+        hidden_size: C, width of the residual stream; a multiple of ``num_attention_heads``.
+        num_hidden_layers: number of layers.
+        num_attention_heads: H, heads per layer; each has dimension D = C / H.
+        intermediate_size: width of the feed-forward's inner layer.
+        hidden_act: feed-forward activation, one of ``ACTIVATIONS``. ``"gelu"`` is the exact one.
+        hidden_dropout_prob: dropout on embeddings and on each sublayer's output.
+        attention_probs_dropout_prob: dropout on attention probabilities.
+        max_position_embeddings: rows of the position embeddings. Positions start at ``pad_token_id + 1``, so
+            4,098 rows and ``pad_token_id`` 1 serve 4,096 tokens (see ``max_tokens``).
+        type_vocab_size: rows of the token type embeddings.
+        layer_norm_eps: epsilon of every LayerNorm.
+        initializer_range: standard deviation of freshly drawn weights.
+        attention_window: two-sided window of each layer, as the hub counts it: 512 lets a token see 256 tokens on
+            each side of itself. One number for all layers, or one a layer.
+        pad_token_id, bos_token_id, eos_token_id, sep_token_id: ids of the special tokens.
+        num_labels: outputs of the head: 2 (start and end) for question answering.
+
+    Raises:
+        ConfigError: a value out of range, with its name and value.
+    """
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 4098
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    attention_window: int | tuple[int, ...] = 512
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    sep_token_id: int = 2
+    num_labels: int = 2
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+            "num_labels",
+        ):
+            _require(
+                _is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "an int >= 1"
+            )
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"):
+            value = getattr(self, name)
+            _require(_is_int(value) and 0 <= value < self.vocab_size, name, value, f"an int in [0, {self.vocab_size})")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value < 1, name, value, "a number in [0, 1)")
+        for name in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 < value < float("inf"), name, value, "a number > 0")
+        _require(self.hidden_act in ACTIVATIONS, "hidden_act", self.hidden_act, f"one of {', '.join(ACTIVATIONS)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        _require(
+            self.max_position_embeddings > self.pad_token_id + 1,
+            "max_position_embeddings",
+            self.max_position_embeddings,
+            f"more than pad_token_id + 1 = {self.pad_token_id + 1}, since positions start after the padding's",
+        )
+        object.__setattr__(self, "attention_window", self._windows())
+
+    def _windows(self) -> tuple[int, ...]:
+        given: object = self.attention_window
+        windows = (given,) * self.num_hidden_layers if _is_int(given) else given
+        if not isinstance(windows, (list, tuple)) or not all(_is_int(w) and w >= 1 for w in windows):
+            raise ConfigError(
+                f"attention_window is {given!r}; it must be an int >= 1, or a list of one such int a layer"
+            )
+        if len(windows) != self.num_hidden_layers:
+            raise ConfigError(
+                f"attention_window lists {len(windows)} windows for num_hidden_layers {self.num_hidden_layers}; "
+                "give one a layer, or a single number for all"
+            )
+        return tuple(windows)
+
+    @property
+    def head_dim(self) -> int:
+        """D, the dimension of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence that the position embeddings serve, in tokens."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    def window(self, layer: int) -> tuple[int, int]:
+        """(left, right): tokens that layer ``layer`` sees on each side, as the kernels count them."""
+        assert isinstance(self.attention_window, tuple)
+        return self.attention_window[layer] // 2, self.attention_window[layer] // 2
+
+    def replace(self, **changes: Any) -> LongformerConfig:
+        """A copy with ``changes``; a changed ``num_hidden_layers`` needs its ``attention_window``."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LongformerConfig:
+        """From the entries of a hub ``config.json``. Entries that define nothing here are ignored.
+
+        Raises:
+            ConfigError: another architecture, a variant that this model does not compute, or a value out of range.
+        """
+        model_type = values.get("model_type")
+        if model_type != "longformer":
+            raise ConfigError(
+                f'config has model_type {model_type!r}, not "longformer"; '
+                "a BERT or RoBERTa checkpoint becomes one with `longformer convert --to-long`"
+            )
+        _refuse_variants(values)
+        known = {field.name for field in dataclasses.fields(cls)}
+        arguments = {key: value for key, value in values.items() if key in known and value is not None}
+        missing = [key for key in _DEFINING if key not in arguments]
+        if missing:
+            raise ConfigError(f"config lacks {', '.join(missing)}; a Longformer config.json states them")
+        if "num_labels" not in arguments and isinstance(values.get("id2label"), Mapping):
+            arguments["num_labels"] = len(values["id2label"])
+        if isinstance(arguments.get("attention_window"), list):
+            arguments["attention_window"] = tuple(arguments["attention_window"])
+        return cls(**arguments)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> LongformerConfig:
+        """Read a ``config.json``. Raises ``ConfigError``, which names the file, where it is none."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"no config at {path}") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entries of ``config.json``, as the hub's other readers expect them."""
+        values = dataclasses.asdict(self)
+        values["attention_window"] = list(values["attention_window"])
+        num_labels = values.pop("num_labels")
+        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(num_labels)}
+        values["label2id"] = {f"LABEL_{i}": i for i in range(num_labels)}
+        return {"model_type": "longformer", **values}
+
+    def save(self, path: str | Path, **extra: Any) -> None:
+        """Write ``config.json``; ``extra`` entries (``architectures``, ``dtype``) are added."""
+        text = json.dumps({**self.to_dict(), **extra}, indent=2, sort_keys=True) + "\n"
+        Path(path).write_text(text, encoding="utf-8")
+
+
+# What from_dict does not fill in for a config that is silent: a wrong guess would load, run, and answer wrongly.
+_DEFINING = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "attention_window",
+)
+
+
+def _refuse_variants(values: Mapping[str, Any]) -> None:
+    positions = values.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise ConfigError(f"position_embedding_type {positions!r} is not supported, only 'absolute'")
+    if values.get("autoregressive"):
+        raise ConfigError("autoregressive is set; this model attends in both directions")
+    dilation = values.get("attention_dilation", 1)
+    if set(dilation if isinstance(dilation, list) else [dilation]) != {1}:
+        raise ConfigError(f"attention_dilation {dilation!r} is not supported by the model, only 1")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require(holds: bool, name: str, value: object, must: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value!r}; it must be {must}")

@@ -1,0 +1,119 @@
+"""What is put on the encoder to solve a task: question answering."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longformer.attention import Linear
+from longformer.checkpoint import Pretrained
+from longformer.config import LongformerConfig
+from longformer.errors import ConfigError, LongformerError
+from longformer.model import LongformerModel, init_weights
+
+
+class QuestionAnsweringOutput(NamedTuple):
+    """start_logits, end_logits: (B, S), the unnormalised log-probability that the answer starts, ends at a token."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+
+
+class QuestionAnsweringLoss(NamedTuple):
+    """loss: scalar, mean of the start's and the end's cross-entropy. The logits are (B, S)."""
+
+    loss: Tensor
+    start_logits: Tensor
+    end_logits: Tensor
+
+
+class LongformerForQuestionAnswering(Pretrained, nn.Module):
+    """Extractive question answering: a start and an end score for every token.
+
+    The input is ``<s> question </s></s> context </s>``. Unless told otherwise the model puts global attention on
+    every token before the first separator: ``<s>`` and the question see everything and are seen by everyone.
+
+    Args:
+        config: architecture of the encoder, ``num_labels`` 2.
+        impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+
+    Raises:
+        ConfigError: ``config.num_labels`` is not 2.
+    """
+
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
+        super().__init__()
+        if config.num_labels != 2:
+            raise ConfigError(f"num_labels is {config.num_labels}; question answering has 2, start and end")
+        self.config = config
+        self.longformer = LongformerModel(config, add_pooling_layer=False, impl=impl)
+        self.qa_outputs = Linear(config.hidden_size, 2)
+        init_weights(self.qa_outputs, config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> QuestionAnsweringOutput | QuestionAnsweringLoss:
+        """Score every token as start and as end of the answer.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: as for :class:`LongformerModel`.
+            global_attention_mask: as there; None is the question of each row.
+            start_positions, end_positions: (B,) int64 token positions of the answers, for a loss. A position of S or
+                more is outside this window of the document, and is left out of the mean.
+
+        Returns:
+            ``QuestionAnsweringOutput``, or ``QuestionAnsweringLoss`` if positions are given. Both unpack.
+
+        Raises:
+            LongformerError: a row without exactly three separators while ``global_attention_mask`` is None, one of
+                the two positions without the other, or what :class:`LongformerModel` refuses.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise LongformerError("give start_positions and end_positions together, or neither")
+        if global_attention_mask is None:
+            global_attention_mask = self.question_mask(input_ids)
+        hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
+        start_logits, end_logits = self.qa_outputs(hidden.last_hidden_state).unbind(dim=-1)
+        if start_positions is None or end_positions is None:
+            return QuestionAnsweringOutput(start_logits, end_logits)
+        loss = (_cross_entropy(start_logits, start_positions) + _cross_entropy(end_logits, end_positions)) / 2
+        return QuestionAnsweringLoss(loss, start_logits, end_logits)
+
+    def question_mask(self, input_ids: Tensor) -> Tensor:
+        """(B, S) bool, True before the first separator of each row.
+
+        Raises:
+            LongformerError: a row that has not exactly three separators, by number.
+        """
+        if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
+            raise LongformerError("input_ids must be a tensor of shape (B, S)")
+        separator = input_ids == self.config.sep_token_id
+        count = separator.sum(dim=1)
+        wrong = (count != 3).nonzero().flatten().tolist()
+        if wrong:
+            raise LongformerError(
+                f"row {wrong[0]} of input_ids has {int(count[wrong[0]])} separators (id {self.config.sep_token_id}); "
+                "question answering wants three, <s> question </s></s> context </s>: "
+                "tokenizer(question, context) makes it so, or give a global_attention_mask"
+            )
+        return separator.cumsum(dim=1) == 0
+
+
+def _cross_entropy(logits: Tensor, positions: Tensor) -> Tensor:
+    """Mean over the rows whose position lies in [0, S); 0 if there is none. Computed in at least float32."""
+    outside = logits.shape[1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    positions = positions.clamp(0, outside)
+    total = F.cross_entropy(logits, positions, ignore_index=outside, reduction="sum")
+    return total / (positions < outside).sum().clamp(min=1)
