@@ -1,0 +1,234 @@
+"""Convert checkpoints: once and for all to safetensors, and a short encoder (BERT, RoBERTa) to a Longformer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from longformer.checkpoint import (
+    PARTS,
+    POSITION_IDS,
+    by_todays_name,
+    check_tensors,
+    dtype_name,
+    find_config,
+    fit_names,
+    todays_name,
+    write_checkpoint,
+)
+from longformer.config import LongformerConfig
+from longformer.errors import CheckpointError, ConfigError
+from longformer.hub import PathOrName, find_files
+from longformer.model import LongformerModel
+from longformer.tokenizer import TOKENIZER_FILES, LongformerTokenizer
+from longformer.weights import find_weights, read_tensors, some
+
+
+class Converted(NamedTuple):
+    """What a conversion did: the folder it wrote, and the names in the source that it left out."""
+
+    folder: Path
+    dropped: list[str]
+
+
+def convert(
+    source: PathOrName,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Converted:
+    """Write any Longformer checkpoint as ``model.safetensors`` with today's names, its config, and its tokenizer files.
+
+    Heads and pooler come along. ``folder`` may be the source itself.
+
+    Args:
+        source: a folder, or a name on the hub.
+        folder: where to write; made if it does not exist.
+        dtype: floating type to store the weights in; None keeps that of the source.
+        revision, local_files_only: as for ``from_pretrained``.
+
+    Raises:
+        CheckpointError: the source cannot be found or read, its weights do not fit its config, or ``folder`` cannot be
+            written.
+        ConfigError: the source's config is no Longformer's.
+    """
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    config_file = find_config(source, **where)
+    config = LongformerConfig.from_file(config_file)
+    tokenizer_files = find_files(source, TOKENIZER_FILES, **where)
+    read = read_tensors(find_weights(source, **where))
+    dropped = _drop(read, [POSITION_IDS])
+    tensors = _rename(source, read)
+    _check_base(source, tensors, config)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    folder = Path(folder)
+    # What else the config says of the heads stays; torch_dtype is the former name of dtype.
+    extra = {key: value for key, value in _read_json(config_file).items() if key != "torch_dtype"}
+    extra["dtype"] = dtype_name(tensors.values())
+    dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
+    for name, path in tokenizer_files.items():
+        if not (folder / name).exists() or not path.samefile(folder / name):
+            shutil.copyfile(path, folder / name)
+    return Converted(folder, dropped)
+
+
+def to_long(
+    source: PathOrName,
+    folder: str | Path,
+    *,
+    max_tokens: int = 4096,
+    attention_window: int | Sequence[int] = 512,
+    keep: Sequence[str] = (),
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Converted:
+    """Make a Longformer of a short encoder, by the paper's recipe; it is then to be trained further.
+
+    Position embeddings are repeated until they serve ``max_tokens`` tokens; the projections for global attention start
+    as copies of the local ones. The tokenizer comes along without the short encoder's limits, in Longformer's layout:
+    ``[CLS] question [SEP][SEP] context [SEP]`` for one of BERT's kind.
+
+    Args:
+        source: a BERT or RoBERTa checkpoint: a folder, or a name on the hub.
+        folder: where to write; not the source itself.
+        max_tokens: longest sequence that the new model reads.
+        attention_window: two-sided window, one for all layers or one a layer.
+        keep: which parts beyond the encoder to keep, such as ``"pooler"`` or ``"qa_outputs"``. All others are dropped.
+        revision, local_files_only: as for ``from_pretrained``.
+
+    Raises:
+        CheckpointError: the source cannot be found or read, is no BERT or RoBERTa, has no tokenizer or lacks what is to
+            be kept; or ``folder`` cannot be written.
+        ConfigError: its architecture, ``max_tokens`` or ``attention_window`` make no Longformer.
+    """
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    config_file = find_config(source, **where)
+    folder = Path(folder)
+    if folder.resolve() == config_file.parent.resolve():
+        raise CheckpointError(f"{folder} is the source itself, which would be overwritten; name another folder")
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
+    raw = _read_json(config_file)
+    model_type = raw.get("model_type")
+    if model_type not in ("bert", "roberta"):
+        raise ConfigError(f"{source} has model_type {model_type!r}; only bert and roberta can be made long")
+    tokenizer = LongformerTokenizer.from_pretrained(source, **where)
+    config = _long_config(source, raw, tokenizer, max_tokens, attention_window)
+
+    read = read_tensors(find_weights(source, **where))
+    there = [part for part, start in PARTS.items() if any(todays_name(name).startswith(start) for name in read)]
+    absent = [part for part in keep if part not in there or part == "cls"]  # Longformer has no place for the latter
+    if absent:
+        raise CheckpointError(f"{source} has no {some(absent)} to keep; it has {some(there) or 'the encoder alone'}")
+    dropped = _drop(read, [POSITION_IDS, *(PARTS[part] for part in there if part not in keep)])
+    tensors = _rename(source, read)
+    # Row pad_token_id is the padding's and those before it are unused; RoBERTa has them already, BERT counts from 0.
+    unused = config.pad_token_id + 1
+    _lengthen_positions(source, tensors, unused, max_tokens, source_unused=unused if model_type == "roberta" else 0)
+    _copy_to_global(tensors)
+    _check_base(source, tensors, config)
+
+    architecture = "LongformerForQuestionAnswering" if "qa_outputs" in keep else "LongformerModel"
+    extra = {"architectures": [architecture], "dtype": dtype_name(tensors.values())}
+    dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
+    tokenizer.model_max_length = max_tokens
+    tokenizer.save_pretrained(folder)
+    return Converted(folder, dropped)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
+    return values
+
+
+def _drop(tensors: dict[str, Tensor], starts: Sequence[str]) -> list[str]:
+    """Take out what today's name of starts so; return the names taken out."""
+    dropped = [name for name in tensors if todays_name(name).startswith(tuple(starts))]
+    for name in dropped:
+        del tensors[name]
+    return dropped
+
+
+def _rename(source: PathOrName, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under today's names."""
+    try:
+        return {today: tensors[name] for today, name in by_todays_name(tensors).items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _check_base(source: PathOrName, tensors: Mapping[str, Tensor], config: LongformerConfig) -> None:
+    """Raise CheckpointError unless the base model's weights are all there and fit; heads and pooler may be any."""
+    with torch.device("meta"):
+        model = LongformerModel(config, add_pooling_layer=False)
+    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    try:
+        chosen, _ = fit_names(tensors, shapes)
+        check_tensors({name: tensors[found] for name, found in chosen.items()}, shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _lengthen_positions(
+    source: PathOrName, tensors: dict[str, Tensor], unused: int, max_tokens: int, *, source_unused: int
+) -> None:
+    """Position embeddings (rows, C) to (unused + max_tokens, C), the source's used rows over and over."""
+    name = "longformer.embeddings.position_embeddings.weight"
+    short = tensors.get(name)
+    if short is None or short.dim() != 2 or len(short) <= source_unused:
+        raise CheckpointError(f"{source} has no position embeddings to repeat")
+    used = short[source_unused:]
+    first = short[:source_unused] if source_unused else short.new_zeros(unused, short.shape[1])
+    tensors[name] = torch.cat([first, used[torch.arange(max_tokens) % len(used)]])
+
+
+def _copy_to_global(tensors: dict[str, Tensor]) -> None:
+    """Add the projections for global attention: copies, since the two kinds are trained apart."""
+    for kind in ("query", "key", "value"):
+        for name in [name for name in tensors if f".attention.self.{kind}." in name]:
+            tensors[name.replace(f".{kind}.", f".{kind}_global.")] = tensors[name].clone()
+
+
+def _long_config(
+    source: PathOrName,
+    raw: Mapping[str, Any],
+    tokenizer: LongformerTokenizer,
+    max_tokens: int,
+    attention_window: int | Sequence[int],
+) -> LongformerConfig:
+    if raw.get("is_decoder") or raw.get("add_cross_attention"):
+        raise ConfigError(f"{source} is a decoder; only an encoder can be made long")
+    pad = tokenizer.pad_token_id
+    if raw.get("pad_token_id") not in (None, pad):
+        raise CheckpointError(f"{source}: config.json has pad_token_id {raw['pad_token_id']}, its tokenizer {pad}")
+    values = {
+        # Where a config of BERT's or RoBERTa's is silent, it means these.
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        **raw,
+        "model_type": "longformer",
+        "attention_window": attention_window,
+        "max_position_embeddings": pad + 1 + max_tokens,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "pad_token_id": pad,
+    }
+    try:
+        return LongformerConfig.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None

@@ -1,0 +1,150 @@
+"""Find files by a model's name on the hub or by a folder, with one clear error for each way in which that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors as hub
+
+from longformer.errors import CheckpointError
+
+PathOrName = str | Path
+
+
+def find_files(
+    name_or_path: PathOrName,
+    wanted: Sequence[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    first: bool = False,
+) -> dict[str, Path]:
+    """Those of the wanted files that a model has, by name; from the hub they are fetched into its cache.
+
+    The hub's own settings hold: ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT``, and the token from ``HF_TOKEN`` or
+    from ``hf auth login``. Without network, what the cache has is used.
+
+    Args:
+        name_or_path: a folder, or a name on the hub such as ``"allenai/longformer-base-4096"``.
+        wanted: file names; those that do not exist are left out of the result.
+        revision: branch, tag or commit on the hub.
+        local_files_only: look only in the hub's local cache.
+        first: stop at the first file that exists; ``wanted`` is then an order of preference.
+
+    Raises:
+        CheckpointError: no such folder or model, no access to it, or no network and nothing wanted in the cache.
+    """
+    folder = _folder(name_or_path)
+    if folder is None:
+        return _from_hub(str(name_or_path), wanted, revision, local_files_only, first)
+    if revision is not None:
+        raise CheckpointError(f"revision {revision!r} is of the hub, but {folder} is a folder here; leave it out")
+    found = {name: folder / name for name in wanted if (folder / name).is_file()}
+    return dict(list(found.items())[:1]) if first else found
+
+
+def has_file(
+    name_or_path: PathOrName, file: str, *, revision: str | None = None, local_files_only: bool = False
+) -> bool:
+    """Whether a model is known to have ``file``, which is not fetched. Never raises: it serves error messages."""
+    try:
+        folder = _folder(name_or_path)
+        if folder is not None:
+            return (folder / file).is_file()
+        return not local_files_only and huggingface_hub.file_exists(str(name_or_path), file, revision=revision)
+    except Exception:  # the network's layers raise many kinds
+        return False
+
+
+def _folder(name_or_path: PathOrName) -> Path | None:
+    """The folder that is meant, None where it is a name for the hub, and an error where it can be neither."""
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return path
+    if text and path.exists():
+        raise CheckpointError(f"{text} is a file; give the folder that holds it, or a model's name on the hub")
+    if not isinstance(name_or_path, str) or path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"no folder at {text!r}")
+    return None
+
+
+def _from_hub(
+    name: str, wanted: Sequence[str], revision: str | None, local_files_only: bool, first: bool
+) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    silent = "it was not asked (local_files_only)" if local_files_only else _silence(name, wanted[0], revision)
+    unknown = []
+    for file in wanted:
+        try:
+            path = huggingface_hub.hf_hub_download(name, file, revision=revision, local_files_only=silent is not None)
+            found[file] = Path(path)
+        except hub.LocalEntryNotFoundError as error:
+            silent = silent or said(error.__cause__ or error)
+            if not _known_absent(name, file, revision):
+                unknown.append(file)
+        except hub.EntryNotFoundError:
+            continue
+        except Exception as error:  # the network's layers raise many kinds
+            raise CheckpointError(_explain(error, name, file, revision)) from None
+        if first and found:
+            break
+    if unknown and not found:
+        raise CheckpointError(
+            f"there is no folder {name!r} here, and the local cache {huggingface_hub.constants.HF_HUB_CACHE} lacks "
+            f"{', '.join(unknown)} of a model of that name{_at(revision)}; the hub did not help: {silent}. "
+            "Fetch the model once with network, or give a folder"
+        )
+    return found
+
+
+def _silence(name: str, file: str, revision: str | None) -> str | None:
+    """Why the hub does not answer, None if it does. Asked once, where a download would retry for half a minute."""
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, file, revision=revision))
+    except hub.OfflineModeIsEnabled:
+        return "it was not asked (HF_HUB_OFFLINE)"
+    except (hub.HfHubHTTPError, hub.HFValidationError):
+        return None  # an answer, or a name that the download will refuse
+    except Exception as error:  # the network's layers raise many kinds
+        return said(error)
+    return None
+
+
+def _known_absent(name: str, file: str, revision: str | None) -> bool:
+    """Whether the hub said, when it was last asked, that the model has no such file."""
+    known = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+    return known is not None and not isinstance(known, str)
+
+
+def _explain(error: Exception, name: str, file: str, revision: str | None) -> str:
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    match error:
+        case hub.HFValidationError():
+            return f"{name!r} is neither a folder here nor a name on the hub, such as 'allenai/longformer-base-4096'"
+        case hub.GatedRepoError():
+            return f"{name} is gated: accept its terms at {_url(name)}, then {log_in}"
+        case hub.RepositoryNotFoundError():
+            return (
+                f"there is no folder {name!r} here and no model of that name on the hub that you may read; "
+                f"check the spelling, or, if it is private, {log_in}"
+            )
+        case hub.RevisionNotFoundError():
+            return f"{name} has no revision {revision!r}; {_url(name)}/tree/main shows those that it has"
+        case _:
+            return f"cannot fetch {file} of {name}{_at(revision)}: {said(error)}"
+
+
+def _at(revision: str | None) -> str:
+    return f" at revision {revision!r}" if revision is not None else ""
+
+
+def _url(name: str) -> str:
+    return f"{huggingface_hub.constants.ENDPOINT}/{name}"
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line of a message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"

@@ -1,0 +1,544 @@
+"""LongformerTokenizer: text to token ids and back, over the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Encoding as RawEncoding
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+
+from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.hub import find_files
+
+# What the two families call their special tokens, where no file says so.
+ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+BERT_TOKENS = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+class Encoding(dict[str, Any]):
+    """What the tokenizer returns: a dict of ``input_ids`` and ``attention_mask``, so that ``model(**encoding)`` works.
+
+    For one text the values are lists of S ints, for a batch lists of such lists; with ``return_tensors`` always one
+    (B, S) int64 tensor or array each.
+
+    Args:
+        input_ids: token ids.
+        attention_mask: 1 for a token, 0 for padding.
+        offsets: by token the characters (start, end) that it covers in its own text; (0, 0) for special tokens and
+            padding. Nested like the lists of ``input_ids``; None if they were not asked for.
+        sequence_ids: by token 0 for the first text (the question), 1 for the second (the context), None for special
+            tokens and padding. Nested like ``offsets``.
+    """
+
+    def __init__(self, *, input_ids: Any, attention_mask: Any, offsets: Any, sequence_ids: Any) -> None:
+        super().__init__(input_ids=input_ids, attention_mask=attention_mask)
+        self.offsets = offsets
+        self.sequence_ids = sequence_ids
+
+    @property
+    def input_ids(self) -> Any:
+        return self["input_ids"]
+
+    @property
+    def attention_mask(self) -> Any:
+        return self["attention_mask"]
+
+    def to(self, device: torch.device | str | int) -> Encoding:
+        """The same encoding with its tensors on ``device``; only for ``return_tensors="pt"``."""
+        if not isinstance(self["input_ids"], torch.Tensor):
+            raise LongformerError('this encoding holds no tensors to move; ask for them with return_tensors="pt"')
+        return Encoding(
+            input_ids=self["input_ids"].to(device),
+            attention_mask=self["attention_mask"].to(device),
+            offsets=self.offsets,
+            sequence_ids=self.sequence_ids,
+        )
+
+
+class LongformerTokenizer:
+    """Token ids of texts, and of pairs as ``<s> question </s></s> context </s>``, the layout Longformer reads.
+
+    A BERT-style ``tokenizer.json`` is laid out in the same way with its own special tokens:
+    ``[CLS] question [SEP][SEP] context [SEP]``. Truncation, padding and layout stated in the file are ignored.
+
+    Args:
+        tokenizer_json: path of a ``tokenizer.json``. Give this, or ``vocab`` and ``merges``.
+        vocab: path of RoBERTa's ``vocab.json``.
+        merges: path of RoBERTa's ``merges.txt``.
+        config: entries of the hub's ``tokenizer_config.json``. Read are ``cls_token``, ``sep_token``, ``pad_token``,
+            ``unk_token``, ``mask_token``, ``added_tokens_decoder``, ``add_prefix_space`` and ``model_max_length``.
+
+    Attributes:
+        cls_token, sep_token, pad_token: str; and with ``_id`` appended, int.
+        unk_token, mask_token: likewise; None where the vocabulary has no such token.
+        model_max_length: most tokens of a sequence according to ``config``, the default of ``truncation``; None if
+            it does not say.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or lacks a special token.
+    """
+
+    cls_token: str
+    sep_token: str
+    pad_token: str
+    unk_token: str | None
+    mask_token: str | None
+    cls_token_id: int
+    sep_token_id: int
+    pad_token_id: int
+    unk_token_id: int | None
+    mask_token_id: int | None
+
+    def __init__(
+        self,
+        tokenizer_json: str | Path | None = None,
+        *,
+        vocab: str | Path | None = None,
+        merges: str | Path | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        config = config or {}
+        if tokenizer_json is not None and vocab is None and merges is None:
+            source, self._tokenizer = tokenizer_json, _read_tokenizer_json(Path(tokenizer_json))
+        elif tokenizer_json is None and vocab is not None and merges is not None:
+            source, self._tokenizer = vocab, _read_vocab_and_merges(Path(vocab), Path(merges))
+        else:
+            raise LongformerError("give tokenizer_json alone, or both vocab and merges")
+        if tokenizer_json is None:
+            self._add_tokens(source, config)
+        self._set_special_tokens(source, config)
+        self._set_layout(config)
+        limit = config.get("model_max_length")
+        # Files write "no limit" as a huge number.
+        self.model_max_length: int | None = limit if isinstance(limit, int) and 0 < limit < 10**9 else None
+
+    def _set_special_tokens(self, source: str | Path, config: Mapping[str, Any]) -> None:
+        known = self._tokenizer.token_to_id
+        family = BERT_TOKENS if known("<s>") is None and known("[CLS]") is not None else ROBERTA_TOKENS
+        for role, usual in family.items():
+            token = _content(config.get(f"{role}_token"), usual)
+            index = known(token) if isinstance(token, str) else None
+            if index is None and role in ("cls", "sep", "pad"):
+                raise CheckpointError(f"{source}: the {role} token {token!r} is not in the vocabulary")
+            setattr(self, f"{role}_token", None if index is None else token)
+            setattr(self, f"{role}_token_id", index)
+        model = self._tokenizer.model
+        if isinstance(model, models.WordPiece) and model.token_to_id(model.unk_token) is None:
+            raise CheckpointError(f"{source}: the unknown token {model.unk_token!r} is not in the vocabulary")
+
+    def _add_tokens(self, source: str | Path, config: Mapping[str, Any]) -> None:
+        """Make special tokens written in a text count as such. A ``tokenizer.json`` says that by itself."""
+        tokens: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        try:
+            for index, entry in (config.get("added_tokens_decoder") or {}).items():
+                tokens[entry["content"]] = int(index), entry
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{source}: added_tokens_decoder beside it does not map ids to tokens") from None
+        for role, usual in ROBERTA_TOKENS.items():
+            given = config.get(f"{role}_token")
+            token = _content(given, usual)
+            number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+            if number is not None and token not in tokens:
+                tokens[token] = number, given if isinstance(given, Mapping) else {}
+        for content, (number, entry) in sorted(tokens.items(), key=lambda item: item[1][0]):
+            flags = {flag: bool(entry.get(flag, False)) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+            special = bool(entry.get("special", True))
+            add = self._tokenizer.add_special_tokens if special else self._tokenizer.add_tokens
+            add([AddedToken(content, special=special, **flags)])
+            got = self._tokenizer.token_to_id(content)
+            if got != number:
+                raise CheckpointError(
+                    f"{source}: added token {content!r} has id {got}, not {number} as stated beside it"
+                )
+
+    def _set_layout(self, config: Mapping[str, Any]) -> None:
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        pre_tokenizer = self._tokenizer.pre_tokenizer
+        self._byte_level = isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
+        prefix_space = False
+        if self._byte_level:
+            prefix_space = bool(config.get("add_prefix_space", pre_tokenizer.add_prefix_space))
+            pre_tokenizer.add_prefix_space = prefix_space
+        # Byte-level tokens include the space before a word; trimming takes it out of their offsets.
+        self._tokenizer.post_processor = processors.RobertaProcessing(
+            (self.sep_token, self.sep_token_id), (self.cls_token, self.cls_token_id), self._byte_level, prefix_space
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, revision: str | None = None, local_files_only: bool = False
+    ) -> LongformerTokenizer:
+        """Load the tokenizer of a checkpoint: ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``.
+
+        Args:
+            name_or_path: name on the hub, or a folder.
+            revision: branch, tag or commit on the hub.
+            local_files_only: look in the hub's cache only.
+
+        Raises:
+            CheckpointError: no such checkpoint, no network, no tokenizer files, or malformed ones.
+        """
+        files = find_files(name_or_path, TOKENIZER_FILES, revision=revision, local_files_only=local_files_only)
+        config = _read_config(files)
+        if "tokenizer.json" in files:
+            return cls(files["tokenizer.json"], config=config)
+        missing = [name for name in ("vocab.json", "merges.txt") if name not in files]
+        if missing:
+            raise CheckpointError(
+                f"{name_or_path} has neither tokenizer.json nor {' and '.join(missing)}; "
+                "a tokenizer needs tokenizer.json, or vocab.json together with merges.txt"
+            )
+        return cls(vocab=files["vocab.json"], merges=files["merges.txt"], config=config)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json``, ``tokenizer_config.json`` and the vocabulary's own files, for us and for others."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        self._tokenizer.model.save(str(folder))
+        config: dict[str, Any] = {
+            # Transformers' own WordPiece classes lay pairs out with two separators; the general one obeys the file.
+            "tokenizer_class": "LongformerTokenizer" if self._byte_level else "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+        }
+        for role in ROBERTA_TOKENS:
+            if getattr(self, f"{role}_token") is not None:
+                config[f"{role}_token"] = getattr(self, f"{role}_token")
+        if self._byte_level:
+            config["add_prefix_space"] = self._tokenizer.pre_tokenizer.add_prefix_space
+        if self.model_max_length is not None:
+            config["model_max_length"] = self.model_max_length
+        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, special and added ones included."""
+        return self._tokenizer.get_vocab_size()
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | Sequence[tuple[str, str]],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_offsets: bool = True,
+        split_special_tokens: bool = False,
+    ) -> Encoding:
+        """Encode a text, a pair, or a batch of either.
+
+        Args:
+            text: one text (the question), or a list of them; a list of (question, context) tuples is a batch of pairs.
+            text_pair: the context, or a list of as many contexts as ``text`` has questions.
+            padding: True or "longest" pads a batch on the right to its longest row.
+            truncation: cut what exceeds ``max_length`` off the end of the context (of the text, if there is no pair);
+                the question is never cut.
+            max_length: most tokens of a row, special tokens included; ``model_max_length`` if None.
+            return_tensors: None for lists, "pt" for tensors, "np" for arrays.
+            return_offsets: False saves their time; ``offsets`` is None then.
+            split_special_tokens: treat special tokens written in the text, as ``</s>``, like any other text. Without
+                it they become the special token, as in transformers.
+
+        Raises:
+            DataError: a text that is no string or not representable in UTF-8; a pair with an empty half; a batch
+                without rows or with halves of unequal number; a question that leaves no room within ``max_length``.
+            LongformerError: arguments that contradict each other.
+        """
+        firsts, seconds, batched = _rows(text, text_pair)
+        if padding not in (False, True, "longest"):
+            raise LongformerError(f'padding is {padding!r}; it must be False, True or "longest"')
+        if return_tensors not in (None, "pt", "np"):
+            raise LongformerError(f'return_tensors is {return_tensors!r}; it must be None, "pt" or "np"')
+        limit = self._limit(truncation, max_length)
+
+        tokenizer = self._verbatim if split_special_tokens else self._tokenizer
+        encode = tokenizer.encode_batch if return_offsets else tokenizer.encode_batch_fast
+        question_encodings = encode(firsts, add_special_tokens=False)
+        context_encodings = encode(seconds, add_special_tokens=False) if seconds is not None else None
+        ids, offsets, sequences = [], [], []
+        for i, first in enumerate(question_encodings):
+            parts = [first] if context_encodings is None else [first, context_encodings[i]]
+            where = f" of row {i}" if batched else ""
+            row_ids, row_offsets, row_sequences = self._lay_out(parts, limit, where)
+            ids.append(row_ids)
+            offsets.append(row_offsets)
+            sequences.append(row_sequences)
+
+        lengths = [len(row) for row in ids]
+        if padding:
+            _pad(ids, self.pad_token_id)
+            _pad(offsets, (0, 0))
+            _pad(sequences, None)
+        masks = [[1] * length + [0] * (len(row) - length) for length, row in zip(lengths, ids, strict=True)]
+        given_offsets = offsets if return_offsets else None
+        if return_tensors is None and not batched:
+            return Encoding(
+                input_ids=ids[0],
+                attention_mask=masks[0],
+                offsets=given_offsets and given_offsets[0],
+                sequence_ids=sequences[0],
+            )
+        if return_tensors is not None and len({len(row) for row in ids}) > 1:
+            raise LongformerError(
+                f"rows of {min(lengths)} to {max(lengths)} tokens do not fit one tensor; pass padding=True"
+            )
+        return Encoding(
+            input_ids=_as_tensor(ids, return_tensors),
+            attention_mask=_as_tensor(masks, return_tensors),
+            offsets=given_offsets,
+            sequence_ids=sequences,
+        )
+
+    def _limit(self, truncation: bool, max_length: int | None) -> int | None:
+        if not isinstance(truncation, bool):
+            raise LongformerError(f"truncation is {truncation!r}; it must be True or False")
+        if not truncation:
+            if max_length is not None:
+                raise LongformerError(
+                    f"max_length {max_length} does nothing without truncation=True; pass both or neither"
+                )
+            return None
+        limit = self.model_max_length if max_length is None else max_length
+        if limit is None:
+            raise LongformerError("truncation=True needs max_length, since this tokenizer states no model_max_length")
+        return limit
+
+    def _lay_out(
+        self, parts: list[RawEncoding], limit: int | None, where: str
+    ) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
+        """Ids, offsets and sequence ids of ``<s> first </s>`` or ``<s> first </s></s> second </s>``."""
+        last = parts[-1]
+        kept = len(last.ids)
+        if len(parts) == 2 and not (parts[0].ids and last.ids):
+            name = "context" if parts[0].ids else "question"
+            raise DataError(f"the {name}{where} has no tokens; give a text that is not empty")
+        if limit is not None:
+            fixed = 2 if len(parts) == 1 else 4 + len(parts[0].ids)
+            if limit < fixed + 1:
+                needs = "the special tokens take" if len(parts) == 1 else f"the question{where} and special tokens take"
+                raise DataError(
+                    f"max_length {limit} leaves no room for text: {needs} {fixed}; give at least {fixed + 1}"
+                )
+            kept = min(kept, limit - fixed)
+        ids, offsets = [self.cls_token_id], [(0, 0)]
+        sequences: list[int | None] = [None]
+        for i, part in enumerate(parts):
+            stop = kept if part is last else len(part.ids)
+            if i == 1:
+                ids.append(self.sep_token_id)
+                offsets.append((0, 0))
+                sequences.append(None)
+            ids += part.ids[:stop]
+            offsets += part.offsets[:stop]
+            sequences += [i] * stop
+            ids.append(self.sep_token_id)
+            offsets.append((0, 0))
+            sequences.append(None)
+        return ids, offsets, sequences
+
+    @cached_property
+    def _verbatim(self) -> Tokenizer:
+        """A second tokenizer that finds no special tokens in texts: a switch on the first would not be thread-safe."""
+        verbatim = Tokenizer.from_str(self._tokenizer.to_str())
+        verbatim.encode_special_tokens = True
+        return verbatim
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
+        """The token of an id, or the list of tokens of several (any iterable of ints, as a 1-D tensor).
+
+        Raises:
+            LongformerError: an id that is not in the vocabulary, or no int at all.
+        """
+        tokens = [self._token(number) for number in _numbers(ids)]
+        return tokens[0] if _is_one(ids) else tokens
+
+    def _token(self, number: int) -> str:
+        token = self._tokenizer.id_to_token(number) if 0 <= number < 2**32 else None
+        if token is None:
+            raise LongformerError(
+                f"token id {number} is not in the vocabulary, whose ids are 0 to {self.vocab_size - 1}"
+            )
+        return token
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
+        """The id of a token, or the list of ids of several; an unknown token has the id of ``unk_token``.
+
+        Raises:
+            LongformerError: an unknown token where the vocabulary has no ``unk_token``.
+        """
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        index = self._tokenizer.token_to_id(tokens)
+        index = self.unk_token_id if index is None else index
+        if index is None:
+            raise LongformerError(f"token {tokens!r} is not in the vocabulary, which has no token for the unknown")
+        return index
+
+    def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of an id or of several.
+
+        Args:
+            ids: ints, as a list or a 1-D tensor.
+            skip_special_tokens: leave ``<s>``, ``</s>``, padding and the like out.
+
+        Raises:
+            LongformerError: an id that is not in the vocabulary, or no int at all.
+        """
+        numbers = _numbers(ids)
+        self.convert_ids_to_tokens(numbers)  # refuses unknown ids, which the library would silently leave out
+        return self._tokenizer.decode(numbers, skip_special_tokens=skip_special_tokens)
+
+    def __repr__(self) -> str:
+        return f"LongformerTokenizer(vocab_size={self.vocab_size}, cls={self.cls_token!r}, sep={self.sep_token!r})"
+
+
+def _content(given: Any, usual: str) -> Any:
+    """A special token as config files write it: a string, an object with the string in it, or nothing."""
+    given = given.get("content") if isinstance(given, Mapping) else given
+    return usual if given is None else given
+
+
+def _is_one(ids: Any) -> bool:
+    """Whether ``ids`` is a single number, of Python, NumPy or torch, rather than several."""
+    return getattr(ids, "ndim", None) == 0 or isinstance(ids, (int, np.integer))
+
+
+def _numbers(ids: Any) -> list[int]:
+    """``ids`` as a list of Python ints."""
+    try:
+        return [operator.index(number) for number in ([ids] if _is_one(ids) else ids)]
+    except (TypeError, ValueError):
+        raise LongformerError(
+            f"token ids must be an int or one row of ints, but are {str(ids)[:60]!r}; of a batch, pass one row"
+        ) from None
+
+
+def _rows(
+    text: str | Sequence[str] | Sequence[tuple[str, str]], text_pair: str | Sequence[str] | None
+) -> tuple[list[str], list[str] | None, bool]:
+    """First texts, second texts or None, and whether they are a batch. Every text is checked."""
+    batched = isinstance(text, (list, tuple))
+    firsts: list[Any] = list(text) if batched else [text]
+    seconds: list[Any] | None = None
+    if text_pair is not None:
+        if isinstance(text_pair, (list, tuple)) != batched:
+            raise DataError("text and text_pair must be two strings, or two lists of the same length")
+        seconds = list(text_pair) if batched else [text_pair]
+    elif batched and firsts and all(isinstance(row, tuple) and len(row) == 2 for row in firsts):
+        firsts, seconds = [row[0] for row in firsts], [row[1] for row in firsts]
+    if not firsts:
+        raise DataError("the batch is empty; give at least one text")
+    if seconds is not None and len(seconds) != len(firsts):
+        raise DataError(f"text has {len(firsts)} rows and text_pair {len(seconds)}; give one context for each question")
+    for name, column in (("text", firsts), ("text_pair", seconds or [])):
+        for i, value in enumerate(column):
+            _check_text(value, f"{name}[{i}]" if batched else name, empty_allowed=seconds is None)
+    return firsts, seconds, batched
+
+
+def _check_text(value: Any, name: str, *, empty_allowed: bool) -> None:
+    if not isinstance(value, str):
+        raise DataError(f"{name} is of type {type(value).__name__}; it must be a string, or a list of strings")
+    if not empty_allowed and not value.strip():
+        raise DataError(f"{name} is empty; a question and a context need text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{name} has the lone surrogate U+{ord(value[error.start]):04X} at character {error.start}, which is no "
+            "text; decode the source as UTF-8"
+        ) from None
+
+
+def _pad(rows: list[Any], value: Any) -> None:
+    length = max(len(row) for row in rows)
+    for row in rows:
+        row += [value] * (length - len(row))
+
+
+def _as_tensor(rows: list[list[int]], kind: str | None) -> Any:
+    if kind == "pt":
+        return torch.tensor(rows, dtype=torch.long)
+    return np.array(rows, dtype=np.int64) if kind == "np" else rows
+
+
+def _read_tokenizer_json(path: Path) -> Tokenizer:
+    _read_json_object(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from None
+
+
+def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
+    _read_json_object(vocab)
+    if not merges.is_file():
+        raise CheckpointError(f"no merges at {merges}")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{vocab} and {merges} are not a byte-level BPE vocabulary: {error}") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
+
+
+def _read_config(files: Mapping[str, Path]) -> dict[str, Any]:
+    """``tokenizer_config.json``, completed from the two files that older checkpoints have beside it."""
+    config = _read_json_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    if "added_tokens_decoder" in config:  # written by versions that put everything in one file
+        return config
+    if "special_tokens_map.json" in files:
+        config |= _read_json_object(files["special_tokens_map.json"])
+    if "added_tokens.json" in files:
+        names = {_content(config.get(f"{role}_token"), usual) for role, usual in ROBERTA_TOKENS.items()}
+        config["added_tokens_decoder"] = {
+            index: {"content": token, "special": token in names, "normalized": token not in names}
+            for token, index in _read_json_object(files["added_tokens.json"]).items()
+        }
+    return config
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"no file at {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not an object")
+    return value

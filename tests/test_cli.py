@@ -1,0 +1,472 @@
+"""The ``longformer`` command: what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_checkpoint import save_tiny_checkpoint
+
+import longformer
+from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
+from longformer import cli as command
+from longformer.kernels.api import IMPLEMENTATIONS
+from longformer.question_answering import Answer, QuestionAnswerer
+from longformer.squad import evaluate, read_squad
+
+DOCUMENT = "First line.\nIt rained. On Monday, Ada Lovelace met 12 people! They left.\n\nLast line.\n"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Run the command in this process: exit status, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            command.main(arguments)
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch):
+    """An answerer that is there without loading, and finds "Ada Lovelace"; it keeps what it was called with."""
+
+    class Stub:
+        loaded: dict | None = None
+        asked: dict | None = None
+
+        def from_pretrained(self, name=None, **how):
+            self.loaded = {"name": name, **how}
+            return self
+
+        def answer(self, question, document, **settings):
+            self.asked = {"question": question, "document": document, **settings}
+            start = document.index("Ada Lovelace")
+            return [
+                Answer("Ada Lovelace", 0.8125, start, start + 12),
+                Answer("Ada", 0.125, start, start + 3),
+            ][: settings["top_k"]]
+
+        def answer_batch(self, pairs, *, progress, **settings):
+            self.asked = settings
+            for _ in pairs:
+                progress(1)
+            return [[Answer(document[:4], 1.0, 0, 4)] for _, document in pairs]
+
+    stub = Stub()
+    monkeypatch.setattr(QuestionAnswerer, "from_pretrained", stub.from_pretrained)
+    return stub
+
+
+def squad_file(path: Path, *contexts: str, **more: object) -> str:
+    """A file with one question a context, whose answer is the context's first four characters."""
+    paragraphs = [
+        {
+            "context": context,
+            "qas": [
+                {"id": f"id{i}", "question": "Who?", "answers": [{"text": context[:4], "answer_start": 0}], **more}
+            ],
+        }
+        for i, context in enumerate(contexts)
+    ]
+    path.write_text(json.dumps({"data": [{"title": "T", "paragraphs": paragraphs}]}), encoding="utf-8")
+    return str(path)
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+class TestAnswer:
+    def test_for_a_reader(self, run, stub, tmp_path):
+        (tmp_path / "d.txt").write_text(DOCUMENT, encoding="utf-8")
+        status, out, err = run("answer", "Who?", str(tmp_path / "d.txt"))
+        assert (status, err) == (0, "")
+        assert out == (
+            "Ada Lovelace\n"
+            "  probability 81.2%, line 2, characters 34 to 46 of 85\n"
+            "  On Monday, Ada Lovelace met 12 people!\n"
+        )
+
+    def test_as_json_and_nothing_else(self, run, stub):
+        status, out, err = run("answer", "Who?", "--text", DOCUMENT, "--top-k", "2", "--json")
+        assert (status, err) == (0, "")
+        assert json.loads(out) == [
+            {"text": "Ada Lovelace", "probability": 0.8125, "start": 34, "end": 46},
+            {"text": "Ada", "probability": 0.125, "start": 34, "end": 37},
+        ]
+
+    def test_several_answers_stand_apart(self, run, stub):
+        _, out, _ = run("answer", "Who?", "--text", DOCUMENT, "--top-k", "2")
+        assert [block.splitlines()[0] for block in out.split("\n\n")] == ["Ada Lovelace", "Ada"]
+
+    def test_options_reach_the_model(self, run, stub):
+        import torch
+
+        run("answer", "Who?", "--text", DOCUMENT)
+        assert stub.loaded == {
+            "name": None,
+            "revision": None,
+            "device": None,
+            "dtype": torch.float32,
+            "impl": "auto",
+        }
+        assert stub.asked == {
+            "question": "Who?",
+            "document": DOCUMENT,
+            "top_k": 1,
+            "max_answer_tokens": 30,
+            "stride": None,
+        }
+        options = (
+            "--model m/n --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 --stride 9"
+        )
+        run("answer", "Who?", "--text", DOCUMENT, *options.split())
+        assert stub.loaded == {
+            "name": "m/n",
+            "revision": "r",
+            "device": "cpu",
+            "dtype": torch.bfloat16,
+            "impl": "banded",
+        }
+        assert stub.asked["max_answer_tokens"] == 7 and stub.asked["stride"] == 9
+
+    def test_standard_input_as_it_is(self, run, stub, monkeypatch):
+        stdin(monkeypatch, "\ufeffZürich.\r\nAda Lovelace".encode())
+        assert run("answer", "Who?", "-")[0] == 0
+        assert stub.asked["document"] == "Zürich.\r\nAda Lovelace"
+
+    def test_a_model_end_to_end(self, run, checkpoint):
+        status, out, err = run("answer", "Who?", "--text", "They do.", "--model", checkpoint, "--json")
+        (answer,) = json.loads(out)
+        assert (status, err) == (0, "")
+        assert answer["text"] == "They do."[answer["start"] : answer["end"]]
+
+    def test_characters_that_the_terminal_lacks(self, stub, monkeypatch):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin1")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with pytest.raises(SystemExit) as stopped:
+            command.main(["answer", "Who?", "--text", "Zürich 🦦: Ada Lovelace"])
+        assert stopped.value.code == 0
+        assert b"Z\xfcrich \\U0001f9a6: Ada" in terminal.buffer.getvalue()
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            (["nowhere.txt"], "error: no file at 'nowhere.txt'; to give the document itself, use --text\n"),
+            (["."], "error: . cannot be read: Is a directory\n"),
+            (["--text", " "], "error: the document is blank; give text\n"),
+            (["--text", "a", "--model", "./nowhere"], "error: no folder at './nowhere'"),
+            (["--text", "a", "--device", "nonsense"], "error: device 'nonsense' cannot be used here"),
+            ([], "Error: give the document as a file, as - for standard input, or with --text: one of them\n"),
+            (["a.txt", "--text", "a"], "Error: give the document as a file"),
+            (["--text", "a", "--top-k", "0"], "Error: Invalid value for '--top-k'"),
+            (["--text", "a", "--stride", "0"], "Error: Invalid value for '--stride'"),
+            (["--text", "a", "--dtype", "int8"], "Error: Invalid value for '--dtype'"),
+            (["--text", "a", "--revision", "r"], "Error: --revision is of a --model on the hub"),
+        ],
+    )
+    def test_bad_input(self, run, arguments, message):
+        status, out, err = run("answer", "Who?", *arguments)
+        assert (status, out) == (2, "")
+        assert message in err
+
+    def test_an_empty_question(self, run, stub):
+        assert run("answer", "", "--text", "a") == (2, "", "error: the question is empty; give text\n")
+        assert stub.loaded is None
+
+    def test_a_document_that_is_not_utf8(self, run, stub, tmp_path, monkeypatch):
+        (tmp_path / "latin1.txt").write_bytes("Zürich".encode("latin1"))
+        status, _, err = run("answer", "Where?", str(tmp_path / "latin1.txt"))
+        assert status == 2
+        assert "latin1.txt is not UTF-8 text: byte 0xfc at offset 1; convert it, for example with `iconv" in err
+        stdin(monkeypatch, b"abc\xff")
+        assert "standard input is not UTF-8 text: byte 0xff at offset 3" in run("answer", "Where?", "-")[2]
+        assert stub.loaded is None
+
+
+class TestSurroundings:
+    @pytest.mark.parametrize(
+        "document, text, expected",
+        [
+            ("One. Two three four. Five.", "three", ("Two ", " four.")),
+            ("One. Two three.", "Two three.", ("", "")),
+            ("One. Two three. Four.", "Two three.", ("", "")),
+            ('He said "two three." Then four.', "two", ('He said "', ' three."')),
+            ("Heading\n\nTwo three\n\nFour", "Two", ("", " three")),
+            ("wrapped two\nthree four", "three", ("wrapped two\n", " four")),
+            ("three", "three", ("", "")),
+        ],
+    )
+    def test_the_sentence(self, document, text, expected):
+        start = document.index(text)
+        assert command.surroundings(document, start, start + len(text)) == expected
+
+    def test_no_more_than_asked(self):
+        document = "lorem " * 100 + "three" + " ipsum" * 100
+        before, after = command.surroundings(document, 600, 605, most=20)
+        assert before == "... lorem lorem lorem "
+        assert after == " ipsum ipsum ipsum ..."
+
+    def test_nothing_steers_the_terminal(self):
+        document = "a\x1b[2J \x07Ada\x1b[0m \tLovelace\nb"
+        start, end = document.index("Ada"), document.index("\nb")
+        shown = command.describe(Answer(document[start:end], 0.5, start, end), document)
+        assert "\x1b" not in shown.replace("\x1b[1m", "").replace("\x1b[0m", "") and "\x07" not in shown
+        assert "Ada [0m Lovelace" in shown
+
+
+class TestPredict:
+    def test_writes_an_answer_for_every_question(self, run, stub, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.", "Züri is.", "Paul ran.")
+        out = tmp_path / "p.json"
+        options = ["--batch-tokens", "77", "--max-answer-tokens", "5", "--stride", "6"]
+        status, printed, err = run("predict", file, "-o", str(out), *options)
+        assert (status, printed) == (0, "")
+        assert err == f"wrote 3 answers to {out}\n"
+        assert json.loads(out.read_text(encoding="utf-8")) == {"id0": "Anna", "id1": "Züri", "id2": "Paul"}
+        assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] == []
+        assert stub.asked == {"batch_tokens": 77, "max_answer_tokens": 5, "stride": 6}
+
+    def test_some_of_them(self, run, stub, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.")
+        run("predict", file, "-o", str(tmp_path / "p.json"), "--limit", "1")
+        assert json.loads((tmp_path / "p.json").read_text()) == {"id0": "Anna"}
+
+    def test_a_failure_leaves_the_old_file(self, run, stub, tmp_path, monkeypatch):
+        file = squad_file(tmp_path / "q.json", "Anna sang.")
+        (tmp_path / "p.json").write_text("old")
+        monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        status, _, err = run("predict", file, "-o", str(tmp_path / "p.json"))
+        assert (status, err) == (2, f"error: {tmp_path / 'p.json'} cannot be written: No space left on device\n")
+        assert (tmp_path / "p.json").read_text() == "old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "q.json"]
+
+    def test_a_model_end_to_end(self, run, checkpoint, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang. " * 20, "Paul ran.")
+        status, _, err = run("predict", file, "-o", str(tmp_path / "p.json"), "--model", checkpoint)
+        assert status == 0, err
+        assert set(json.loads((tmp_path / "p.json").read_text())) == {"id0", "id1"}
+
+    @pytest.mark.parametrize(
+        "file, output, message",
+        [
+            ("nowhere.json", "p.json", "error: nowhere.json: no such file"),
+            ("q.json", "nowhere/p.json", "error: there is no folder 'nowhere' to write p.json into; make it first"),
+            ("q.json", "folder", "error: folder is a folder; give a file to write to"),
+            ("broken.json", "p.json", "error: broken.json: data[0].paragraphs[0].context is missing"),
+        ],
+    )
+    def test_bad_input_is_found_before_loading(self, run, stub, tmp_path, monkeypatch, file, output, message):
+        monkeypatch.chdir(tmp_path)
+        squad_file(tmp_path / "q.json", "Anna sang.")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "broken.json").write_text('{"data": [{"paragraphs": [{}]}]}')
+        status, _, err = run("predict", file, "-o", output)
+        assert status == 2
+        assert message in err
+        assert stub.loaded is None
+
+    def test_a_folder_that_may_not_be_written(self, run, stub, tmp_path, monkeypatch):
+        file = squad_file(tmp_path / "q.json", "Anna sang.")
+        monkeypatch.setattr(os, "access", lambda *_: False)  # permissions do not hold root back
+        status, _, err = run("predict", file, "-o", str(tmp_path / "p.json"))
+        assert status == 2
+        assert "cannot be written into; give another place for p.json" in err
+
+    def test_no_output(self, run):
+        assert "Missing option '-o'" in run("predict", "q.json")[2]
+
+
+class TestEvaluate:
+    def test_json_and_nothing_else(self, run, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.", "Mary sat.")
+        (tmp_path / "p.json").write_text(json.dumps({"id0": "the Anna!", "id1": "Paul ran", "other": "x"}))
+        status, out, err = run("evaluate", file, "--predictions", str(tmp_path / "p.json"), "--json")
+        assert status == 0
+        assert json.loads(out) == pytest.approx({"exact_match": 100 / 3, "f1": 500 / 9, "total": 3})
+        assert err == (
+            "1 question (id2) without a prediction, scored 0\n"
+            "1 question (other) predicted but not in the file, left out\n"
+        )
+
+    def test_for_a_reader(self, run, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.")
+        (tmp_path / "p.json").write_text(json.dumps({"id0": "Anna", "id1": "Paul"}))
+        status, out, err = run("evaluate", file, "--predictions", str(tmp_path / "p.json"))
+        assert (status, err) == (0, "")
+        assert out == (
+            "exact match  100.00   95% interval over questions 100.00 to 100.00\n"
+            "F1           100.00   95% interval over questions 100.00 to 100.00\n"
+            "questions    2\n"
+        )
+
+    def test_predicts_first(self, run, stub, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.")
+        status, out, _ = run("evaluate", file, "--json", "--stride", "9")
+        assert status == 0
+        assert json.loads(out) == {"exact_match": 100.0, "f1": 100.0, "total": 2}
+        assert stub.asked == {"batch_tokens": 4096, "max_answer_tokens": 30, "stride": 9}
+
+    def test_wrong_offsets_are_reported(self, run, stub, tmp_path):
+        answers = [{"text": "sang", "answer_start": 4}, {"text": "absent", "answer_start": 0}]
+        file = squad_file(tmp_path / "q.json", "Anna sang.", answers=answers)
+        status, out, err = run("evaluate", file, "--json")
+        assert status == 0 and json.loads(out)["total"] == 1
+        assert f"{file}: 2 answers, 2 with a wrong offset: 1 realigned, 1 of no use" in err
+
+    def test_unanswerable_questions_are_mentioned(self, run, stub, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.", answers=[], is_impossible=True)
+        status, out, err = run("evaluate", file, "--json")
+        assert json.loads(out) == {"exact_match": 0.0, "f1": 0.0, "total": 1}
+        assert "1 of 1 questions have no answer; all get one" in err
+
+    def test_real_questions(self, run, data_dir, tmp_path):
+        file = data_dir / "xquad-en.json"
+        examples = read_squad(file)
+        predictions = {example.id: " ".join(example.context.split()[:3]) for example in examples}
+        predictions |= {example.id: example.answers[0].text for example in examples[::3]}
+        (tmp_path / "p.json").write_text(json.dumps(predictions))
+        status, out, _ = run("evaluate", str(file), "--predictions", str(tmp_path / "p.json"), "--json")
+        assert status == 0
+        assert json.loads(out) == evaluate(examples, predictions)
+
+    @pytest.mark.parametrize("option", ["--model", "--stride", "--max-answer-tokens", "--batch-tokens", "--device"])
+    def test_options_that_would_do_nothing(self, run, tmp_path, option):
+        status, _, err = run("evaluate", "q.json", "--predictions", "p.json", option, "1")
+        assert status == 2
+        assert f"{option} says how to predict, but --predictions has it done" in err
+
+    def test_predictions_that_are_none(self, run, stub, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.")
+        (tmp_path / "p.json").write_text("[]")
+        status, out, err = run("evaluate", file, "--predictions", str(tmp_path / "p.json"), "--json")
+        assert (status, out) == (2, "")
+        assert "not a JSON object" in err
+
+
+class TestConvert:
+    def test_to_safetensors_in_another_precision(self, run, checkpoint, tmp_path):
+        status, out, err = run("convert", checkpoint, str(tmp_path / "half"), "--dtype", "float16")
+        assert (status, out) == (0, "")
+        assert err == f"wrote {tmp_path / 'half'}\n"
+        whole, half = (LongformerForQuestionAnswering.from_pretrained(f) for f in (checkpoint, str(tmp_path / "half")))
+        for name, weight in whole.state_dict().items():
+            assert half.state_dict()[name].equal(weight.half().float())
+        assert run("answer", "Who?", "--text", "They do.", "--model", str(tmp_path / "half"))[0] == 0
+
+    def test_to_long(self, run, monkeypatch):
+        seen: list[dict] = []
+
+        def to_long(source, folder, **how):
+            seen.append({"source": source, "folder": folder, **how})
+            return SimpleNamespace(folder=folder, dropped=["pooler.dense.weight", "pooler.dense.bias"])
+
+        monkeypatch.setattr("longformer.convert.to_long", to_long)
+        status, _, err = run("convert", "short", "long", "--to-long")
+        assert (status, err) == (0, "wrote long\nleft out: pooler.dense.weight, pooler.dense.bias\n")
+        run("convert", "s", "l", "--to-long", "--max-tokens", "99", "--attention-window", "4,8", "--keep", "qa_outputs")
+        plain = {"source": "short", "folder": "long", "max_tokens": 4096, "attention_window": 512, "keep": ()}
+        assert seen[0] == {**plain, "revision": None}
+        assert seen[1]["max_tokens"] == 99
+        assert seen[1]["attention_window"] == [4, 8]
+        assert seen[1]["keep"] == ("qa_outputs",)
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            (["--max-tokens", "9"], "--max-tokens needs --to-long"),
+            (["--attention-window", "9"], "--attention-window needs --to-long"),
+            (["--keep", "pooler"], "--keep needs --to-long"),
+            (["--to-long", "--dtype", "float16"], "--dtype does not go with --to-long"),
+            (["--to-long", "--attention-window", "4;8"], "'4;8' is neither a number nor numbers with commas between"),
+            ([], "error: no folder at './nowhere'"),
+        ],
+    )
+    def test_bad_input(self, run, options, message):
+        status, _, err = run("convert", "./nowhere", "dst", *options)
+        assert status == 2
+        assert message in err
+
+
+class TestMain:
+    def test_help_and_version(self, run):
+        status, out, _ = run("--help")
+        assert status == 0
+        assert all(name in out for name in ("answer", "predict", "evaluate", "convert"))
+        assert run("--version") == (0, f"longformer, version {longformer.__version__}\n", "")
+
+    def test_no_such_command(self, run):
+        status, _, err = run("nonsense")
+        assert status == 2 and "No such command 'nonsense'" in err
+
+    @pytest.mark.parametrize("error", [LongformerError, CheckpointError])
+    def test_bad_input_is_one_line(self, run, stub, monkeypatch, error):
+        monkeypatch.setattr(stub, "answer", lambda *_, **__: (_ for _ in ()).throw(error("message")))
+        assert run("answer", "Who?", "--text", "a") == (2, "", "error: message\n")
+
+    def test_interrupted(self, run, stub, monkeypatch):
+        monkeypatch.setattr(stub, "answer", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        status, out, err = run("answer", "Who?", "--text", "a")
+        assert (status, out, err.strip()) == (130, "", "")
+
+    def test_a_defect_shows_where_it_is(self, stub, monkeypatch):
+        monkeypatch.setattr(stub, "answer", lambda *_, **__: {}["defect"])
+        with pytest.raises(KeyError, match="defect"):
+            command.main(["answer", "Who?", "--text", "a"])
+
+    def test_implementations_are_those_of_the_kernels(self):
+        assert command.IMPLEMENTATIONS == IMPLEMENTATIONS
+
+    def test_a_reader_that_leaves(self, tmp_path):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = child("from longformer.cli import main; main(['--help'])", tmp_path, stdout=writer)
+        os.close(writer)
+        assert done.stderr == b""
+
+    def test_help_imports_nothing_slow(self, tmp_path):
+        done = child(
+            "import sys; from longformer.cli import cli; cli.main(['--help'], standalone_mode=False); "
+            "print({'torch', 'numpy', 'huggingface_hub', 'tokenizers'} & set(sys.modules), file=sys.stderr)",
+            tmp_path,
+        )
+        assert done.stderr.strip() == b"set()"
+
+
+def child(script: str, folder: Path, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
+    """Run ``script`` in a process of its own, in an empty ``folder``, with this very package."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(longformer.__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=folder,
+        check=False,
+    )
+
+
+class TestShippedCheckpoint:
+    def test_the_demo(self, run, pretrained_dir):
+        document = pretrained_dir.parent / "data" / "constitution.txt"
+        status, out, _ = run("answer", "Who has the sole power to try all impeachments?", str(document))
+        assert status == 0
+        assert "Senate" in out.splitlines()[0]
+
+    def test_its_config(self, pretrained_dir):
+        assert LongformerConfig.from_file(pretrained_dir / "config.json").max_tokens == 4096

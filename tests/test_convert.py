@@ -1,0 +1,299 @@
+"""Conversions: of a checkpoint in old clothes to today's, and of a short encoder to a long one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_checkpoint import byte_level_tokenizer, tiny_model, wordpiece_tokenizer
+from tokenizers import Tokenizer
+
+from longformer import (
+    CheckpointError,
+    ConfigError,
+    LongformerConfig,
+    LongformerForQuestionAnswering,
+    LongformerModel,
+    LongformerTokenizer,
+)
+from longformer.checkpoint import TIED
+from longformer.convert import convert, to_long
+
+transformers = pytest.importorskip("transformers")
+
+SHORT = 16  # positions of the short encoders
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+POSITIONS = "embeddings.position_embeddings.weight"
+
+
+def short_encoder(kind: str, folder: Path, head: str = "Model") -> Any:
+    """Save a random BERT or RoBERTa with its tokenizer, which is limited as those of short encoders are."""
+    if kind == "Bert":
+        tokenizer = wordpiece_tokenizer(folder)
+        raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        raw.enable_truncation(8)
+        raw.enable_padding(length=8)
+        raw.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({"model_max_length": SHORT, "tokenizer_class": "BertTokenizer"})
+        )
+        rows = SHORT
+    else:
+        tokenizer = byte_level_tokenizer(folder)
+        rows = SHORT + tokenizer.pad_token_id + 1
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=tokenizer.vocab_size, max_position_embeddings=rows, pad_token_id=tokenizer.pad_token_id, **SIZES
+    )
+    model = getattr(transformers, f"{kind}{head}")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(params=["Bert", "Roberta"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# --- to_long ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_global", [0, 1])
+def test_where_the_window_holds_everything_nothing_changes(kind: str, tmp_path: Path, is_global: int) -> None:
+    """The same text gives the same states, whether by local projections or by their copies for global attention."""
+    short = short_encoder(kind, tmp_path / "short")
+    to_long(tmp_path / "short", tmp_path / "long", max_tokens=64, attention_window=2 * SHORT)
+    long = LongformerModel.from_pretrained(tmp_path / "long", add_pooling_layer=False)
+    ids = torch.randint(5, 40, (2, SHORT))
+    ids[1, 11:] = long.config.pad_token_id
+    mask = (ids != long.config.pad_token_id).long()
+    want = short(ids, mask).last_hidden_state
+    got = long(ids, mask, torch.full_like(ids, is_global)).last_hidden_state
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[1, :11], want[1, :11], rtol=1e-5, atol=1e-5)
+
+
+def test_positions_repeat(kind: str, tmp_path: Path) -> None:
+    short = short_encoder(kind, tmp_path / "short")
+    to_long(tmp_path / "short", tmp_path / "long", max_tokens=2 * SHORT + 3)
+    rows = LongformerModel.from_pretrained(tmp_path / "long", add_pooling_layer=False).state_dict()[POSITIONS]
+    given = short.state_dict()[POSITIONS]
+    used = given[-SHORT:]
+    first = given[:-SHORT] if kind == "Roberta" else torch.zeros(1, 16)
+    assert torch.equal(rows, torch.cat([first, used, used, used[:3]]))
+
+
+def test_projections_are_copies(kind: str, tmp_path: Path) -> None:
+    short_encoder(kind, tmp_path / "short")
+    to_long(tmp_path / "short", tmp_path / "long")
+    model = LongformerModel.from_pretrained(tmp_path / "long", add_pooling_layer=False)
+    for layer in model.encoder.layer:
+        attention = layer.attention.self
+        for name in ("query", "key", "value"):
+            local, copy = getattr(attention, name), getattr(attention, f"{name}_global")
+            assert torch.equal(local.weight, copy.weight)
+            assert torch.equal(local.bias, copy.bias)
+            with torch.no_grad():
+                local.weight.add_(1)
+            assert not torch.equal(local.weight, copy.weight)
+
+
+@pytest.mark.parametrize("window", [8, [8, 32]])
+def test_the_config_is_a_longformers(kind: str, tmp_path: Path, window: int | list[int]) -> None:
+    short = short_encoder(kind, tmp_path / "short")
+    converted = to_long(tmp_path / "short", tmp_path / "long", max_tokens=64, attention_window=window)
+    assert converted.folder == tmp_path / "long"
+    config = LongformerConfig.from_file(tmp_path / "long" / "config.json")
+    tokenizer = LongformerTokenizer.from_pretrained(tmp_path / "short")
+    assert config.max_tokens == 64
+    assert config.attention_window == ((8, 8) if window == 8 else (8, 32))
+    assert config.pad_token_id == tokenizer.pad_token_id
+    assert config.bos_token_id == tokenizer.cls_token_id
+    assert config.sep_token_id == config.eos_token_id == tokenizer.sep_token_id
+    for name in (*SIZES, "vocab_size", "layer_norm_eps", "type_vocab_size", "hidden_act", "hidden_dropout_prob"):
+        assert getattr(config, name) == getattr(short.config, name), name
+
+
+def test_the_tokenizer_comes_along_without_limits(kind: str, tmp_path: Path) -> None:
+    short_encoder(kind, tmp_path / "short")
+    to_long(tmp_path / "short", tmp_path / "long", max_tokens=64)
+    ours = LongformerTokenizer.from_pretrained(tmp_path / "long")
+    assert ours.model_max_length == 64
+    ids = ours("who is it?", 12 * "me ")["input_ids"]
+    cls, sep = ours.cls_token_id, ours.sep_token_id
+    assert len(ids) > SHORT
+    assert ids[0] == cls
+    assert [i for i in ids if i == sep] == [sep] * 3
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "long")
+    assert theirs.model_max_length == 64
+    assert dict(theirs("who is it?", 12 * "me ")) == {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+
+def test_transformers_loads_a_lengthened_encoder(kind: str, tmp_path: Path) -> None:
+    short_encoder(kind, tmp_path / "short")
+    to_long(tmp_path / "short", tmp_path / "long", max_tokens=64, attention_window=8, keep=["pooler"])
+    model, report = transformers.LongformerModel.from_pretrained(tmp_path / "long", output_loading_info=True)
+    assert {key: list(value) for key, value in report.items() if value} == {}
+    ours = LongformerModel.from_pretrained(tmp_path / "long")
+    ids = torch.randint(5, 40, (1, 40))
+    torch.testing.assert_close(ours(ids).pooler_output, model(ids).pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_and_poolers_are_dropped_and_listed(kind: str, tmp_path: Path) -> None:
+    short_encoder(kind, tmp_path / "short", "ForMaskedLM")
+    dropped = to_long(tmp_path / "short", tmp_path / "long").dropped
+    head = {"Bert": "cls.", "Roberta": "lm_head."}[kind]
+    source = load_file(tmp_path / "short" / "model.safetensors")
+    assert dropped == [name for name in source if name.startswith(head)] != []
+    assert not any(name.startswith(head) for name in load_file(tmp_path / "long" / "model.safetensors"))
+
+
+def test_a_head_for_questions_can_be_kept(kind: str, tmp_path: Path) -> None:
+    short = short_encoder(kind, tmp_path / "short", "ForQuestionAnswering")
+    assert to_long(tmp_path / "short", tmp_path / "long", keep=["qa_outputs"]).dropped == []
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["architectures"] == [
+        "LongformerForQuestionAnswering"
+    ]
+    model = LongformerForQuestionAnswering.from_pretrained(tmp_path / "long")
+    assert torch.equal(model.qa_outputs.weight, short.qa_outputs.weight)
+    with pytest.raises(CheckpointError, match=r"no pooler, classifier to keep; it has qa_outputs"):
+        to_long(tmp_path / "short", tmp_path / "other", keep=["pooler", "qa_outputs", "classifier"])
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"model_type": "distilbert"}, ConfigError, "model_type 'distilbert'; only bert and roberta"),
+        ({"model_type": "longformer"}, ConfigError, "model_type 'longformer'"),
+        ({"is_decoder": True}, ConfigError, "is a decoder"),
+        ({"position_embedding_type": "relative_key"}, ConfigError, "relative_key"),
+        ({"hidden_act": "mish"}, ConfigError, "mish"),
+        ({"pad_token_id": 3}, CheckpointError, "pad_token_id 3, its tokenizer 0"),
+        (
+            {"hidden_size": 18},
+            CheckpointError,
+            r"weights do not fit the config: embeddings\.word_embeddings\.weight is \[\d+, 16\], not",
+        ),
+        ({"num_hidden_layers": 3}, CheckpointError, "missing encoder.layer.2"),
+    ],
+)
+def test_sources_that_cannot_be_lengthened(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    short_encoder("Bert", tmp_path / "short")
+    path = tmp_path / "short" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(error, match=message) as caught:
+        to_long(tmp_path / "short", tmp_path / "long")
+    assert str(tmp_path / "short") in str(caught.value)
+    assert not (tmp_path / "long").exists()
+
+
+def test_arguments_that_make_no_longformer(tmp_path: Path) -> None:
+    short_encoder("Bert", tmp_path / "short")
+    with pytest.raises(CheckpointError, match="is the source itself"):
+        to_long(tmp_path / "short", tmp_path / "short")
+    with pytest.raises(ConfigError, match="max_tokens is 0"):
+        to_long(tmp_path / "short", tmp_path / "long", max_tokens=0)
+    with pytest.raises(ConfigError, match="lists 3 windows"):
+        to_long(tmp_path / "short", tmp_path / "long", attention_window=[8, 8, 8])
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        to_long(tmp_path / "short", tmp_path / "file")
+    (tmp_path / "short" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        to_long(tmp_path / "short", tmp_path / "long")
+    (tmp_path / "short" / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="holds a JSON list"):
+        to_long(tmp_path / "short", tmp_path / "long")
+
+
+def test_a_source_without_tokenizer_or_positions(tmp_path: Path) -> None:
+    short_encoder("Bert", tmp_path / "short")
+    path = tmp_path / "short" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"position_embeddings", b"positionless_matter"))
+    with pytest.raises(CheckpointError, match="no position embeddings"):
+        to_long(tmp_path / "short", tmp_path / "long")
+    (tmp_path / "short" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        to_long(tmp_path / "short", tmp_path / "long")
+
+
+# --- convert ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A checkpoint as of 2020, for masked language modelling, with a tokenizer and with settings of its own."""
+    folder = tmp_path / "old"
+    config = tiny_model(byte_level_tokenizer(folder)).config
+    values = {**config.to_dict(), "id2label": {"0": "no", "1": "yes"}}
+    model = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**values))
+    state = {name.replace("longformer.", "roberta."): tensor for name, tensor in model.state_dict().items()}
+    state["roberta.embeddings.position_ids"] = torch.arange(66)[None]
+    assert state["lm_head.decoder.weight"].data_ptr() == state["roberta.embeddings.word_embeddings.weight"].data_ptr()
+    torch.save(state, folder / "pytorch_model.bin")
+    config.save(
+        folder / "config.json",
+        architectures=["LongformerForMaskedLM"],
+        torch_dtype="float32",
+        id2label=values["id2label"],
+    )
+    return folder
+
+
+def test_an_old_checkpoint_in_todays_form(old: Path, tmp_path: Path) -> None:
+    converted = convert(old, tmp_path / "new")
+    assert converted.folder == tmp_path / "new"
+    assert set(converted.dropped) == {"roberta.embeddings.position_ids", *TIED}
+    files = {path.name for path in (tmp_path / "new").iterdir()}
+    assert files == {"config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    assert (tmp_path / "new" / "vocab.json").read_bytes() == (old / "vocab.json").read_bytes()
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["id2label"] == {"0": "no", "1": "yes"}
+    assert config["architectures"] == ["LongformerForMaskedLM"]
+    assert config["dtype"] == "float32"
+    assert "torch_dtype" not in config
+
+    before, after = (
+        LongformerModel.from_pretrained(folder, add_pooling_layer=False).state_dict()
+        for folder in (old, tmp_path / "new")
+    )
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    model, report = transformers.LongformerForMaskedLM.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert {key: list(value) for key, value in report.items() if value} == {}
+    given = torch.load(old / "pytorch_model.bin")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, given[name.replace("longformer.", "roberta.")]), name
+
+
+def test_converting_in_place_to_another_dtype(old: Path) -> None:
+    convert(old, old, dtype=torch.float16)
+    assert all(tensor.dtype == torch.float16 for tensor in load_file(old / "model.safetensors").values())
+    assert json.loads((old / "config.json").read_text())["dtype"] == "float16"
+    LongformerTokenizer.from_pretrained(old)
+    (old / "pytorch_model.bin").unlink()
+    convert(old, old, dtype=torch.float32)
+    assert json.loads((old / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_weights_that_do_not_fit_are_not_converted(old: Path, tmp_path: Path) -> None:
+    state = torch.load(old / "pytorch_model.bin")
+    torch.save({**state, "surprise": torch.ones(1)}, old / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"old: .*unexpected surprise"):
+        convert(old, tmp_path / "new")
+    torch.save({**state, "longformer.embeddings.LayerNorm.bias": torch.ones(16)}, old / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"old: .* are two weights for one place"):
+        convert(old, tmp_path / "new")
+    del state["roberta.embeddings.LayerNorm.bias"]
+    torch.save(state, old / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"old: .*missing embeddings\.LayerNorm\.bias"):
+        convert(old, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
