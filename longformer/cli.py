@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
+from longformer.bench.cli import bench
 from longformer.errors import DataError, LongformerError
 
 if TYPE_CHECKING:
@@ -433,3 +434,85 @@ def convert(
     click.echo(f"wrote {done.folder}", err=True)
     if done.dropped:
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
+
+
+@cli.group()
+def train() -> None:
+    """Train a model further."""
+
+
+@train.command("qa")
+@click.argument("source", metavar="SRC")
+@click.argument("folder", metavar="DST")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--hold-out", multiple=True, metavar="TITLE", help="Article to leave out and to measure on afterwards.")
+@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, metavar="N")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4, show_default=True)
+@click.option("--attention-dropout", type=click.FloatRange(0, 1, max_open=True), help="Instead of the model's own.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--train-embeddings", is_flag=True, help="Train the embeddings too; they stay as they are otherwise.")
+@click.option("--store", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision of DST.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def train_qa(
+    source: str,
+    folder: str,
+    files: tuple[str, ...],
+    hold_out: tuple[str, ...],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    attention_dropout: float | None,
+    precision: str,
+    train_embeddings: bool,
+    store: str,
+    seed: int,
+) -> None:
+    """Fine-tune the encoder SRC (folder or name on the hub) on the SQuAD-format FILEs, and save it in DST.
+
+    The head for question answering is drawn afresh if SRC has none.
+    """
+    from longformer.squad import read_squad
+
+    examples = [example for file in files for example in read_squad(file)]
+    titles = {example.title for example in examples}
+    for title in hold_out:
+        if title not in titles:
+            raise DataError(f"--hold-out {title!r}: no file has an article of that title")
+    kept = [example for example in examples if example.title not in hold_out]
+    held = [example for example in examples if example.title in hold_out]
+
+    import torch
+
+    from longformer.attention import LongformerSelfAttention
+    from longformer.heads import LongformerForQuestionAnswering
+    from longformer.question_answering import QuestionAnswerer
+    from longformer.tokenizer import LongformerTokenizer
+    from longformer.training import Recipe, finetune_qa
+    from longformer.weights import find_weights, read_tensors
+
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        precision=precision,
+        freeze_embeddings=not train_embeddings,
+        seed=seed,
+    )
+    has_head = any(name.startswith("qa_outputs.") for name in read_tensors(find_weights(source)))
+    tokenizer = LongformerTokenizer.from_pretrained(source)
+    torch.manual_seed(seed)
+    model = LongformerForQuestionAnswering.from_pretrained(source, new_head=not has_head)
+    for part in model.modules():
+        if isinstance(part, LongformerSelfAttention) and attention_dropout is not None:
+            part.dropout_p = attention_dropout
+    finetune_qa(model, tokenizer, kept, recipe)
+    model.to(getattr(torch, store)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    click.echo(f"wrote {folder}", err=True)
+    if held:
+        answerer = QuestionAnswerer.from_pretrained(folder)
+        _report_scores(held, _predict(held, answerer), as_json=False)
+
+
+cli.add_command(bench)

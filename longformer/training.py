@@ -77,7 +77,7 @@ def make_features(
     """
     features, dropped = [], 0
     for example in examples:
-        encoding = tokenizer(example.question, example.context)
+        encoding = tokenizer(example.question, example.context, split_special_tokens=True)  # as when it answers
         ids, span = encoding["input_ids"], (0, 0)
         if not example.is_impossible:
             answer = next((a for a in example.answers if a.start is not None), None)

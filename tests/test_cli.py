@@ -176,7 +176,7 @@ class TestAnswer:
             (["a.txt", "--text", "a"], "Error: give the document as a file"),
             (["--text", "a", "--top-k", "0"], "Error: Invalid value for '--top-k'"),
             (["--text", "a", "--stride", "0"], "Error: Invalid value for '--stride'"),
-            (["--text", "a", "--dtype", "int8"], "Error: Invalid value for '--dtype'"),
+            (["--text", "a", "--dtype", "int4"], "Error: Invalid value for '--dtype'"),
             (["--text", "a", "--revision", "r"], "Error: --revision is of a --model on the hub"),
         ],
     )

@@ -68,7 +68,7 @@ def test_by_name_from_pretrained(
 
 def test_unknown_name_is_refused(model: LongformerForQuestionAnswering, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="dtype is 'int4'; it must be .* or 'mixed' or 'int8'"):
+    with pytest.raises(CheckpointError, match=r"dtype is 'int4'; it must be .* or 'mixed' or 'int8'"):
         LongformerForQuestionAnswering.from_pretrained(tmp_path, dtype="int4")
 
 
