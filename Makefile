@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 
-QUESTION ?= In suits at common law, what value in controversy gives the right of trial by jury?
+QUESTION ?= In suits at common law, how much must the value in controversy exceed?
 DOCUMENT ?= longformer/data/constitution.txt
 
 python := $(VENV)/bin/python

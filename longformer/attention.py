@@ -16,15 +16,7 @@ from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
 from longformer.kernels import global_attention, sliding_window_attention
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` that takes its input in whatever precision it comes, and computes in that of its weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):  # which casts both sides itself
-            x = x.to(self.weight.dtype)
-        return F.linear(x, self.weight, self.bias)
+from longformer.linear import Linear
 
 
 class Document(NamedTuple):

@@ -59,7 +59,7 @@ def cli() -> None:
     """Answer questions over long documents with a Longformer.
 
     \b
-    longformer answer "Who has the power to try impeachments?" constitution.txt
+    longformer answer "How old must a person be to become President?" constitution.txt
     curl -s https://example.org/page.txt | longformer answer "Who wrote this?" -
     """
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longformer.attention import Linear
 from longformer.checkpoint import Pretrained
 from longformer.config import LongformerConfig
 from longformer.errors import ConfigError, LongformerError
+from longformer.linear import Linear
 from longformer.model import LongformerModel, init_weights
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longformer.attention import Document, Linear, LongformerSelfAttention
+from longformer.attention import Document, LongformerSelfAttention
 from longformer.checkpoint import Pretrained
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
+from longformer.linear import Linear
 
 FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists for so many tokens at a time
 
@@ -116,7 +117,10 @@ class LongformerOutput(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """(N, in_features) and (N, C) to (N, C)."""
-        return self.LayerNorm(residual + self.dropout(self.dense(x)))
+        update = self.dropout(self.dense(x))
+        if torch.is_grad_enabled() or update.dtype != residual.dtype:
+            return self.LayerNorm(residual + update)
+        return self.LayerNorm(update.add_(residual))
 
 
 class LongformerAttention(nn.Module):

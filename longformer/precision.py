@@ -13,8 +13,9 @@ from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as Int8Linear
 from torch.ao.quantization import per_channel_dynamic_qconfig
 
-from longformer.attention import Linear, LongformerSelfAttention
+from longformer.attention import LongformerSelfAttention
 from longformer.errors import LongformerError
+from longformer.linear import Linear
 
 
 def use_mixed(model: nn.Module) -> None:

@@ -464,9 +464,9 @@ def child(script: str, folder: Path, stdout: int = subprocess.PIPE) -> subproces
 class TestShippedCheckpoint:
     def test_the_demo(self, run, pretrained_dir):
         document = pretrained_dir.parent / "data" / "constitution.txt"
-        status, out, _ = run("answer", "Who has the sole power to try all impeachments?", str(document))
+        status, out, _ = run("answer", "How old must a person be to become President?", str(document))
         assert status == 0
-        assert "Senate" in out.splitlines()[0]
+        assert "thirty five Years" in out.splitlines()[0]
 
     def test_its_config(self, pretrained_dir):
         assert LongformerConfig.from_file(pretrained_dir / "config.json").max_tokens == 4096

@@ -442,11 +442,11 @@ class TestRealModels:
 
 
 class TestShippedCheckpoint:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def answerer(self, pretrained_dir: Path) -> QuestionAnswerer:
         return QuestionAnswerer.from_pretrained()
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def constitution(self, pretrained_dir: Path) -> str:
         return (pretrained_dir.parent / "data" / "constitution.txt").read_text(encoding="utf-8")
 
@@ -456,13 +456,13 @@ class TestShippedCheckpoint:
         assert "democratized NLP" in answer.text
 
     def test_the_end_of_a_document_beyond_the_positions(self, answerer, constitution):
-        question = "In suits at common law, what value in controversy gives the right of trial by jury?"
+        question = "In suits at common law, how much must the value in controversy exceed?"
         (answer,) = answerer.answer(question, constitution)
         assert answer.text == "twenty dollars"
         assert constitution[answer.start : answer.end] == answer.text
         assert answer.start > 0.95 * len(constitution)
 
     def test_short_windows_find_it_too(self, answerer, constitution):
-        question = "In suits at common law, what value in controversy gives the right of trial by jury?"
+        question = "In suits at common law, how much must the value in controversy exceed?"
         (answer,) = answerer.answer(question, constitution[-6000:], max_length=512)
         assert "twenty dollars" in answer.text

@@ -1,0 +1,93 @@
+"""Pictures of a report: bars for each case, or lines against the length of the sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longformer.bench.report import Report, megabytes, seconds
+from longformer.errors import LongformerError
+
+if TYPE_CHECKING:
+    from longformer.bench.timing import Record
+
+COLORS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#4a4a4a")
+
+
+def require_matplotlib() -> None:
+    """Raises LongformerError where there is no matplotlib, before anything is measured for the plot."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise LongformerError("--plot needs matplotlib: pip install 'longformer[plot]', or leave --plot out") from None
+
+
+def draw(report: Report, path: str | Path) -> None:
+    """Write the picture; its format is that of the path's ending, such as .png."""
+    figure = _against_length(report) if report.benchmark == "scaling" else _bars(report)
+    head = report.head().splitlines()
+    figure.suptitle(f"longformer bench {report.benchmark}\n{head[0]}\n{head[2]}", fontsize=9)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise LongformerError(f"{path} cannot be drawn: {error}") from None
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _bars(report: Report) -> Any:
+    counts = [len(record.measurements) for record in report.records]
+    everyone = list(dict.fromkeys(m.name for record in report.records for m in record.measurements))
+    figure = _figure(8, 1.2 + sum(0.25 * count + 0.6 for count in counts))
+    panels = figure.subplots(len(counts), 1, squeeze=False, height_ratios=[count + 1 for count in counts])[:, 0]
+    for axes, record in zip(panels, report.records, strict=True):
+        names = [measurement.name for measurement in record.measurements]
+        scale, show = (1e3, seconds) if record.unit == "s" else (1e-6, megabytes)
+        medians = [measurement.median * scale for measurement in record.measurements]
+        bars = axes.barh(names, medians, color=[_color(name, everyone) for name in names])
+        labels = [f" {record.ratio(m) or float('nan'):.3g} x  ({show(m.median)})" for m in record.measurements]
+        axes.bar_label(bars, labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.25)
+        axes.set_title(f"{record.name} ({'ms' if record.unit == 's' else 'MB'})", fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _against_length(report: Report) -> Any:
+    figure = _figure(11, 5)
+    time, memory = figure.subplots(1, 2)
+    for axes, unit, label, scale in ((time, "s", "ms", 1e3), (memory, "B", "MB", 1e-6)):
+        records = [record for record in report.records if record.unit == unit]
+        names = list(dict.fromkeys(m.name for record in records for m in record.measurements))
+        for name in names:
+            points = [
+                (_length(record), m.median * scale) for record in records for m in record.measurements if m.name == name
+            ]
+            axes.plot(*zip(*points, strict=True), "o-", label=name, color=_color(name, names))
+        if unit == "s":
+            floor = [(_length(r), r.flop / r.gflops / 1e6) for r in records if r.flop and r.gflops]
+            axes.plot(*zip(*floor, strict=True), "k--", label="the band's arithmetic at matrix-product speed")
+        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+        axes.set_xscale("log", base=2)
+        lengths = [_length(record) for record in records]
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8)
+    time.set_title("time of a forward", fontsize=9)
+    memory.set_title("peak memory above inputs and output", fontsize=9)
+    return figure
+
+
+def _length(record: Record) -> int:
+    length: int = record.settings["seq_len"]
+    return length
+
+
+def _color(name: str, names: list[str]) -> str:
+    return COLORS[names.index(name) % len(COLORS)]

@@ -1,0 +1,198 @@
+"""Trace files: safetensors, with what made them as metadata. ``docs/trace-format.md`` is the exact description."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from longformer.checkpoint import todays_name
+from longformer.errors import DataError
+
+FORMAT = "longformer-trace"
+VERSION = 1
+INPUT = "input."  # tensors of this prefix are what the model was given
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
+}
+
+
+class TraceWriter:
+    """Writes tensors to a trace file as they come, holding none of them.
+
+    The header of a safetensors file stands before its data and names every tensor. Its longest possible size follows
+    from ``names``, so that the room is left free, and filled with spaces where it is not needed.
+
+    Args:
+        path: the file; it appears when :meth:`close` is called, whole, in place of what was there.
+        names: of all tensors that may come.
+        metadata: strings, see ``docs/trace-format.md``; more may be added in :meth:`close`, up to 64 KiB.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, names: Iterable[str], metadata: Mapping[str, str]) -> None:
+        self.path = Path(path)
+        self.metadata = dict(metadata)
+        self._entries: dict[str, Any] = {}
+        self._late: list[tuple[str, Tensor]] = []
+        # An entry is its name, a dtype, up to 8 sizes and two offsets of up to 20 digits, and 60 of punctuation.
+        room = sum(len(json.dumps(name)) + 60 + 8 * 21 + 2 * 21 for name in names)
+        self._header_size = -(-(room + len(json.dumps(self.metadata)) + 65536) // 8) * 8
+        self._offset = 0
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            self._file: BinaryIO = self._temporary.open("wb")
+            self._file.write(b" " * (8 + self._header_size))
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror}") from None
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Append a tensor. Raises DataError where the disk is full, or for a dtype that trace files do not have."""
+        if name in self._entries:
+            raise DataError(f"{name} is written twice to {self.path}")
+        if tensor.dtype not in DTYPES:
+            raise DataError(f"{name} is {tensor.dtype}; a trace holds {', '.join(sorted(DTYPES.values()))}")
+        size = tensor.numel() * tensor.element_size()
+        if size % 8:  # behind it, larger types would not be aligned: such tensors, small in practice, stand at the end
+            self._late.append((name, tensor.detach().cpu().clone()))
+            self._entries[name] = None
+            return
+        self._append(name, tensor)
+
+    def _append(self, name: str, tensor: Tensor) -> None:
+        tensor = tensor.detach().cpu().contiguous()
+        size = tensor.numel() * tensor.element_size()
+        self._entries[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self._offset, self._offset + size],
+        }
+        try:
+            if size:
+                self._file.write(tensor.flatten().view(torch.uint8).numpy().data)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be written: {error.strerror}") from None
+        self._offset += size
+
+    def close(self, metadata: Mapping[str, str] | None = None) -> None:
+        """Write the header and move the file to its place."""
+        for name, tensor in sorted(self._late, key=lambda item: -item[1].element_size()):
+            self._append(name, tensor)
+        self.metadata.update(metadata or {})
+        header = json.dumps({"__metadata__": self.metadata, **self._entries}, ensure_ascii=True).encode()
+        if len(header) > self._header_size:
+            self.discard()
+            raise DataError(f"the metadata of {self.path} has {len(header):,} bytes, more than was left free for it")
+        try:
+            self._file.seek(0)
+            self._file.write(struct.pack("<Q", self._header_size) + header.ljust(self._header_size))
+            self._file.close()
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            self.discard()
+            raise DataError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class TraceFile(Mapping[str, Tensor]):
+    """A trace file, read one value at a time.
+
+    Keys are the names of values; ``inputs`` has what the model was given.
+
+    Raises:
+        DataError: no such file, corrupt, no trace, or of another version of the format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"no trace file at {path}; `longformer parity record` writes one")
+        try:
+            with safe_open(self.path, "pt") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                names = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} is cut short, corrupt, or no safetensors file: {error}; record it again") from None
+        _check_version(self.path, self.metadata)
+        self._names = [name for name in names if not name.startswith(INPUT)]
+        self._inputs = [name for name in names if name.startswith(INPUT)]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """``input_ids`` and whatever else the model was given, (B, S) int64 each."""
+        return {name.removeprefix(INPUT): self._read(name) for name in self._inputs}
+
+    def _read(self, name: str) -> Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise DataError(f'{path} is no trace: its metadata has format {metadata.get("format")!r}, not "{FORMAT}"')
+    if metadata.get("version") != str(VERSION):
+        raise DataError(
+            f"{path} is of version {metadata.get('version')!r} of the trace format, and this reads version {VERSION}; "
+            "record it again"
+        )
+
+
+def describe_model(model: nn.Module, *, digests: bool) -> dict[str, str]:
+    """Metadata about ``model`` as it stands: its config, weights' digests if wanted, dtype and device."""
+    parameters = list(model.parameters())
+    config: Any = getattr(model, "config", None)
+    return {
+        "config": json.dumps(config.to_dict() if hasattr(config, "to_dict") else None, default=str, sort_keys=True),
+        "weights": json.dumps(weight_digests(model) if digests else {}, sort_keys=True),
+        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else "",
+        "device": parameters[0].device.type if parameters else "",
+        "training": json.dumps(model.training),
+        "versions": json.dumps(
+            {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}, sort_keys=True
+        ),
+    }
+
+
+def weight_digests(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter's bytes (little-endian, row by row), by the name that checkpoints of today have."""
+    return {todays_name(name): digest(parameter) for name, parameter in model.named_parameters()}
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    data = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(data.view(torch.uint8).numpy().data if len(data) else b"").hexdigest()

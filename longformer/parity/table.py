@@ -1,0 +1,151 @@
+"""Which modules compute the values that a trace records, and how what they give becomes a value.
+
+Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens, N packed tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from longformer.errors import LongformerError
+from longformer.weights import some
+
+Kind = Literal["plain", "tokens", "heads", "attention"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a trace.
+
+    name: under which it is recorded; ``{n}`` stands for the number that ``{n}`` matched in the module's path.
+    kind: its shape. ``"tokens"``: (B, S, C). ``"heads"``: (B, H, S, D), of a module that gives (B, S, H·D).
+        ``"attention"``: the same, of which the rows of global tokens are recorded apart. ``"plain"``: as it comes.
+    axes: ``"bsc"``, or ``"sbc"`` if the module gives the sequence first.
+    """
+
+    name: str
+    kind: Kind = "plain"
+    axes: Literal["bsc", "sbc"] = "bsc"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Modules by path to values, in the order in which they are computed.
+
+    values: ``{n}`` in a path stands for any number; every path must match at least one module.
+    optional: the same, for modules that a model may lack.
+    heads: H, needed where a value is of kind ``"heads"``.
+    """
+
+    values: Mapping[str, Value]
+    optional: Mapping[str, Value] = field(default_factory=dict)
+    heads: int | None = None
+
+    def fit(self, model: nn.Module) -> dict[str, Value]:
+        """Paths of ``model``'s modules to their values, ``{n}`` filled in.
+
+        Raises:
+            LongformerError: a path that matches no module, or two modules for one value.
+        """
+        paths = [path for path, _ in model.named_modules()]
+        fitted: dict[str, Value] = {}
+        missing = []
+        for pattern, value in {**self.values, **self.optional}.items():
+            found = _matches(pattern, value, paths)
+            if not found and pattern in self.values:
+                missing.append(pattern)
+            fitted.update(found)
+        if missing:
+            raise LongformerError(
+                f"the table does not fit {type(model).__name__}: it has no module {some(missing)}; its modules are "
+                f"{some([path for path in paths if path])}"
+            )
+        names = [value.name for value in fitted.values()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise LongformerError(f"the table gives several modules of {type(model).__name__} one name: {some(twice)}")
+        return fitted
+
+
+def _matches(pattern: str, value: Value, paths: list[str]) -> dict[str, Value]:
+    expression = re.compile(re.escape(pattern).replace(r"\{n\}", "([0-9]+)", 1).replace(r"\{n\}", r"\1"))
+    found = {}
+    for path in paths:
+        match = expression.fullmatch(path)
+        if match:
+            number = match.group(1) if match.groups() else ""
+            found[path] = Value(value.name.replace("{n}", number), value.kind, value.axes)
+    return found
+
+
+# Longformer's, in order of computation. transformers' modules and ours have the same paths, since checkpoints made
+# them so; the axes are transformers', our layers have all tokens packed in one (N, C).
+_LAYER = "encoder.layer.{n}."
+LONGFORMER = {
+    "embeddings": Value("embeddings", "tokens"),
+    _LAYER + "attention.self.query": Value("layer.{n}.query", "heads", "sbc"),
+    _LAYER + "attention.self.key": Value("layer.{n}.key", "heads", "sbc"),
+    _LAYER + "attention.self.value": Value("layer.{n}.value", "heads", "sbc"),
+    _LAYER + "attention.self": Value("layer.{n}.local_output", "attention"),  # and layer.{n}.global_rows
+    _LAYER + "attention": Value("layer.{n}.attention_output", "tokens"),
+    _LAYER + "intermediate.dense": Value("layer.{n}.intermediate", "tokens"),
+    _LAYER + "intermediate": Value("layer.{n}.feed_forward", "tokens"),
+    _LAYER.removesuffix("."): Value("layer.{n}.output", "tokens"),
+}
+LONGFORMER_HEADS = {
+    "pooler": Value("pooler_output"),
+    "qa_outputs": Value("logits", "tokens"),
+    "lm_head": Value("logits", "tokens"),
+    "classifier": Value("logits"),
+}
+BASE = "longformer"  # under a head, the attribute that holds the base model; ours and transformers' alike
+GLOBAL_ROWS = "global_rows"
+PROBABILITIES = ("band_probabilities", "column_probabilities", "global_probabilities")
+
+
+def longformer_table(prefix: str, heads: int) -> Table:
+    """The table of a Longformer whose base model is at ``prefix`` (``""`` or ``"longformer."``) and has H heads."""
+    return Table(
+        {prefix + path: value for path, value in LONGFORMER.items()},
+        {(prefix if path == "pooler" else "") + path: value for path, value in LONGFORMER_HEADS.items()},
+        heads,
+    )
+
+
+_ORDER = [value.name.removeprefix("layer.{n}.") for value in LONGFORMER.values()]
+_ORDER.insert(_ORDER.index("local_output"), PROBABILITIES[0])
+_ORDER.insert(_ORDER.index("local_output"), PROBABILITIES[1])
+_ORDER.insert(_ORDER.index("attention_output"), PROBABILITIES[2])
+_ORDER.insert(_ORDER.index("attention_output"), GLOBAL_ROWS)
+
+
+def split_name(name: str) -> tuple[int | None, str]:
+    """``"layer.3.query"`` to (3, ``"query"``); a value outside the layers has None."""
+    match = re.fullmatch(r"layer\.([0-9]+)\.(.+)", name)
+    return (int(match[1]), match[2]) if match else (None, name)
+
+
+def order(name: str) -> tuple[int, int, int, str]:
+    """Sort key: the order in which a Longformer computes its values, its gradients last, and those backwards."""
+    gradient = name.startswith("gradient.")
+    if gradient:
+        layer, step, _ = _place(name.removeprefix("gradient."))
+        return (1, -layer, -step, name)
+    layer, step, _ = _place(name)
+    return (0, layer, step, name)
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    layer, part = split_name(name)
+    if layer is not None:
+        return layer, _ORDER.index(part) if part in _ORDER else len(_ORDER), part
+    if name == "embeddings":
+        return -1, 0, name
+    if name.startswith("parameter."):  # gradients only: after those of all activations
+        return -2, 0, name
+    return 10**9, 0, name
