@@ -5,14 +5,15 @@ one softmax runs over both. What of that rectangle lies off the band are two tri
 else, are masked. All columns of a row stand in one block, so that its softmax is done in one go, and the block's
 scores stay in the processor's cache: they are never written to memory as a whole.
 
-The backward pass keeps nothing but inputs and output. It computes each block's probabilities P again, bit for bit,
-and with dO the gradient of the output O and δ the row sums of dO ∘ O,
+The backward pass keeps nothing but the inputs. It computes each block's probabilities P again, bit for bit, and with
+dO the gradient of the output,
 
     dV += Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - δ)      dQ = dS K · scale      dK += dSᵀ Q · scale
 
-(the softmax's Jacobian, diag(p) - p pᵀ for a row p of P, applied to dP). Blocks are visited in one fixed order, so
-that equal inputs give equal bits. Dropout multiplies P by a mask drawn block by block from a seed, which is kept; then
-dP is multiplied by it too, and δ, the row sums of P ∘ dP, is still what stands above.
+where δ are the row sums of P ∘ dP (the softmax's Jacobian, diag(p) - p pᵀ for a row p of P, applied to dP). They equal
+the row sums of dO ∘ O, which is how kernels that never hold a whole row get them; summed from P itself they cancel
+better. Blocks are visited in one fixed order, so that equal inputs give equal bits. Dropout multiplies P by a mask
+drawn block by block from a seed, which is kept; dP is then multiplied by the same mask.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 64  # rows of a block in a band: its masked triangles cost T/W of the arithmetic, but small products are slow
+# Rows of a block in a band, by bytes a number: its triangles cost T/W of the arithmetic, but small products are slow.
+ROWS = {2: 128, 4: 64, 8: 64}
+DENSE_ROWS = 256  # and in a sequence that lies whole inside everybody's window
 MOST_SCORES = 1 << 20  # the most scores a block may hold, so that they stay in the cache
 
 
@@ -40,7 +43,7 @@ class _Piece(NamedTuple):
 
     Index of its rows and columns in (B, H, S, D), the blocks over them, a mask of columns that are not padding (None:
     none is), and the global columns' positions with the mask, by block, of where they are not to be seen: inside the
-    band, where they count already, or later than a causal row.
+    band, where they count already, or later than a causal row. ``padded_rows``: whether the mask is of the rows too.
     """
 
     batch: int
@@ -51,6 +54,7 @@ class _Piece(NamedTuple):
     column_mask: Tensor | None
     global_index: Tensor | None
     global_hidden: list[Tensor | None]
+    padded_rows: bool
 
 
 def sliding_window_attention(
@@ -84,7 +88,7 @@ def global_attention(
         step = max(1, MOST_SCORES // (heads * (span.stop - span.start)))
         columns = slice(0, span.stop - span.start)
         blocks = [_Block(slice(r, min(r + step, rows)), columns, []) for r in range(0, rows, step)]
-        pieces.append(_Piece(b, slice(0, heads), slice(0, rows), span, blocks, mask, None, [None] * len(blocks)))
+        pieces.append(_Piece(b, slice(0, heads), slice(0, rows), span, blocks, mask, None, [None] * len(blocks), False))
     return _attend(query, key, value, pieces, scale, dropout_p)
 
 
@@ -118,14 +122,16 @@ def _band_pieces(
             for first in range(span.start, min(span.start + gap, span.stop)):
                 rows = slice(first, span.stop, gap)  # tokens that a window with this gap can join
                 length = len(range(first, span.stop, gap))
-                blocks = list(_band_blocks(length, window, triangles, query.device))
+                blocks = list(_band_blocks(length, window, triangles, query))
                 piece_mask = None if mask is None else mask[first - span.start :: gap]
                 if piece_mask is not None and bool(piece_mask.all()):
                     piece_mask = None
+                # Where everybody's window holds the whole sequence, global columns stand in it already.
+                beside = index if gap > 1 or length > min(window) + 1 else None
                 unseen: list[Tensor | None] = [None] * len(blocks)
-                if index is not None:
-                    unseen = [_global_hidden(index, first, gap, block.rows, window, causal) for block in blocks]
-                pieces.append(_Piece(b, heads, rows, rows, blocks, piece_mask, index, unseen))
+                if beside is not None:
+                    unseen = [_global_hidden(beside, first, gap, block.rows, window, causal) for block in blocks]
+                pieces.append(_Piece(b, heads, rows, rows, blocks, piece_mask, beside, unseen, True))
     return pieces
 
 
@@ -133,16 +139,16 @@ def _band_blocks(
     length: int,
     window: tuple[int, int],
     triangles: dict[tuple[int, int, int, bool], Tensor],
-    device: torch.device,
+    like: Tensor,
 ) -> Iterator[_Block]:
     left, right = window
     # A short sequence that lies whole inside everybody's window is one dense block, or a few.
-    step = ROWS if length > min(left, right) + 1 else 4 * ROWS
+    step = ROWS[like.element_size()] if length > min(left, right) + 1 else DENSE_ROWS
 
     def triangle(rows: int, width: int, diagonal: int, lower: bool) -> Tensor:
         shape = (rows, width, diagonal, lower)
         if shape not in triangles:
-            ones = torch.ones(rows, width, dtype=torch.bool, device=device)
+            ones = torch.ones(rows, width, dtype=torch.bool, device=like.device)
             triangles[shape] = ones.tril_(diagonal) if lower else ones.triu_(diagonal)
         return triangles[shape]
 
@@ -206,20 +212,24 @@ class _Views(NamedTuple):
     global_key: Tensor | None
     global_value: Tensor | None
 
+    def columns(self, block: _Block) -> tuple[Tensor, Tensor, int]:
+        """Keys and values that a block's rows meet, global ones first, (H, G + columns, D), and G."""
+        key, value = self.key[:, block.columns], self.value[:, block.columns]
+        if self.global_key is None or self.global_value is None:
+            return key, value, 0
+        # Copied together: one product over all is faster than two, and than two written side by side.
+        key, value = torch.cat([self.global_key, key], dim=1), torch.cat([self.global_value, value], dim=1)
+        return key, value, self.global_key.shape[1]
+
 
 def _views(piece: _Piece, query: Tensor, key: Tensor, value: Tensor) -> _Views:
-    b, heads = piece.batch, piece.heads
-    if piece.global_index is None:
-        global_key = global_value = None
-    else:
-        global_key = key[b, heads].index_select(1, piece.global_index)
-        global_value = value[b, heads].index_select(1, piece.global_index)
+    b, heads, index = piece.batch, piece.heads, piece.global_index
     return _Views(
         query[b, heads, piece.rows],
         key[b, heads, piece.columns],
         value[b, heads, piece.columns],
-        global_key,
-        global_value,
+        None if index is None else key[b, heads].index_select(1, index),
+        None if index is None else value[b, heads].index_select(1, index),
     )
 
 
@@ -236,33 +246,25 @@ class _Scratch:
         return self.flat[:size].view(heads, rows, columns)
 
 
-def _products(rows: Tensor, columns: Tensor, globals_: Tensor | None, scale: float, scratch: _Scratch) -> Tensor:
-    """Every row against the global columns and the band's, side by side: (H, T, G + columns)."""
-    count = 0 if globals_ is None else globals_.shape[1]
-    out = scratch.take(rows.shape[0], rows.shape[1], count + columns.shape[1])
-    band = out[..., count:]
-    torch.baddbmm(band, rows, columns.transpose(1, 2), beta=0, alpha=scale, out=band)
-    if globals_ is not None:
-        ahead = out[..., :count]
-        torch.baddbmm(ahead, rows, globals_.transpose(1, 2), beta=0, alpha=scale, out=ahead)
-    return out
+def _product(rows: Tensor, columns: Tensor, scratch: _Scratch) -> Tensor:
+    """Every row against every column: (H, T, D) and (H, n, D) to (H, T, n) in ``scratch``."""
+    out = scratch.take(rows.shape[0], rows.shape[1], columns.shape[1])
+    return torch.bmm(rows, columns.transpose(1, 2), out=out)
 
 
-def _probabilities(piece: _Piece, n: int, views: _Views, scale: float, scratch: _Scratch) -> Tensor:
-    """Block n's attention probabilities, (H, T, G + columns), global columns first."""
-    block = piece.blocks[n]
-    scores = _products(views.query[:, block.rows], views.key[:, block.columns], views.global_key, scale, scratch)
-    count = scores.shape[-1] - (block.columns.stop - block.columns.start)
+def _probabilities(piece: _Piece, n: int, queries: Tensor, keys: Tensor, count: int, scratch: _Scratch) -> Tensor:
+    """Block n's attention probabilities (H, T, G + columns) of scaled queries (H, T, D); G = ``count`` come first."""
+    block, unseen_globals = piece.blocks[n], piece.global_hidden[n]
+    scores = _product(queries, keys, scratch)
     band = scores[..., count:]
     for columns, unseen in block.hidden:
         band[..., columns].masked_fill_(unseen, float("-inf"))
     if piece.column_mask is not None:
         band.masked_fill_(~piece.column_mask[block.columns], float("-inf"))
-    unseen_globals = piece.global_hidden[n]
     if unseen_globals is not None:
         scores[..., :count].masked_fill_(unseen_globals, float("-inf"))
     probs = torch.softmax(scores, -1, out=scores)
-    if piece.column_mask is not None and piece.rows == piece.columns:
+    if piece.column_mask is not None and piece.padded_rows:
         # A row that is padding has perhaps nothing to attend to, and is 0 in any case. No other row can be empty.
         probs.masked_fill_(~piece.column_mask[block.rows, None], 0.0)
     return probs
@@ -303,21 +305,17 @@ class _Attention(torch.autograd.Function):
             views = _views(piece, query, key, value)
             piece_out = out[piece.batch, piece.heads, piece.rows]
             for n, block in enumerate(piece.blocks):
-                probs = _probabilities(piece, n, views, scale, scratch)
+                keys, values, count = views.columns(block)
+                probs = _probabilities(piece, n, views.query[:, block.rows] * scale, keys, count, scratch)
                 if dropout_p:
                     probs.mul_(_dropout_mask(probs, dropout_p, generator))
-                values = views.value[:, block.columns]
-                count = probs.shape[-1] - values.shape[1]
-                block_out = piece_out[:, block.rows]
-                torch.bmm(probs[..., count:], values, out=block_out)
-                if views.global_value is not None:
-                    block_out.baddbmm_(probs[..., :count], views.global_value)
+                torch.bmm(probs, values, out=piece_out[:, block.rows])
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         query, key, value, ctx.pieces, ctx.scale, ctx.dropout_p, ctx.seed = inputs
-        ctx.save_for_backward(query, key, value, output)
+        ctx.save_for_backward(query, key, value)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -338,7 +336,6 @@ class _AttentionBackward(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        out: Tensor,
         pieces: list[_Piece],
         scale: float,
         dropout_p: float,
@@ -353,39 +350,38 @@ class _AttentionBackward(torch.autograd.Function):
         for piece in pieces:
             views = _views(piece, query, key, value)
             b, heads = piece.batch, piece.heads
-            piece_grad_out, piece_out = grad_out[b, heads, piece.rows], out[b, heads, piece.rows]
+            piece_grad_out = grad_out[b, heads, piece.rows]
             piece_grad_query = grad_query[b, heads, piece.rows]
             grad_keys, grad_values = grad_key[b, heads, piece.columns], grad_value[b, heads, piece.columns]
-            grad_globals = None
-            if views.global_key is not None and views.global_value is not None:
-                grad_globals = (
-                    torch.zeros_like(views.global_key, dtype=wide),
-                    torch.zeros_like(views.global_value, dtype=wide),
-                )
+            global_grads = [
+                None if x is None else torch.zeros_like(x, dtype=wide) for x in (views.global_key, views.global_value)
+            ]
             for n, block in enumerate(piece.blocks):
-                probs = _probabilities(piece, n, views, scale, scratch)
-                queries, keys = views.query[:, block.rows], views.key[:, block.columns]
-                count = probs.shape[-1] - keys.shape[1]
+                keys, values, count = views.columns(block)
+                queries = views.query[:, block.rows] * scale
+                probs = _probabilities(piece, n, queries, keys, count, scratch)
                 grad = piece_grad_out[:, block.rows]
-                delta = (grad.to(wide) * piece_out[:, block.rows]).sum(-1, keepdim=True)
-                grad_probs = _products(grad, views.value[:, block.columns], views.global_value, 1.0, scratch_grad)
+                grad_probs = _product(grad, values, scratch_grad)
                 dropped = probs
                 if dropout_p:
                     mask = _dropout_mask(probs, dropout_p, generator)
                     dropped = probs * mask
                     grad_probs.mul_(mask)
-                grad_scores = grad_probs.sub_(delta).mul_(probs)
-                _add_product(grad_values[:, block.columns], dropped[..., count:], grad, 1.0)
-                _add_product(grad_keys[:, block.columns], grad_scores[..., count:], queries, scale)
+                grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
                 rows = piece_grad_query[:, block.rows]
-                torch.baddbmm(rows, grad_scores[..., count:], keys, beta=0, alpha=scale, out=rows)
-                if grad_globals is not None and views.global_key is not None:
-                    rows.baddbmm_(grad_scores[..., :count], views.global_key, alpha=scale)
-                    _add_product(grad_globals[0], grad_scores[..., :count], queries, scale)
-                    _add_product(grad_globals[1], dropped[..., :count], grad, 1.0)
-            if grad_globals is not None and piece.global_index is not None:
-                grad_key[b, heads].index_add_(1, piece.global_index, grad_globals[0])
-                grad_value[b, heads].index_add_(1, piece.global_index, grad_globals[1])
+                torch.bmm(grad_scores, keys, out=rows)
+                rows.mul_(scale)
+                for weights, what, total, global_total in (
+                    (grad_scores, queries, grad_keys, global_grads[0]),
+                    (dropped, grad, grad_values, global_grads[1]),
+                ):
+                    received = torch.bmm(weights.transpose(1, 2), what)  # (H, G + columns, D)
+                    total[:, block.columns].add_(received[:, count:])
+                    if global_total is not None:
+                        global_total.add_(received[:, :count])
+            for grads, global_total in zip((grad_key, grad_value), global_grads, strict=True):
+                if global_total is not None and piece.global_index is not None:
+                    grads[b, heads].index_add_(1, piece.global_index, global_total)
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
     @staticmethod
@@ -399,11 +395,3 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def vmap(*_: Any) -> None:
         raise RuntimeError('impl="blocked" does not work under torch.func.vmap; use impl="reference" there')
-
-
-def _add_product(total: Tensor, weights: Tensor, rows: Tensor, scale: float) -> None:
-    """total += weightsᵀ rows · scale, in ``total``'s precision."""
-    if total.dtype == rows.dtype:
-        total.baddbmm_(weights.transpose(1, 2), rows, alpha=scale)
-    else:
-        total.add_(torch.bmm(weights.transpose(1, 2), rows), alpha=scale)

@@ -95,7 +95,8 @@ class LongformerSelfAttention(nn.Module):
         if index is None:
             return out
         # A global row was computed locally like any other, and is now replaced.
-        return out.index_copy(0, index, self._global_rows(hidden, index, key_mask).to(out.dtype))
+        rows = self._global_rows(hidden, index, key_mask).to(out.dtype)
+        return out.index_copy(0, index, rows) if torch.is_grad_enabled() else out.index_copy_(0, index, rows)
 
     def _global_rows(self, hidden: Tensor, index: Tensor, key_mask: Tensor | None) -> Tensor:
         """Attention of the rows ``index`` to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""

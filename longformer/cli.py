@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from longformer.bench.cli import bench
 from longformer.errors import DataError, LongformerError
+from longformer.parity.cli import parity
 
 if TYPE_CHECKING:
     from longformer.question_answering import Answer, QuestionAnswerer
@@ -516,3 +517,4 @@ def train_qa(
 
 
 cli.add_command(bench)
+cli.add_command(parity)

@@ -81,6 +81,12 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
         """
         if (start_positions is None) != (end_positions is None):
             raise LongformerError("give start_positions and end_positions together, or neither")
+        for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+            if positions is not None and (positions.shape != input_ids.shape[:1] or positions.dtype != torch.int64):
+                raise LongformerError(
+                    f"{name} is {positions.dtype} of shape {tuple(positions.shape)}; it must be int64 of shape (B,) = "
+                    f"({input_ids.shape[0]},)"
+                )
         if global_attention_mask is None:
             global_attention_mask = self.question_mask(input_ids)
         hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
@@ -97,7 +103,8 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
             LongformerError: a row that has not exactly three separators, by number.
         """
         if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
-            raise LongformerError("input_ids must be a tensor of shape (B, S)")
+            what = f"has shape {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else f"is {input_ids!r}"
+            raise LongformerError(f"input_ids {what}; it must be a tensor of shape (B, S)")
         separator = input_ids == self.config.sep_token_id
         count = separator.sum(dim=1)
         wrong = (count != 3).nonzero().flatten().tolist()

@@ -5,6 +5,8 @@ Read :class:`LongformerModel` first. Letters: B batch, S sequence, N packed toke
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -142,13 +144,14 @@ class LongformerIntermediate(nn.Module):
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.intermediate_size)
-        self.activation = {
+        activations: dict[str, Callable[[Tensor], Tensor]] = {
             "gelu": F.gelu,
-            "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-            "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+            "gelu_new": partial(F.gelu, approximate="tanh"),
+            "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
             "relu": F.relu,
             "silu": F.silu,
-        }[config.hidden_act]
+        }
+        self.activation = activations[config.hidden_act]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, C) to (N, intermediate_size)."""
@@ -169,7 +172,10 @@ class LongformerLayer(nn.Module):
         hidden = self.attention(hidden, documents)
         if torch.is_grad_enabled():
             return self.output(self.intermediate(hidden), hidden)
-        return torch.cat([self.output(self.intermediate(rows), rows) for rows in hidden.split(FEED_FORWARD_ROWS)])
+        out = torch.empty_like(hidden)
+        for rows, result in zip(hidden.split(FEED_FORWARD_ROWS), out.split(FEED_FORWARD_ROWS), strict=True):
+            result.copy_(self.output(self.intermediate(rows), rows))
+        return out
 
 
 class LongformerEncoder(nn.Module):

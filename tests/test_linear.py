@@ -60,6 +60,7 @@ def test_second_derivatives_and_transforms() -> None:
     torch.testing.assert_close(jacobian, weight, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of its own flags
 def test_it_can_be_switched_off() -> None:
     x, weight, bias = torch.randn(50, 300), torch.randn(40, 300), torch.randn(40)
     with torch.backends.mkldnn.flags(enabled=False):

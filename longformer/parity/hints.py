@@ -28,6 +28,7 @@ REPRODUCED_ROUNDED = 0.3
 ROUNDED = 2.0  # times the noise
 DENSE = 1500  # tokens up to which attention is tried again, densely
 
+EPS = "LayerNorm's eps is "
 ANOTHER = "a linear layer, but not with these weights"
 
 Slip = tuple[str, Tensor]
@@ -75,7 +76,7 @@ class Scene:
 
 
 def find_hints(run: Trace, name: str, truth: Truth) -> list[str]:
-    """Slips that reproduce ``run[name]``, the closest first; none if no known one does."""
+    """Slips that reproduce ``run[name]``; none if no known one does."""
     layer, part = split_name(name)
     weights = {key.removeprefix("longformer."): weight for key, weight in truth.weights.items()}
     scene = Scene(run, weights, truth.config, 0 if layer is None else layer, truth.trace.inputs)
@@ -97,9 +98,18 @@ def find_hints(run: Trace, name: str, truth: Truth) -> list[str]:
         except KeyError:  # a trace that lacks what the value is computed from
             pass
     closest = min((left for left, _ in found), default=0.0)
-    texts = list(dict.fromkeys(text for left, text in sorted(found) if left <= 4 * closest or ANOTHER not in text))
+    texts = list(dict.fromkeys(text for left, text in found if left <= 4 * closest or ANOTHER in text))
     # A fit of any weight at all explains every mistake in a linear layer, and so only what nothing else does.
-    return [text for text in texts if ANOTHER not in text] or texts
+    return _merged([text for text in texts if ANOTHER not in text] or texts)
+
+
+def _merged(texts: list[str]) -> list[str]:
+    """Where several eps fit, one hint of them all."""
+    eps = [text for text in texts if text.startswith(EPS)]
+    if len(eps) < 2:
+        return texts
+    others = " and ".join(text.removeprefix(EPS).split()[0] for text in eps[1:])
+    return [f"{eps[0]} ({others} would fit as well)", *(text for text in texts if text not in eps)]
 
 
 def _embeddings(scene: Scene) -> Iterator[Slip]:
@@ -139,7 +149,7 @@ def _norm_slips(x: Tensor, factor: Tensor, bias: Tensor, right: float) -> Iterat
     width = x.shape[-1:]
     for eps in (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3):
         if eps != right:
-            yield f"LayerNorm's eps is {eps:g} instead of {right:g}", F.layer_norm(x, width, factor, bias, eps)
+            yield f"{EPS}{eps:g} instead of {right:g}", F.layer_norm(x, width, factor, bias, eps)
     unit = F.layer_norm(x, width, eps=right)
     yield "LayerNorm is left out", x
     yield "LayerNorm's weight is left out", unit + bias

@@ -3,8 +3,10 @@
 The truth is our model over the same weights in float64, its attention by definition (``impl="reference"``). What a
 precision must lose is estimated by moving every number that the model keeps: each weight, and each result of each
 module, is multiplied by 1 + ε·u, with u uniform in [-1, 1] and ε one unit in the last place of that precision at 1, in
-a few runs of the same float64 model. How far a value moves then, root mean square over the runs, is the *noise* of the
-value: it knows the depth, the weights and the input, and takes nothing from the implementations under test.
+a few runs of the same float64 model. A head's query and key are moved once more, each token's as a whole: where the
+products that make up a score are of one sign, its roundings do not average out among them. How far a value moves then,
+root mean square over the runs, is the *noise* of the value: it knows the depth, the weights and the input, and takes
+nothing from the implementations under test.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longformer.attention import LongformerSelfAttention
 from longformer.heads import LongformerForQuestionAnswering
 from longformer.model import LongformerModel
 from longformer.parity.recorder import Recorder, Trace, choose_layout, trace
@@ -122,14 +125,27 @@ def perturbed(
         noise = torch.empty(x.shape, dtype=torch.float32).uniform_(-eps, eps, generator=generator)
         return x + x * noise
 
+    def move_heads(x: Tensor, heads: int) -> Tensor:
+        split = x.unflatten(-1, (heads, -1))
+        noise = torch.empty(split.shape[:-1]).uniform_(-eps, eps, generator=generator)[..., None]
+        return (split + split * noise).flatten(-2)
+
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             return None
         moved = move(output)
+        if module in scored:
+            moved = move_heads(moved, scored[module])
         if moved.requires_grad:  # the way back is rounded too
             moved.register_hook(move)
         return moved
 
+    scored = {
+        projection: part.num_heads
+        for part in model.modules()
+        if isinstance(part, LongformerSelfAttention)
+        for projection in (part.query, part.key, part.query_global, part.key_global)
+    }
     parameters = dict(model.named_parameters())
     with ExitStack() as stack:
         for part in model.modules():

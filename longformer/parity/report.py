@@ -1,0 +1,181 @@
+"""A comparison as a table for the terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import click
+
+from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, Compared, Comparison, Error, Position
+
+COLOURS = {IDENTICAL: "green", "rounding": "green", DIFFERENT: "red", NON_FINITE: "red"}
+
+
+def table(comparison: Comparison, *, everything: bool = False) -> str:
+    """The verdict, where it begins and why; then a row a value."""
+    a, b = comparison.names
+    lines = [*verdict(comparison), ""]
+    header = f"{'value':<28} {'verdict':<10} {'largest':>9} {'rms':>9} {'relative':>9} {'1-cosine':>9} {'ulp':>9}"
+    lines.append(f"{header}  {a + ' / noise':>14.14} {b + ' / noise':>14.14}")
+    for value in _shown(comparison, everything):
+        if value is None:
+            lines.append("...")
+            continue
+        row = (
+            f"{value.name:<28} {value.verdict:<10} {value.largest:>9.2g} {value.rms:>9.2g} {value.relative:>9.2g} "
+            f"{max(0.0, 1 - value.cosine):>9.2g} {value.ulp_largest:>9.3g}  {_ratio(value.a):>14} {_ratio(value.b):>14}"
+        )
+        lines.append(click.style(row, fg="red", bold=value is comparison.first) if _wrong(value) else row)
+    return "\n".join(lines)
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """The findings in words."""
+    lines = [click.style(f"{comparison.verdict}: {summary(comparison)}", fg=COLOURS[comparison.verdict], bold=True)]
+    first = comparison.first
+    if first is not None:
+        lines += [f"  at {place(position)}" for position in first.positions[:3]]
+    lines += [f"  hint: {hint}" for hint in comparison.hints]
+    lines += [f"  note: {note}" for note in comparison.notes]
+    for name, absent in comparison.missing.items():
+        lines.append(
+            f"  {name} lacks {len(absent)} values: {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}"
+        )
+    return lines
+
+
+def summary(comparison: Comparison) -> str:
+    """One sentence."""
+    a, b = comparison.names
+    first, count = comparison.first, len(comparison.values)
+    if comparison.verdict == IDENTICAL:
+        return f"{a} and {b} agree in every bit of {count} values"
+    if first is None:
+        worst = max(comparison.values, key=lambda value: max(_number(value.a), _number(value.b)))
+        return (
+            f"{a} and {b} differ by no more than rounding in {count} values; furthest from the truth is {worst.name}, "
+            f"at {max(_number(worst.a), _number(worst.b)):.2f} times the noise"
+        )
+    who = " and ".join(comparison.departed)
+    if comparison.verdict == NON_FINITE:
+        return f"NaN or infinity appears first in {first.name}, in {who}"
+    errors = [error for name, error in zip((a, b), (first.a, first.b), strict=True) if name in comparison.departed]
+    worst_error = max(errors, key=lambda error: error.ratio if error else 0.0)
+    assert worst_error is not None
+    how = f"{worst_error.ratio:.3g} times the noise, {worst_error.row_ratio:.3g} in the worst row"
+    return f"{who} {'departs' if len(comparison.departed) == 1 else 'depart'} from the truth in {first.name} ({how})"
+
+
+def place(position: Position) -> str:
+    """A position in words."""
+    parts = []
+    for name in ("batch", "head", "token"):
+        number = getattr(position, name)
+        if number is not None:
+            parts.append(f"{name} {number}")
+    text = ", ".join(parts) or f"index {list(position.index)}"
+    kinds = ", ".join(position.kinds)
+    said = " ".join(part for part in (repr(position.text) if position.text is not None else "", kinds) if part)
+    difference = "" if math.isnan(position.difference) else f": {position.difference:.3g}"
+    return f"{text}{f' ({said})' if said else ''}{difference}"
+
+
+def _shown(comparison: Comparison, everything: bool) -> list[Compared | None]:
+    """All values, or those around the first divergence, the results, and of the rest none."""
+    values = comparison.values
+    if everything or len(values) <= 24:
+        return list(values)
+    if comparison.first is None:
+        keep = {i for i, value in enumerate(values) if not value.name.startswith("layer.")}
+        keep |= {i for i, value in enumerate(values) if value.name.endswith(".output")}
+    else:
+        first = values.index(comparison.first)
+        keep = {*range(max(0, first - 4), min(len(values), first + 6)), 0, len(values) - 1}
+    shown: list[Compared | None] = []
+    for i in sorted(keep):
+        if shown and i - 1 not in keep:
+            shown.append(None)
+        shown.append(values[i])
+    return shown
+
+
+def _wrong(value: Compared) -> bool:
+    return value.verdict in (DIFFERENT, NON_FINITE)
+
+
+def _number(error: Error | None) -> float:
+    return error.ratio if error is not None else 0.0
+
+
+def _ratio(error: Error | None) -> str:
+    return "-" if error is None else f"{error.ratio:.3g}"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything, as JSON has it: NaN and infinity are null."""
+    first = comparison.first
+    return {
+        "verdict": comparison.verdict,
+        "summary": summary(comparison),
+        "names": list(comparison.names),
+        "first": None if first is None else first.name,
+        "departed": list(comparison.departed),
+        "hints": comparison.hints,
+        "notes": comparison.notes,
+        "missing": comparison.missing,
+        "values": [_value(value) for value in comparison.values],
+        "about": comparison.about,
+    }
+
+
+def _value(value: Compared) -> dict[str, Any]:
+    return {
+        "name": value.name,
+        "shape": list(value.shape),
+        "verdict": value.verdict,
+        "largest": _finite(value.largest),
+        "rms": _finite(value.rms),
+        "relative": _finite(value.relative),
+        "cosine": _finite(value.cosine),
+        "ulp_largest": _finite(value.ulp_largest),
+        "ulp_rms": _finite(value.ulp_rms),
+        "a": _error(value.a),
+        "b": _error(value.b),
+        "positions": [
+            {
+                "index": list(position.index),
+                "difference": _finite(position.difference),
+                "batch": position.batch,
+                "head": position.head,
+                "token": position.token,
+                "kinds": list(position.kinds),
+                "text": position.text,
+            }
+            for position in value.positions
+        ],
+    }
+
+
+def _error(error: Error | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {
+        "largest": _finite(error.largest),
+        "rms": _finite(error.rms),
+        "ulp": _finite(error.ulp),
+        "noise": _finite(error.noise),
+        "ratio": _finite(error.ratio),
+        "row_ratio": _finite(error.row_ratio),
+        "far": error.far,
+    }
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def dumps(value: Any) -> str:
+    """JSON of the kind that every reader takes."""
+    return json.dumps(value, indent=1, allow_nan=False)

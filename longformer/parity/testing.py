@@ -1,0 +1,161 @@
+"""For tests: assertions whose messages say where two computations part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from longformer.parity.comparison import DIFFERENT, MULTIPLE, NON_FINITE, ROW_MULTIPLE, compare, row_ratios, spacing
+from longformer.parity.recorder import Trace
+from longformer.parity.report import table
+from longformer.parity.rounding import RUNS, Truth, row_mean_square
+from longformer.parity.table import order
+
+FACTOR = 2.0  # times as far from the truth as the expected value that an actual one may be
+
+
+def assert_parity(
+    actual: Trace | Mapping[str, Tensor] | Tensor,
+    expected: Trace | Mapping[str, Tensor] | Tensor,
+    truth: Truth | Mapping[str, Tensor] | Tensor | None = None,
+    *,
+    factor: float = FACTOR,
+) -> None:
+    """Assert that two computations agree up to rounding.
+
+    With traces and a :class:`Truth` this is :func:`compare`, and the message its report. With tensors, or mappings of
+    tensors, the truth is a float64 result: ``actual`` may then be ``factor`` times as far from it as ``expected`` is,
+    root mean square, both over the whole and, eightfold, in any row. Without a truth, ``expected`` is taken for it, and
+    ``actual`` may be off by as many units in the last place of its precision as ``compare`` would allow times noise;
+    that serves single operations, and not what has gone through layers.
+
+    Raises:
+        AssertionError: they do not agree; the message names the value, the place and the size.
+    """
+    if isinstance(actual, Trace) and isinstance(expected, Trace) and isinstance(truth, Truth):
+        result = compare(actual, expected, truth=truth, names=("actual", "expected"))
+        if result.verdict in (DIFFERENT, NON_FINITE):
+            raise AssertionError(click.unstyle(table(result)))
+        return
+    if isinstance(truth, Truth):
+        raise TypeError("a Truth judges traces; give two of them, or tensors and a float64 tensor")
+    ours, theirs = _named(actual), _named(expected)
+    true = None if truth is None else _named(truth)
+    if ours.keys() != theirs.keys():
+        raise AssertionError(f"values differ: {sorted(ours.keys() ^ theirs.keys())} are in one of the two only")
+    for name in sorted(ours, key=order):
+        _assert_tensor(name, ours[name], theirs[name], None if true is None else true[name], factor)
+
+
+def _named(given: Mapping[str, Tensor] | Tensor) -> Mapping[str, Tensor]:
+    return {"value": given} if isinstance(given, Tensor) else given
+
+
+def _assert_tensor(name: str, actual: Tensor, expected: Tensor, truth: Tensor | None, factor: float) -> None:
+    _check_shape(name, actual, expected)
+    _check_finite(name, actual, expected)
+    if truth is None:
+        coarse = max(actual.dtype, expected.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        off = (actual.double() - expected.double()).abs()
+        units = off / spacing(expected.double(), coarse)
+        if not bool((units <= MULTIPLE).all()):
+            raise AssertionError(
+                f"{name}: {_where(units)} differs by {float(off.flatten()[units.argmax()]):.3g}, "
+                f"{float(units.max()):.3g} units in the last place of {str(coarse).removeprefix('torch.')}, where "
+                f"{MULTIPLE:g} are allowed; a truth in float64 would allow what rounding must cost"
+            )
+        return
+    _check_shape(name, actual, truth)
+    ours, theirs = actual.double() - truth.double(), expected.double() - truth.double()
+    # One rounding is the least that any result is off, and an expected one that is exact by luck is no measure.
+    least = spacing(truth.double(), actual.dtype).square().mean() / 12
+    allowed = factor * float((theirs.square().mean() + least).sqrt())
+    if float(ours.square().mean().sqrt()) > allowed:
+        raise AssertionError(
+            f"{name}: actual is {_rms(ours):.3g} from the truth, expected {_rms(theirs):.3g}; "
+            f"{allowed:.3g} is allowed. Largest at {_where(ours.abs())}: {float(ours.abs().max()):.3g}"
+        )
+    rows = row_mean_square(ours).sqrt()
+    if float(rows.max()) > 8 * max(allowed, factor * float(row_mean_square(theirs).sqrt().max())):
+        raise AssertionError(
+            f"{name}: one row of actual is far from the truth, {float(rows.max()):.3g} where all are "
+            f"{_rms(ours):.3g} on average; largest at {_where(ours.abs())}"
+        )
+
+
+def assert_within_rounding(
+    actual: Tensor, function: Callable[..., Tensor], *arguments: Any, multiple: float = MULTIPLE, runs: int = RUNS
+) -> None:
+    """Assert that ``actual`` is ``function(*arguments)`` up to what rounding of its precision must cost.
+
+    The truth is ``function`` of the arguments in float64. What rounding costs is how far that result moves if every
+    floating tensor among the arguments is moved by a unit in the last place of ``actual``'s precision, ``runs`` times.
+
+        assert_within_rounding(fast_softmax(x), torch.softmax, x, -1)
+
+    Args:
+        actual: of the precision that is judged.
+        function: the right formula, in plain torch.
+        arguments: its arguments, as ``actual`` was computed from them.
+        multiple: how many times that noise is allowed over the whole; in one row (last axis) three times as many.
+
+    Raises:
+        AssertionError: it is further; the message says by how much and where.
+    """
+
+    def wide(x: Any) -> Any:
+        return x.detach().double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.finfo(actual.dtype).eps
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x * (1 + torch.empty(x.shape, dtype=x.dtype).uniform_(-eps, eps, generator=generator).to(x.device))
+
+    doubles = [wide(x) for x in arguments]
+    with torch.no_grad():
+        truth = function(*doubles)
+        _check_shape("actual", actual, truth)
+        _check_finite("actual", actual, truth)
+        moves = [function(*(moved(x) for x in doubles)) - truth for _ in range(runs)]
+    # The result itself is rounded once, which a function that does not move (a maximum of equal numbers) forgets.
+    own = row_mean_square(spacing(truth, actual.dtype)) / 12
+    noise = own + torch.stack([row_mean_square(move) for move in moves]).mean(dim=0)
+    off = actual.detach().double() - truth
+    expected = float(noise.mean().sqrt())
+    ratio = _rms(off) / expected if expected else (math.inf if _rms(off) else 0.0)
+    row_ratio = float(row_ratios(off, truth, noise).max()) if off.numel() else 0.0
+    in_row = multiple * ROW_MULTIPLE / MULTIPLE
+    if ratio > multiple or row_ratio > in_row:
+        raise AssertionError(
+            f"actual is {_rms(off):.3g} from the truth, {ratio:.3g} times what rounding costs ({expected:.3g}), and in "
+            f"one row {row_ratio:.3g} times, where {multiple:g} and {in_row:g} are allowed. "
+            f"Largest at {_where(off.abs())}: {float(off.abs().max()):.3g}"
+        )
+
+
+def _check_shape(name: str, x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape:
+        raise AssertionError(f"{name} has shape {tuple(x.shape)}, and {tuple(y.shape)} was expected")
+
+
+def _check_finite(name: str, actual: Tensor, expected: Tensor) -> None:
+    bad = ~torch.isfinite(actual) & torch.isfinite(expected)
+    if bool(bad.any()):
+        index = bad.nonzero()[0].tolist()
+        raise AssertionError(f"{name}{index} is {float(actual[tuple(index)])}; {int(bad.sum())} are not finite")
+
+
+def _where(size: Tensor) -> str:
+    return str([int(i) for i in torch.unravel_index(size.flatten().argmax(), size.shape)])
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt()) if x.numel() else 0.0

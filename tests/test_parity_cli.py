@@ -1,0 +1,213 @@
+"""``longformer parity`` as a user has it: files in, verdict, exit status and reports out."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity.reference import TINY
+from safetensors.torch import load_file, save_file
+
+from longformer.cli import main
+from longformer.parity import read_trace
+from longformer.parity.runs import draw
+
+IDS = [[0, 20, 21, 2, 2, 30, 31, 32, 33, 34, 35, 2], [0, 22, 2, 2, 40, 41, 2]]
+
+
+class Done:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``command("compare", ...)`` in a folder with a checkpoint ``model`` and an input ``ids.json``."""
+    monkeypatch.chdir(tmp_path)
+    draw(TINY, seed=0).save_pretrained("model")
+    Path("ids.json").write_text(json.dumps({"input_ids": IDS}))
+
+    def run(*arguments: str) -> Done:
+        with pytest.raises(SystemExit) as end:
+            main(["parity", *arguments])
+        said = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Done(end.value.code, said.out, said.err)
+
+    return run
+
+
+def spoil(source: str, target: str, name: str, by: float) -> None:
+    """A trace file as some port might write it: one value off, by way of the library's own writer."""
+    tensors, metadata = load_file(source), read_trace(source).metadata
+    tensors[name] = tensors[name] + by
+    save_file(tensors, target, metadata=metadata)
+
+
+def test_ours_against_transformers(command: Any) -> None:
+    done = command("compare", "ours", "transformers", "ids.json", "--model", "model")
+    assert done.status == 0
+    assert done.out.startswith("rounding: ours and transformers differ by no more than rounding in 29 values")
+    assert "layer.2.output" in done.out
+
+
+def test_record_then_compare(command: Any) -> None:
+    assert command("record", "model", "ids.json", "-o", "a.safetensors", "--reference", "transformers").status == 0
+    trace = read_trace("a.safetensors")
+    assert trace.metadata["model"] == "model"
+    assert "transformers" in json.loads(trace.metadata["versions"])
+    assert trace.inputs["attention_mask"].sum(dim=1).tolist() == [12, 7]
+    assert trace.inputs["global_attention_mask"].sum(dim=1).tolist() == [3, 2]
+    # The file names its model and holds its inputs: nothing more need be said.
+    assert command("compare", "a.safetensors", "ours").status == 0
+    assert command("compare", "ours:bfloat16", "a.safetensors").out.startswith("rounding")
+    assert command("compare", "ours:float64:reference", "a.safetensors").out.startswith("rounding")
+    assert command("compare", "a.safetensors", "a.safetensors").out.startswith("identical")
+
+
+def test_a_port_that_is_wrong(command: Any) -> None:
+    command("record", "model", "ids.json", "-o", "a.safetensors")
+    spoil("a.safetensors", "b.safetensors", "layer.1.attention_output", 1e-3)
+    done = command("compare", "a.safetensors", "b.safetensors", "--json", "out.json")
+    assert done.status == 1
+    first = done.out.splitlines()[0]
+    assert first.startswith("different: b.safetensors departs from the truth in layer.1.attention_output (")
+    assert re.search(r"at batch \d, token \d", done.out)
+    found = json.loads(Path("out.json").read_text())
+    assert (found["verdict"], found["first"]) == ("different", "layer.1.attention_output")
+    assert found["departed"] == ["b.safetensors"]
+    verdicts = {value["name"]: value["verdict"] for value in found["values"]}
+    assert verdicts.pop("layer.1.attention_output") == "different"
+    assert set(verdicts.values()) == {"identical"}
+
+
+def test_json_stands_alone_on_standard_output(command: Any) -> None:
+    done = command("compare", "ours", "ours:banded", "ids.json", "--model", "model", "--json", "-")
+    found = json.loads(done.out)
+    assert found["verdict"] == "rounding"
+    assert found["values"][0]["name"] == "embeddings"
+    assert found["values"][0]["positions"] == []
+    assert "running the truth" in done.err
+
+
+def test_not_finite(command: Any) -> None:
+    command("record", "model", "ids.json", "-o", "a.safetensors")
+    spoil("a.safetensors", "b.safetensors", "layer.2.key", float("nan"))
+    done = command("compare", "a.safetensors", "b.safetensors", "--json", "-")
+    assert done.status == 1
+    assert json.loads(done.out)["summary"] == "NaN or infinity appears first in layer.2.key, in b.safetensors"
+
+
+def test_probabilities(command: Any) -> None:
+    command("record", "model", "ids.json", "-o", "a.safetensors", "--probabilities")
+    done = command("compare", "transformers", "a.safetensors", "--json", "-")
+    assert done.status == 0
+    names = [value["name"] for value in json.loads(done.out)["values"]]
+    assert "layer.0.band_probabilities" in names
+
+
+def test_drawn_weights_are_the_seed_s(command: Any) -> None:
+    TINY.save("tiny.json")
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        command("record", "tiny.json", "ids.json", "-o", f"{name}.safetensors", "--seed", seed, "--only", "logits")
+    a, b, c = (read_trace(f"{name}.safetensors")["logits"] for name in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert command("compare", "ours", "transformers", "ids.json", "--model", "tiny.json").status == 0
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of the page: elements, and anything fetched from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.data = ""
+        self._in: dict[str, str | None] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in = {"tag": tag, **dict(attrs)}
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self._in.get("id") == "data":
+            self.data += data
+        elif self._in.get("tag") not in ("script", "style"):
+            self.text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = {}
+
+
+def test_the_page(command: Any, pretrained_dir: Path) -> None:
+    evil = "<b>bold</b> </script><script>alert(1)</script> & @@DATA@@"
+    Path("evil.txt").write_text(f"The Senate tries impeachments. {evil}")
+    done = command(
+        "compare",
+        *("ours", "transformers", "evil.txt", "--question", "Who?"),
+        *("--model", str(pretrained_dir), "--html", "page.html"),
+    )
+    assert done.status == 0
+    text = Path("page.html").read_text()
+    page = Page()
+    page.feed(text)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 2 and "b" not in tags and tags.count("svg") == 1
+    fetched = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert fetched == [] and "http" not in text and "url(" not in text
+    data = json.loads(page.data)
+    assert "".join(data["tokens"][0]).count("script") == 3
+    assert data["first"] is None
+    heat = data["heat"][data["values"].index("layer.0.query")]
+    assert len(heat) == 2  # runs
+    assert len(heat[0][0]) == 12 and len(heat[0][0][0]) == len(data["tokens"][0])  # heads, tokens
+    circles = [attributes for tag, attributes in page.elements if tag == "circle"]
+    assert len(circles) == 2 * len(data["values"])
+    assert "differ by no more than rounding" in page.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "ours", "theirs", "ids.json", "--model", "model"], "'theirs' is neither a trace file"),
+        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'fast' is no kernel here"),
+        (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "is neither a trace file"),
+        (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
+        (["compare", "ours", "transformers", "ids.json"], "--model is missing"),
+        (["compare", "ours", "absent.safetensors", "--model", "model"], "no trace file at absent.safetensors"),
+        (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "x/y.html"], "no folder 'x'"),
+        (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "y.txt"], "must end in .html"),
+        (["record", "model", "ids.json", "-o", "trace.bin"], "must end in .safetensors"),
+        (["record", "model", "absent.json", "-o", "t.safetensors"], "absent.json cannot be read: No such file"),
+        (["record", "model", "bad.json", "-o", "t.safetensors"], "bad.json is not valid JSON"),
+        (["record", "model", "list.json", "-o", "t.safetensors"], "list.json must hold an object like"),
+        (["record", "model", "mask.json", "-o", "t.safetensors"], "attention_mask has rows of [2], input_ids of [3]"),
+        (["record", "model", "text.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
+        (["record", "model", "more.json", "-o", "t.safetensors"], "more.json has labels; a model takes input_ids"),
+        (["record", "model", "empty.json", "-o", "t.safetensors"], "empty row"),
+        (["record", "model", "large.json", "-o", "t.safetensors"], "input_ids holds 99; the model has rows 0 to 59"),
+    ],
+)
+def test_bad_input(command: Any, arguments: list[str], message: str) -> None:
+    for name, content in {
+        "bad": "{",
+        "list": "[1]",
+        "mask": '{"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1]]}',
+        "text": '{"input_ids": ["a"]}',
+        "more": '{"input_ids": [[3]], "labels": [[3]]}',
+        "empty": '{"input_ids": [[3], []]}',
+        "large": '{"input_ids": [[3, 99]]}',
+    }.items():
+        Path(f"{name}.json").write_text(content)
+    done = command(*arguments)
+    assert done.status == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not list(Path().glob("*.safetensors")) and not list(Path().glob(".*"))

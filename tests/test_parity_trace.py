@@ -1,0 +1,289 @@
+"""Recording: what a trace has, that it is right, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity.reference import TINY, build, encode, padded_batch, question_row
+from torch import Tensor, nn
+
+from longformer.errors import LongformerError
+from longformer.parity import Table, Trace, Value, read_trace, trace
+
+PER_LAYER = [
+    "query",
+    "key",
+    "value",
+    "local_output",
+    "global_rows",
+    "attention_output",
+    "intermediate",
+    "feed_forward",
+    "output",
+]
+
+
+def inputs(*, holes: bool = False) -> dict[str, Tensor]:
+    batch = padded_batch(TINY, [question_row(TINY, 6, 40), question_row(TINY, 3, 23)])
+    if holes:
+        batch["attention_mask"][0, 15:18] = 0
+    return batch
+
+
+def run(model: nn.Module, batch: dict[str, Tensor], **settings: Any) -> Trace:
+    with torch.no_grad(), trace(model, **settings) as recorded:
+        model(**batch)
+    return recorded
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """All that a recording could leave behind."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
+    return [
+        (name, sorted(vars(part)), [len(getattr(part, kind)) for kind in hooks], getattr(part, "impl", None))
+        for name, part in model.named_modules()
+    ]
+
+
+@pytest.mark.parametrize("which", ["ours", "reference"])
+def test_values_in_order_and_shape(which: str) -> None:
+    batch = inputs()
+    recorded = run(getattr(build(TINY), which), batch)
+    names = ["embeddings", *(f"layer.{n}.{part}" for n in range(3) for part in PER_LAYER), "logits"]
+    assert list(recorded) == names
+    assert recorded["embeddings"].shape == (2, 40, 32)
+    assert recorded["layer.1.query"].shape == (2, 4, 40, 8)
+    assert recorded["layer.1.local_output"].shape == (2, 4, 40, 8)
+    assert recorded["layer.1.global_rows"].shape == (2, 4, 7, 8)
+    assert recorded["layer.1.feed_forward"].shape == (2, 40, 48)
+    assert recorded["logits"].shape == (2, 40, 2)
+    assert set(recorded.inputs) == {"input_ids", "attention_mask", "global_attention_mask"}
+    assert recorded.inputs["global_attention_mask"].sum().item() == 7 + 4  # what the head set by itself
+    assert recorded.metadata["implementation"] == ("longformer" if which == "ours" else "transformers")
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("which", ["ours", "reference"])
+def test_states_are_what_the_model_computes(which: str, holes: bool) -> None:
+    pair, batch = build(TINY), inputs(holes=holes)
+    model = getattr(pair, which)
+    recorded, expected = run(model, batch), encode(model, batch)
+    for n, state in enumerate(expected.states):
+        torch.testing.assert_close(recorded["embeddings" if n == 0 else f"layer.{n - 1}.output"], state)
+    torch.testing.assert_close(recorded["logits"], torch.stack(expected.results, dim=-1))
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_both_models_have_the_same_values(holes: bool) -> None:
+    pair, batch = build(TINY), inputs(holes=holes)
+    ours, reference = run(pair.ours, batch), run(pair.reference, batch)
+    assert list(ours) == list(reference)
+    for name, value in ours.items():
+        torch.testing.assert_close(value, reference[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_values_are_before_what_is_done_to_them_in_place() -> None:
+    # The reference scales its queries in place, in the very tensor that the projection gave.
+    pair, batch = build(TINY), inputs()
+    attention = pair.reference.longformer.encoder.layer[0].attention.self
+    recorded = run(pair.reference, batch)
+    query = attention.query(recorded["embeddings"]).unflatten(-1, (4, 8)).transpose(1, 2)
+    torch.testing.assert_close(recorded["layer.0.query"], query)
+
+
+def test_long_inputs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    import longformer.model
+
+    pair, batch = build(TINY), inputs()
+    whole = run(pair.ours, batch)
+    monkeypatch.setattr(longformer.model, "FEED_FORWARD_ROWS", 16)
+    pieces = run(pair.ours, batch)
+    assert list(pieces) == list(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value)
+
+
+def test_probabilities() -> None:
+    pair, batch = build(TINY), inputs(holes=True)
+    ours, reference = (run(model, batch, probabilities=True) for model in (pair.ours, pair.reference))
+    assert list(ours) == list(reference)
+    for n in range(3):
+        band, columns, rows = (ours[f"layer.{n}.{kind}_probabilities"] for kind in ("band", "column", "global"))
+        assert (band.shape, columns.shape, rows.shape) == ((2, 4, 40, 9), (2, 4, 40, 7), (2, 4, 7, 40))
+        present = (batch["attention_mask"] != 0) & (ours.inputs["global_attention_mask"] == 0)
+        total = (band.sum(dim=-1) + columns.sum(dim=-1)).movedim(1, -1)
+        torch.testing.assert_close(total[present], torch.ones_like(total[present]))
+        assert float(total[~present].abs().max()) == 0
+        for kind in ("band", "column", "global"):
+            name = f"layer.{n}.{kind}_probabilities"
+            torch.testing.assert_close(ours[name], reference[name], atol=1e-6, rtol=1e-4)
+    assert ours.metadata["kernel"] == "banded, which agrees with auto"
+
+
+def test_probabilities_of_a_kernel_that_is_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import longformer.attention
+
+    pair, batch = build(TINY), inputs()
+    right = longformer.attention.sliding_window_attention
+
+    def wrong(query: Tensor, key: Tensor, value: Tensor, window: Any, **settings: Any) -> Tensor:
+        return right(query, key, value, (window[0] - 1, window[1]), **settings)
+
+    monkeypatch.setattr(longformer.attention, "sliding_window_attention", wrong)
+    with pytest.raises(LongformerError, match=r"layer\.0\.local_output: attention with probabilities"):
+        run(pair.ours, batch, probabilities=True)
+
+
+@pytest.mark.parametrize("which", ["ours", "reference"])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_nothing_is_left_behind(which: str, probabilities: bool, tmp_path: Path) -> None:
+    model, batch = getattr(build(TINY), which), inputs()
+    before = state_of(model)
+    run(model, batch, probabilities=probabilities)
+    assert state_of(model) == before
+    path = tmp_path / "trace.safetensors"
+    with pytest.raises(ZeroDivisionError), trace(model, probabilities=probabilities, path=path):
+        model(**batch)
+        raise ZeroDivisionError
+    assert state_of(model) == before
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(LongformerError, match="ran twice"), torch.no_grad(), trace(model):
+        model(**batch)
+        model(**batch)
+    assert state_of(model) == before
+
+
+def test_gradients_leave_nothing_behind() -> None:
+    pair, batch = build(TINY), inputs()
+    batch |= {"start_positions": torch.tensor([9, 7]), "end_positions": torch.tensor([10, 8])}
+    before = state_of(pair.ours)
+    with trace(pair.ours, gradients=True) as recorded:
+        recorded.backward(pair.ours(**batch).loss)
+    assert state_of(pair.ours) == before
+    assert all(parameter.grad is None for parameter in pair.ours.parameters())
+    with pytest.raises(LongformerError, match="only inside"):
+        recorded.backward(torch.zeros(()))
+    pair.ours(**batch).loss.backward()
+    for name, parameter in pair.ours.named_parameters():
+        torch.testing.assert_close(recorded[f"gradient.parameter.{name}"], parameter.grad)
+    gradient = recorded["gradient.layer.1.output"]
+    assert gradient.shape == (2, 40, 32)
+    assert float(gradient[1, 23:].abs().max()) == 0  # padding
+    assert float(gradient[1, :23].abs().max()) > 0
+
+
+def test_gradients_need_a_run_with_gradients() -> None:
+    pair, batch = build(TINY), inputs()
+    with pytest.raises(LongformerError, match="gradients enabled"), trace(pair.ours, gradients=True) as recorded:
+        with torch.no_grad():
+            output = pair.ours(**batch)
+        recorded.backward(output.start_logits.sum())
+
+
+def test_only_some_values() -> None:
+    recorded = run(build(TINY).ours, inputs(), only=["layer.*.output", "logits"])
+    assert list(recorded) == ["layer.0.output", "layer.1.output", "layer.2.output", "logits"]
+
+
+def test_a_base_model_has_its_pooler() -> None:
+    pair = build(TINY, question_answering=False)
+    batch = inputs() | {"global_attention_mask": torch.zeros(2, 40, dtype=torch.long)}
+    ours, reference = run(pair.ours, batch), run(pair.reference, batch)
+    assert "layer.0.global_rows" not in ours
+    torch.testing.assert_close(ours["pooler_output"], reference["pooler_output"])
+
+
+def test_a_model_that_did_not_run() -> None:
+    with pytest.raises(LongformerError, match="did not run"), trace(build(TINY).ours):
+        pass
+
+
+class Other(nn.Module):
+    """A model of someone else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x: Tensor, *, again: bool = False) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.blocks[0](x) if again else x
+
+
+def test_any_module_with_a_table() -> None:
+    model, x = Other(), torch.randn(5, 2, 6)
+    table = Table({"blocks.{n}": Value("layer.{n}.output", "heads", "sbc")}, heads=3)
+    with trace(model, table=table) as recorded:
+        y = model(x)
+    assert list(recorded) == ["layer.0.output", "layer.1.output"]
+    torch.testing.assert_close(recorded["layer.1.output"].transpose(1, 2).flatten(2), y.detach().transpose(0, 1))
+    torch.testing.assert_close(recorded.inputs["argument0"], x)
+    with pytest.raises(LongformerError, match=r"layer.0.output ran twice"), trace(model, table=table):
+        model(x, again=True)
+
+
+def test_a_table_that_does_not_fit() -> None:
+    model = Other()
+    with (
+        pytest.raises(LongformerError, match=r"no module encoder.{n}; its modules are blocks, blocks.0"),
+        trace(model, table=Table({"encoder.{n}": Value("x.{n}")})),
+    ):
+        pass
+    with pytest.raises(LongformerError, match="one name: x"), trace(model, table=Table({"blocks.{n}": Value("x")})):
+        pass
+    with pytest.raises(LongformerError, match="Other is neither our Longformer nor transformers'"), trace(model):
+        pass
+    table = Table({"blocks.{n}": Value("layer.{n}", "heads")})
+    with pytest.raises(LongformerError, match="does not say how many"), trace(model, table=table):
+        model(torch.randn(2, 5, 6))
+
+
+def test_a_saved_trace_is_the_trace(tmp_path: Path) -> None:
+    pair, batch = build(TINY), inputs()
+    held = run(pair.ours, batch)
+    held.save(tmp_path / "saved.safetensors")
+    streamed = run(pair.ours, batch, path=tmp_path / "streamed.safetensors")
+    for other in (read_trace(tmp_path / "saved.safetensors"), streamed):
+        assert list(other) == list(held)
+        assert other.metadata == held.metadata
+        assert all(torch.equal(other[name], value) for name, value in held.items())
+        assert all(torch.equal(other.inputs[name], value) for name, value in held.inputs.items())
+
+
+STREAM = """
+import resource, sys
+import torch
+from longformer import LongformerConfig
+from longformer.parity import read_trace, trace
+from longformer.parity.runs import draw
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+torch.set_num_threads(1)
+config = LongformerConfig(
+    vocab_size=60, hidden_size=128, num_hidden_layers=16, num_attention_heads=4, intermediate_size=1024,
+    max_position_embeddings=2050, attention_window=64,
+)
+model = draw(config, seed=0)
+inputs = {"input_ids": torch.randint(3, 60, (1, 2048)), "global_attention_mask": torch.zeros(1, 2048).long()}
+with torch.no_grad():
+    model(**inputs)
+    before = peak()
+    with trace(model, path=sys.argv[1]):
+        model(**inputs)
+print(peak() - before)
+"""
+
+
+def test_a_trace_need_not_fit_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.safetensors"
+    done = subprocess.run([sys.executable, "-c", STREAM, str(path)], capture_output=True, text=True, check=True)
+    assert path.stat().st_size > 350e6
+    assert int(done.stdout) < 120e6  # a layer and what is on its way to the file, not the sixteen of them

@@ -1,0 +1,258 @@
+"""The verdict: every planted mistake is found where it is and called by name, and nothing clean is called different."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from parity.reference import TINY, Pair, build, global_mask, padded_batch, question_row, with_weights
+from parity_mistakes import MISTAKES, Inputs, batch, fresh, judge, layer, run
+from torch import Tensor, nn
+
+from longformer.errors import DataError
+from longformer.parity import Trace, Truth, assert_parity, compare, trace
+from longformer.parity.comparison import MULTIPLE, ROW_MULTIPLE
+
+
+@dataclasses.dataclass
+class Case:
+    pair: Pair
+    inputs: Inputs
+    truth: Truth
+    expected: Trace
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    torch.manual_seed(0)
+    pair, inputs = build(TINY), batch()
+    return Case(pair, inputs, Truth(pair.ours, inputs), run(pair.reference, inputs))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_planted_mistake_is_found(case: Case, name: str) -> None:
+    found = judge(name, case.pair, case.inputs, case.truth, case.expected)
+    assert found.verdict == "different"
+    assert found.departed == ("port",)
+    assert found.first is not None and found.first.name == MISTAKES[name].first
+    assert len(found.hints) == 1
+    assert MISTAKES[name].hint in found.hints[0]
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_planted_mistake_is_found_on_either_side(case: Case, name: str) -> None:
+    spoilt = MISTAKES[name].plant(case.pair, fresh(case.pair), case.inputs)
+    found = compare(spoilt, case.expected, truth=case.truth)
+    assert (found.verdict, found.departed) == ("different", ("A",))
+    assert found.first is not None and found.first.name == MISTAKES[name].first
+    assert MISTAKES[name].hint in found.hints[0]
+
+
+def test_positions_are_named(case: Case) -> None:
+    found = judge("padded rows not zeroed", case.pair, case.inputs, case.truth, case.expected)
+    assert found.first is not None
+    assert all(position.kinds == ("padding",) for position in found.first.positions)
+    found = judge("the local projection used for global rows", case.pair, case.inputs, case.truth, case.expected)
+    assert found.first is not None
+    for position in found.first.positions:
+        assert "global" in position.kinds
+        assert position.batch is not None and position.token is not None
+        # Global rows are recorded apart; what is named is the token's place in the input.
+        assert position.token <= [6, 3, 10][position.batch]
+    found = judge("window off by one", case.pair, case.inputs, case.truth, case.expected)
+    assert found.first is not None
+    assert any("window edge" in position.kinds for position in found.first.positions)
+
+
+def test_weights_that_differ_are_listed(case: Case) -> None:
+    found = judge("an output weight transposed", case.pair, case.inputs, case.truth, case.expected)
+    assert found.notes == [
+        "port was computed with other weights in longformer.encoder.layer.1.attention.output.dense.weight"
+    ]
+
+
+@pytest.mark.parametrize("impl", ["blocked", "banded", "reference"])
+def test_kernels_are_rounding(case: Case, impl: str) -> None:
+    model = with_weights(TINY, case.pair.ours.state_dict(), impl=impl)
+    found = compare(case.expected, run(model, case.inputs), truth=case.truth)
+    assert found.verdict == "rounding"
+    assert found.first is None and found.hints == [] and found.departed == ()
+
+
+def test_the_same_is_identical_and_needs_no_truth(case: Case) -> None:
+    a, b = run(case.pair.ours, case.inputs), run(case.pair.ours, case.inputs)
+    assert compare(a, b).verdict == "identical"
+    assert compare(a, b, truth=case.truth).verdict == "identical"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("which", ["ours", "reference"])
+def test_lower_precision_is_rounding(case: Case, dtype: torch.dtype, which: str) -> None:
+    model = copy.deepcopy(getattr(case.pair, which)).to(dtype)
+    found = compare(case.expected, run(model, case.inputs), truth=case.truth)
+    assert found.verdict == "rounding"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["short", "one token", "no global", "left padding", "all global"])
+def test_clean_pairs_are_rounding(kind: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    pair = build(TINY, seed=seed)
+    row = question_row(TINY, 5, 33)
+    inputs: Inputs
+    match kind:
+        case "short":
+            inputs = {"input_ids": question_row(TINY, 1, 5)[None]}
+        case "one token":
+            inputs = {"input_ids": row[None, :1], "global_attention_mask": torch.zeros(1, 1, dtype=torch.long)}
+        case "no global":
+            inputs = {"input_ids": row[None], "global_attention_mask": global_mask(row[None], [])}
+        case "left padding":
+            inputs = padded_batch(TINY, [row, question_row(TINY, 2, 12)], left=True)
+        case "all global":
+            inputs = {"input_ids": row[None], "global_attention_mask": torch.ones(1, 33, dtype=torch.long)}
+    found = compare(run(pair.ours, inputs), run(pair.reference, inputs), truth=Truth(pair.ours, inputs))
+    assert found.verdict == "rounding", found.first
+
+
+def test_clean_pairs_keep_their_distance_from_the_limits(case: Case) -> None:
+    found = compare(run(case.pair.ours, case.inputs), case.expected, truth=case.truth)
+    for value in found.values:
+        assert value.a is not None and value.b is not None
+        assert max(value.a.ratio, value.b.ratio) < MULTIPLE / 2
+        assert max(value.a.row_ratio, value.b.row_ratio) < ROW_MULTIPLE / 2
+
+
+def test_trained_weights_are_rounding(pretrained_dir: Path) -> None:
+    from longformer.parity.runs import Contender, load_ours, read_sample
+
+    text = Path(__file__).parents[1] / "longformer" / "data" / "constitution.txt"
+    sample = read_sample(str(text), str(pretrained_dir), question="Who tries impeachments?", max_tokens=200)
+    truth = Truth(load_ours(str(pretrained_dir)), sample.inputs, probabilities=True)
+    ours, reference, low = (
+        run(Contender.parse(name).load(str(pretrained_dir)), sample.inputs, probabilities=True)
+        for name in ("ours", "transformers", "ours:bfloat16")
+    )
+    assert compare(ours, reference, truth=truth).verdict == "rounding"
+    assert compare(ours, low, truth=truth).verdict == "rounding"
+
+
+def gradients(model: nn.Module, inputs: Inputs) -> Trace:
+    with trace(model, gradients=True) as recorded:
+        recorded.backward(model(**inputs).loss)
+    return recorded
+
+
+def test_gradients(case: Case) -> None:
+    inputs = {**case.inputs, "start_positions": torch.tensor([10, 9, 30]), "end_positions": torch.tensor([12, 10, 31])}
+    truth = Truth(case.pair.ours, inputs, loss=lambda output: output.loss)
+    expected = gradients(case.pair.reference, inputs)
+    found = compare(gradients(case.pair.ours, inputs), expected, truth=truth)
+    assert found.verdict == "rounding"
+    assert found.missing == {}
+    assert sum(value.name.startswith("gradient.") for value in found.values) > 80
+
+    model = fresh(case.pair)
+    # A wrong way back alone: 1% more of one projection's gradient.
+    layer(model).attention.self.value.register_full_backward_hook(lambda module, given, taken: (given[0] * 1.01,))
+    found = compare(gradients(model, inputs), expected, truth=truth)
+    assert found.verdict == "different"
+    assert found.first is not None and found.first.name == "gradient.layer.0.output"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_not_finite_is_a_verdict_of_its_own(case: Case, bad: float) -> None:
+    model = fresh(case.pair)
+    layer(model).attention.self.value.bias.data[9] = bad
+    found = compare(case.expected, run(model, case.inputs), truth=case.truth, names=("reference", "port"))
+    assert found.verdict == "non-finite"
+    assert found.first is not None and found.first.name == "layer.1.value"
+    assert found.departed == ("port",)
+    assert found.first.positions[0].head == 1
+
+
+def altered(recorded: Trace, **changes: Tensor | None) -> Trace:
+    """A copy of a trace with values exchanged, or left out; ``__`` stands for a point in a name."""
+    result = Trace()
+    named = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    result.tensors = {
+        name: named.get(name, tensor)
+        for name, tensor in recorded.items()
+        if name not in named or named[name] is not None
+    }
+    result.inputs, result.metadata = dict(recorded.inputs), dict(recorded.metadata)
+    return result
+
+
+def test_a_missing_value_is_listed_and_the_rest_compared(case: Case) -> None:
+    less = altered(case.expected, layer__1__key=None)
+    found = compare(run(case.pair.ours, case.inputs), less, truth=case.truth, names=("all", "less"))
+    assert found.verdict == "rounding"
+    assert found.missing == {"less": ["layer.1.key"]}
+    assert len(found.values) == len(case.expected) - 1
+
+
+def test_one_wrong_token_among_many_is_found(case: Case) -> None:
+    value = case.expected["layer.1.output"].clone()
+    value[2, 30] += 1e-4
+    found = compare(case.expected, altered(case.expected, layer__1__output=value), truth=case.truth)
+    assert found.verdict == "different"
+    assert found.first is not None
+    assert (found.first.positions[0].batch, found.first.positions[0].token) == (2, 30)
+
+
+def test_other_inputs_are_refused(case: Case) -> None:
+    other = altered(case.expected)
+    other.inputs["input_ids"] = other.inputs["input_ids"].clone()
+    other.inputs["input_ids"][1, 7] += 1
+    with pytest.raises(DataError, match=r"input_ids\[1, 7\] is \d+ in A and \d+ in B"):
+        compare(case.expected, other, truth=case.truth)
+    other.inputs["input_ids"] = other.inputs["input_ids"][:, :20]
+    with pytest.raises(DataError, match=r"input_ids is \(3, 57\) in A, \(3, 20\) in B"):
+        compare(case.expected, other, truth=case.truth)
+    del other.inputs["input_ids"]
+    with pytest.raises(DataError, match="B was recorded without input_ids"):
+        compare(case.expected, other, truth=case.truth)
+
+
+def test_other_configs_are_refused(case: Case) -> None:
+    other = altered(case.expected)
+    config = {**json.loads(other.metadata["config"]), "layer_norm_eps": 1e-12}
+    other.metadata["config"] = json.dumps(config)
+    with pytest.raises(DataError, match="different configs: layer_norm_eps is 1e-05 and 1e-12"):
+        compare(case.expected, other, truth=case.truth)
+
+
+def test_other_shapes_are_refused(case: Case) -> None:
+    other = altered(case.expected, layer__0__query=case.expected["layer.0.query"][:, :, :-1])
+    with pytest.raises(DataError, match=r"layer.0.query has shape \(3, 4, 57, 8\) in A and \(3, 4, 56, 8\) in B"):
+        compare(case.expected, other, truth=case.truth)
+
+
+def test_nothing_in_common_is_refused(case: Case) -> None:
+    other = altered(case.expected)
+    other.tensors = {"mine": torch.zeros(1)}
+    with pytest.raises(DataError, match="no value in common"):
+        compare(case.expected, other, truth=case.truth)
+
+
+def test_a_difference_without_a_truth_is_refused(case: Case) -> None:
+    with pytest.raises(DataError, match="no truth to judge it by"):
+        compare(run(case.pair.ours, case.inputs), case.expected)
+
+
+def test_the_weights_are_as_before(case: Case) -> None:
+    for name, weight in case.truth.weights.items():
+        assert torch.equal(case.truth._model.state_dict()[name], weight.double())
+
+
+def test_assert_parity_reports_like_compare(case: Case) -> None:
+    assert_parity(run(case.pair.ours, case.inputs), case.expected, case.truth)
+    spoilt = MISTAKES["tanh GELU against exact"].plant(case.pair, fresh(case.pair), case.inputs)
+    with pytest.raises(AssertionError, match=r"(?s)different: actual departs.*layer\.1\.feed_forward.*hint: .*tanh"):
+        assert_parity(spoilt, case.expected, case.truth)
