@@ -6,7 +6,8 @@ Shapes: B batch, H heads, S sequence, D head dimension, G global tokens, W = lef
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from . import banded, blocked, reference
 from .banded import BandProbabilities
 
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -49,7 +50,7 @@ def sliding_window_attention(
         scale: factor on the scores; 1/sqrt(D) if None.
         dropout_p: probability with which an attention probability is set to 0, the others being divided by
             1 - dropout_p. Drawn from torch's default generator.
-        impl: "auto" (see :func:`choose`), "reference", "banded" or "blocked".
+        impl: "auto" (see :func:`choose`), "reference", "banded", "blocked" or "fused".
 
     Returns:
         (B, H, S, D), dtype of ``query``.
@@ -68,9 +69,14 @@ def sliding_window_attention(
     if global_mask is not None and key_mask is not None:
         global_mask = global_mask & key_mask
     left, right = _check_window(window, seq_len)
-    choice = choose(query, impl=impl)
-    implementations = {"reference": reference, "banded": banded, "blocked": blocked}
-    return implementations[choice.impl].sliding_window_attention(
+    dropout_p = _check_dropout(dropout_p)
+    implementations: dict[str, Callable[..., Tensor]] = {
+        "reference": reference.sliding_window_attention,
+        "banded": banded.sliding_window_attention,
+        "blocked": blocked.sliding_window_attention,
+        "fused": partial(blocked.sliding_window_attention, fused=True),
+    }
+    return implementations[choose(query, impl=impl, dropout_p=dropout_p).impl](
         query,
         key,
         value,
@@ -80,7 +86,7 @@ def sliding_window_attention(
         key_mask=key_mask,
         global_mask=global_mask,
         scale=_check_scale(scale, head_dim),
-        dropout_p=_check_dropout(dropout_p),
+        dropout_p=dropout_p,
     )
 
 
@@ -116,9 +122,11 @@ def global_attention(
     batch, _, seq_len, head_dim = key.shape
     key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
     scale, dropout_p = _check_scale(scale, head_dim), _check_dropout(dropout_p)
-    match choose(query, impl=impl).impl:
-        case "blocked":
-            return blocked.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+    match choose(query, impl=impl, dropout_p=dropout_p).impl:
+        case "blocked" | "fused" as name:
+            return blocked.global_attention(
+                query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=name == "fused"
+            )
         case _:  # a few dense rows: the banded formulation has nothing of its own to say about them
             return reference.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
 
@@ -164,15 +172,23 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(query: Tensor, *, impl: str = "auto") -> Choice:
+def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0) -> Choice:
     """Which implementation serves ``query`` under ``impl``, and why. An explicit choice is never overruled.
 
     Raises:
-        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``.
+        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or cannot serve ``query`` or do dropout.
     """
     match impl:
-        case "auto":
-            return Choice("blocked", f"linear memory and its own backward; works on {query.device.type}")
+        case "auto" | "fused":
+            if not blocked.can_fuse(query):
+                reason = f"this torch has no fused attention with a log-sum-exp on {query.device.type}"
+            elif dropout_p:
+                reason = "torch's fused attention has no dropout on a CPU"
+            else:
+                return Choice("fused", "torch's fused attention within a tile, the backward pass by hand")
+            if impl == "fused":
+                raise ValueError(f'impl is "fused", and {reason}; use "auto" or "blocked"')
+            return Choice("blocked", f"tiles by hand: {reason}")
         case "reference" | "banded" | "blocked":
             return Choice(impl, "asked for")
         case _:
