@@ -40,24 +40,24 @@ MOST_SCORES = 1 << 20  # the most scores of global rows or columns at a time, so
 
 
 class _Block(NamedTuple):
-    """``count`` tiles of equal shape: ``rows`` that meet ``columns``, and again each a tile's rows further on.
+    """``repeats`` tiles of equal shape: ``rows`` that meet ``columns``, and again each a tile's rows further on.
 
     ceilings: ranges of a tile's columns with the (rows, range) most that a score there may be: -inf where a row does
         not see a column, +inf elsewhere.
-    global_hidden: (count · rows, G), True where a global column is not for a row: it stands in the row's band, where
+    global_hidden: (repeats · rows, G), True where a global column is not for a row: it stands in the row's band, where
         it counts already, or is later than a causal row may see. None if there is no such place.
     """
 
     rows: slice
     columns: slice
-    count: int
+    repeats: int
     ceilings: list[tuple[slice, Tensor]]
     global_hidden: Tensor | None
 
     @property
     def all_rows(self) -> slice:
         """The rows of all tiles."""
-        return slice(self.rows.start, self.rows.start + self.count * (self.rows.stop - self.rows.start))
+        return slice(self.rows.start, self.rows.start + self.repeats * (self.rows.stop - self.rows.start))
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of each tile."""
@@ -241,11 +241,11 @@ def _band_blocks(
         if behind > 0:
             width = last - first
             found.append((slice(width - behind, width), ceiling(bottom - top, behind, 0, False)))
-        count = 1
+        repeats = 1
         if top >= left and top + step + right <= length:
-            count = max(1, min(most, length - right - top) // step)
-        yield _Block(slice(top, bottom), slice(first, last), count, found, None)
-        top += count * step
+            repeats = max(1, min(most, length - right - top) // step)
+        yield _Block(slice(top, bottom), slice(first, last), repeats, found, None)
+        top += repeats * step
 
 
 def _global_hidden(
@@ -425,9 +425,9 @@ def _fused_forward(piece: _Piece, block: _Block, views: _Views, scale: float) ->
     step = block.rows.stop - block.rows.start
 
     def tiles(x: Tensor, first: slice) -> Tensor:
-        """(H, length, ...) to (count, H, size, ...): overlapping views, each ``step`` further on."""
+        """(H, length, ...) to (repeats, H, size, ...): overlapping views, each ``step`` further on."""
         size = first.stop - first.start
-        rows = x[:, first.start : first.stop + (block.count - 1) * step]
+        rows = x[:, first.start : first.stop + (block.repeats - 1) * step]
         return rows.unfold(1, size, step).movedim(-1, 2).transpose(0, 1)
 
     bias = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,14 +67,14 @@ class LongformerSelfAttention(nn.Module):
         lengths.append(hidden.shape[0] - sum(lengths))
         query, key, value = (self._heads(layer(hidden)).split(lengths) for layer in (self.query, self.key, self.value))
         rows = hidden.split(lengths)
-        global_rows = self._short_global_rows(hidden, documents, lengths)
+        global_rows = self._short_global_rows(rows, documents)
         results = []
         for i, document in enumerate(documents):
             if document.length:
                 out = self._attend(document, query[i], key[i], value[i])
                 if document.global_index is not None:
                     # A global row was computed locally like any other, and is now replaced.
-                    new = global_rows[i] if global_rows else self._global_rows(rows[i], document)
+                    new = global_rows[i] if i in global_rows else self._global_rows(rows[i], document)
                     replace = out.index_copy if torch.is_grad_enabled() else out.index_copy_
                     out = replace(0, document.global_index, new.to(out.dtype))
                 results.append(out)
@@ -91,8 +92,11 @@ class LongformerSelfAttention(nn.Module):
         if document.global_index is not None:
             global_mask = torch.zeros(1, document.length, dtype=torch.bool, device=query.device)
             global_mask[0, document.global_index] = True
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, H, L, D)
         out = sliding_window_attention(
-            *(x.transpose(0, 1)[None] for x in (query, key, value)),
+            query,
+            key,
+            value,
             self.window,
             key_mask=_row(document.key_mask),
             global_mask=global_mask,
@@ -103,29 +107,33 @@ class LongformerSelfAttention(nn.Module):
 
     def _attend_globally(self, document: Document, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of a document's global rows (G, H, D) to all of its (L, H, D) keys and values: (G, C)."""
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
         out = global_attention(
-            *(x.transpose(0, 1)[None] for x in (query, key, value)),
+            query,
+            key,
+            value,
             key_mask=_row(document.key_mask),
             dropout_p=self.dropout_p if self.training else 0.0,
             impl=self.impl,
         )
         return out[0].transpose(0, 1).flatten(1)
 
-    def _short_global_rows(self, hidden: Tensor, documents: list[Document], lengths: list[int]) -> list[Tensor | None]:
-        """Each document's global rows (G, C), all of the batch projected at once; empty unless all are short."""
-        indices = [document.global_index for document in documents]
-        longest = max((document.length for document in documents if document.global_index is not None), default=0)
-        if not 0 < longest < SHORT[self.query_global.weight.element_size()]:
-            return []
+    def _short_global_rows(self, rows: Sequence[Tensor], documents: list[Document]) -> dict[int, Tensor]:
+        """Global rows (G, C) of the short documents, by number, from each one's (L, C): projected all at once."""
+        most = SHORT[self.query_global.weight.element_size()]
+        short = {i: x.global_index for i, x in enumerate(documents) if x.global_index is not None and x.length < most}
+        if not short:
+            return {}
+        lengths = [documents[i].length for i in short]
         firsts = [0, *itertools.accumulate(lengths)]
-        places = [firsts[i] + index for i, index in enumerate(indices) if index is not None]
-        counts = [0 if index is None else len(index) for index in indices]
-        query = self._heads(self.query_global(hidden[torch.cat(places)])).split(counts)
-        key, value = (self._heads(layer(hidden)).split(lengths) for layer in (self.key_global, self.value_global))
-        return [
-            self._attend_globally(document, query[i], key[i], value[i]) if counts[i] else None
-            for i, document in enumerate(documents)
-        ]
+        hidden = torch.cat([rows[i] for i in short]) if len(short) > 1 else rows[next(iter(short))]
+        places = torch.cat([first + index for first, index in zip(firsts, short.values(), strict=False)])
+        queries = self._heads(self.query_global(hidden[places])).split([len(index) for index in short.values()])
+        keys, values = (self._heads(layer(hidden)).split(lengths) for layer in (self.key_global, self.value_global))
+        return {
+            i: self._attend_globally(documents[i], query, key, value)
+            for i, query, key, value in zip(short, queries, keys, values, strict=True)
+        }
 
     def _global_rows(self, hidden: Tensor, document: Document) -> Tensor:
         """Attention of a document's global rows to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""
