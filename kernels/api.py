@@ -76,7 +76,8 @@ def sliding_window_attention(
         "blocked": blocked.sliding_window_attention,
         "fused": partial(blocked.sliding_window_attention, fused=True),
     }
-    return implementations[choose(query, impl=impl, dropout_p=dropout_p).impl](
+    choice = choose(query, impl=impl, dropout_p=dropout_p, backward=_is_differentiated(query, key, value))
+    return implementations[choice.impl](
         query,
         key,
         value,
@@ -122,7 +123,7 @@ def global_attention(
     batch, _, seq_len, head_dim = key.shape
     key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
     scale, dropout_p = _check_scale(scale, head_dim), _check_dropout(dropout_p)
-    match choose(query, impl=impl, dropout_p=dropout_p).impl:
+    match choose(query, impl=impl, dropout_p=dropout_p, backward=_is_differentiated(query, key, value)).impl:
         case "blocked" | "fused" as name:
             return blocked.global_attention(
                 query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=name == "fused"
@@ -172,27 +173,41 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0) -> Choice:
+def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backward: bool = False) -> Choice:
     """Which implementation serves ``query`` under ``impl``, and why. An explicit choice is never overruled.
+
+    Args:
+        query: (B, H, S, D), of which device and dtype count.
+        impl, dropout_p: as for :func:`sliding_window_attention`.
+        backward: whether gradients will be asked for.
 
     Raises:
         ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or cannot serve ``query`` or do dropout.
     """
+    unfit = None
+    if not blocked.can_fuse(query):
+        unfit = f"this torch has no fused attention with a log-sum-exp on {query.device.type}"
+    elif dropout_p:
+        unfit = "torch's fused attention has no dropout on a CPU"
     match impl:
-        case "auto" | "fused":
-            if not blocked.can_fuse(query):
-                reason = f"this torch has no fused attention with a log-sum-exp on {query.device.type}"
-            elif dropout_p:
-                reason = "torch's fused attention has no dropout on a CPU"
-            else:
-                return Choice("fused", "torch's fused attention within a tile, the backward pass by hand")
-            if impl == "fused":
-                raise ValueError(f'impl is "fused", and {reason}; use "auto" or "blocked"')
-            return Choice("blocked", f"tiles by hand: {reason}")
+        case "auto":
+            if unfit is None and query.element_size() == 2:
+                return Choice("fused", f"the fastest, and has scores in float32 although query is {query.dtype}")
+            if unfit is None and not backward:
+                return Choice("fused", "the fastest, and as exact where no gradient is asked for")
+            return Choice("blocked", unfit or f"the most exact gradients in {query.dtype}")
+        case "fused":
+            if unfit is not None:
+                raise ValueError(f'impl is "fused", and {unfit}; use "auto" or "blocked"')
+            return Choice(impl, "asked for")
         case "reference" | "banded" | "blocked":
             return Choice(impl, "asked for")
         case _:
             raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+
+
+def _is_differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -2,13 +2,15 @@
 
 A tile is T rows and the at most T + W - 1 columns of their band. What of that rectangle lies off the band are two
 triangles at its ends: these, and nothing else, are masked. The global columns outside the band are a tile of their
-own. A tile's scores stay in the processor's cache and are never written to memory as a whole. It gives the attention
-within itself and the logarithm of its softmax's denominator, by which two tiles of the same rows are merged:
+own. A tile's scores stay in the processor's cache and are never written to memory as a whole. It gives a row's
+largest score m, the sum l of exp(s - m), and the values weighted by these exponentials, O; two tiles of the same rows
+become one:
 
-    L = log Σ exp(s)        L₁₂ = log(exp L₁ + exp L₂)        O₁₂ = exp(L₁ - L₁₂) O₁ + exp(L₂ - L₁₂) O₂
+    m = max(m₁, m₂)        l = exp(m₁ - m) l₁ + exp(m₂ - m) l₂        O = exp(m₁ - m) O₁ + exp(m₂ - m) O₂
 
-The backward pass keeps inputs, output and L. A tile's probabilities are P = exp(S - L) once more, and with dO the
-gradient of the output,
+and in the end O is divided by l. The backward pass keeps inputs, output, m and l; m and l apart, since log l + m would
+round away what float32 has. A tile's probabilities are P = exp(S - m) / l once more, and with dO the gradient of the
+output,
 
     dV += Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - δ)      dQ += dS K · scale      dK += dSᵀ Q · scale
 
@@ -16,8 +18,9 @@ where δ are the row sums of dO ∘ O, which equal those of P ∘ dP over all ti
 diag(p) - p pᵀ for a row p of P, applied to dP). Tiles are visited in one fixed order, so that equal inputs give equal
 bits. Dropout multiplies P by a mask drawn tile by tile from a seed, which is kept; dP is multiplied by the same mask.
 
-Everything here is written out in products, exponentials and sums. ``fused`` leaves a band tile's forward to torch's
-own fused attention, which keeps a tile's scores in float32 where the inputs are bfloat16 or float16.
+Everything here is written out in products, powers of two (of scores times log₂ e) and sums. ``fused`` leaves a band
+tile's forward to torch's own fused attention, which keeps a tile's scores in float32 where the inputs are bfloat16 or
+float16: that is both faster and more exact. In float32 it is faster by a seventh, but gives l and m as one number only.
 """
 
 from __future__ import annotations
@@ -149,7 +152,7 @@ def _attend(
     differentiated = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     # Short inputs notice what autograd's machinery costs.
     run = _Attention.apply if differentiated or _transformed() else _Attention.forward
-    out, _ = run(query, key, value, pieces, whole, scale, dropout_p, seed, fused)
+    out, *_ = run(query, key, value, pieces, whole, scale, dropout_p, seed, fused)
     result: Tensor = out
     return result
 
@@ -390,33 +393,28 @@ def _scores(
 
 
 def _tile_forward(scores: Tensor, values: Tensor, drop: _Dropout, to: _Scratch) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of a tile: (H, T, D) still to be divided by (H, T, 1), and the log-sum-exp (H, T, 1).
-
-    A row that sees nothing has 0, 1 and -inf.
-    """
-    # The least number instead of -inf, so that exp(-inf - top) is 0 and not NaN.
+    """Attention of a tile (H, T, D), still to be divided by its sum of weights, and the row's top and sum (H, T, 1)."""
+    # The least number instead of -inf, so that the weights of a row that sees nothing are 0 and not NaN.
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min).to(to.dtypes[1])
     weights = to.exp2_of_difference(scores, top)
     total = weights.sum(-1, keepdim=True)
-    lse = total.log2().add_(top)
     if drop.dropped:
         weights.mul_(drop.kept(weights.shape, to))
-    # The largest weight of a row is 1: a sum below that is the 0 of an empty row.
-    return to.product("out", to.narrow("scores", weights), values, drop.factor), total.clamp_(min=1), lse
+    return to.product("out", to.narrow("scores", weights), values, drop.factor), top, total
 
 
 def _tile_backward(
-    probs: Tensor, delta: Tensor, grad: Tensor, values: Tensor, drop: _Dropout, to: _Scratch
+    weights: Tensor, delta: Tensor, grad: Tensor, values: Tensor, drop: _Dropout, to: _Scratch
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of a tile's scores, and its probabilities after dropout, (H, T, columns) each."""
+    """Gradient of a tile's scores, and its weights after dropout, (H, T, columns) each."""
     grad_probs = to.product("grad", grad, values.transpose(1, 2), drop.factor)
     grad_scores = to.widen("grad", grad_probs)
-    dropped = probs
+    dropped = weights
     if drop.dropped:
-        kept = drop.kept(probs.shape, to)
+        kept = drop.kept(weights.shape, to)
         grad_scores.mul_(kept)
-        dropped = kept.mul_(probs)
-    grad_scores.sub_(delta).mul_(probs)
+        dropped = kept.mul_(weights)
+    grad_scores.sub_(delta).mul_(weights)
     return to.narrow("grad", grad_scores), to.narrow("scores", dropped)
 
 
@@ -447,12 +445,15 @@ def _fused_forward(piece: _Piece, block: _Block, views: _Views, scale: float) ->
     return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1)[..., None] * LOG2_E
 
 
-def _merge(out: Tensor, lse: Tensor, part: Tensor, part_total: Tensor, part_lse: Tensor, to: _Scratch) -> None:
-    """``out`` and ``lse`` of some rows with another tile's attention to other columns, in place."""
-    both = torch.logaddexp2(lse, part_lse)
-    sum_ = torch.mul(out, (lse - both).exp2_(), out=to.take("sum", out.shape, wide=True))
-    torch.addcmul(sum_, part, (part_lse - both).exp2_().div_(part_total), out=out)
-    lse.copy_(both)
+def _merge(rows: Sequence[Tensor], part: Sequence[Tensor], to: _Scratch) -> None:
+    """Attention, top and sum of some rows joined by those of another tile of theirs, in place; attention is divided."""
+    (out, top, total), (part_out, part_top, part_total) = rows, part
+    both = torch.maximum(top, part_top)
+    old, new = (top - both).exp2_(), (part_top - both).exp2_()
+    total.mul_(old).addcmul_(part_total, new)
+    scaled = torch.mul(out, old.div_(total), out=to.take("scaled", out.shape, wide=True))
+    torch.addcmul(scaled, part_out, new.div_(total), out=out)
+    top.copy_(both)
 
 
 def _new(x: Tensor, dtype: torch.dtype, *, zero: bool) -> Tensor:
@@ -476,42 +477,45 @@ class _Attention(torch.autograd.Function):
         dropout_p: float,
         seed: int,
         fused: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         out = _new(query, query.dtype, zero=not whole)
         to, drop = _Scratch(query), _Dropout(dropout_p, seed, query.device)
-        lse = query.new_full((*query.shape[:3], 1), math.inf, dtype=to.dtypes[1])
+        top = query.new_full((*query.shape[:3], 1), math.inf, dtype=to.dtypes[1])
+        total = torch.ones_like(top)
         for piece in pieces:
             views = _views(piece, query, key, value)
-            piece_out, piece_lse = (x[piece.batch, piece.heads, piece.rows] for x in (out, lse))
+            results = [x[piece.batch, piece.heads, piece.rows] for x in (out, top, total)]
             for block in piece.blocks:
                 if fused:
-                    block_out, block_lse = _fused_forward(piece, block, views, scale)
-                    piece_out[:, block.all_rows], piece_lse[:, block.all_rows] = block_out, block_lse
+                    for result, found in zip(results, _fused_forward(piece, block, views, scale), strict=False):
+                        result[:, block.all_rows] = found  # with a sum of 1
                 for rows, columns in _visits(piece, block):
                     if fused and columns is not None:
                         continue
                     keys, values = views.columns(columns)
                     scores = _scores(piece, block, columns, views.query[:, rows], keys, scale, to)
-                    part, total, part_lse = _tile_forward(scores, values, drop, to)
+                    part = _tile_forward(scores, values, drop, to)
                     if columns is None:
-                        _merge(piece_out[:, rows], piece_lse[:, rows], part, total, part_lse, to)
+                        _merge([x[:, rows] for x in results], part, to)
                     else:
-                        torch.div(part, total, out=piece_out[:, rows])
-                        piece_lse[:, rows] = part_lse
+                        for result, found in zip(results, part, strict=True):
+                            result[:, rows] = found
+                        if piece.global_index is None:
+                            results[0][:, rows].div_(part[2])
             if piece.column_mask is not None and piece.padded_rows:
-                # Padding has perhaps nothing to attend to, and is 0 in any case. Its probabilities exp(s - ∞) are 0.
-                piece_out.masked_fill_(~piece.column_mask[:, None], 0.0)
-                piece_lse.masked_fill_(~piece.column_mask[:, None], math.inf)
-        return out, lse
+                # Padding has perhaps nothing to attend to, and is 0 in any case. Its weights 2 ** (s - ∞) are 0.
+                for result, nothing in zip(results, (0.0, math.inf, 1.0), strict=True):
+                    result.masked_fill_(~piece.column_mask[:, None], nothing)
+        return out, top, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         query, key, value, *ctx.arguments, _ = inputs
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(query, key, value, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return *_AttentionBackward.apply(grad_out, *ctx.saved_tensors, *ctx.arguments), *(None,) * 6
 
     @staticmethod
@@ -529,7 +533,8 @@ class _AttentionBackward(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         out: Tensor,
-        lse: Tensor,
+        top: Tensor,
+        total: Tensor,
         pieces: list[_Piece],
         whole: bool,
         scale: float,
@@ -544,17 +549,20 @@ class _AttentionBackward(torch.autograd.Function):
         for piece in pieces:
             views = _views(piece, query, key, value)
             b, heads = piece.batch, piece.heads
-            of_rows = [x[b, heads, piece.rows] for x in (grad_out, out, lse, grad_query)]
+            of_rows = [x[b, heads, piece.rows] for x in (grad_out, out, top, total, grad_query)]
             of_columns = [x[b, heads, piece.columns] for x in (grad_key, grad_value)]
             index = piece.global_index
             global_sums = [x.new_zeros(x.shape[0], 0 if index is None else len(index), x.shape[2]) for x in of_columns]
             for block in piece.blocks:
                 for rows, columns in _visits(piece, block):
-                    grad, tile_out, tile_lse, to_query = (x[:, rows] for x in of_rows)
+                    grad, tile_out, tile_top, tile_total, to_query = (x[:, rows] for x in of_rows)
                     queries, (keys, values) = views.query[:, rows], views.columns(columns)
-                    probs = to.exp2_of_difference(_scores(piece, block, columns, queries, keys, scale, to), tile_lse)
-                    delta = (grad.to(wide) * tile_out).sum(-1, keepdim=True)
-                    grad_scores, dropped = _tile_backward(probs, delta, grad, values, drop, to)
+                    # P is the weights over their sum, and the sum divides dO and δ instead, which are smaller.
+                    grad = grad / tile_total
+                    delta = (grad * tile_out).sum(-1, keepdim=True)
+                    grad = grad.to(query.dtype)
+                    weights = to.exp2_of_difference(_scores(piece, block, columns, queries, keys, scale, to), tile_top)
+                    grad_scores, dropped = _tile_backward(weights, delta, grad, values, drop, to)
                     to_key, to_value = global_sums if columns is None else (x[:, columns] for x in of_columns)
                     to_key.add_(to.product("received", grad_scores.transpose(1, 2), queries, scale))
                     to_value.add_(to.product("received", dropped.transpose(1, 2), grad, drop.factor))

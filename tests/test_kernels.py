@@ -408,7 +408,12 @@ def test_global_attention_refuses_unlike_heads() -> None:
 def test_choice_is_told() -> None:
     query = GOOD["query"]
     assert choose(query).impl == "fused"
-    assert choose(query, dropout_p=0.1).impl == "blocked"
-    assert "no dropout" in choose(query, dropout_p=0.1).reason
-    assert choose(query.to("meta")).impl == "blocked"
+    assert choose(query, backward=True).impl == "blocked"
+    assert choose(query.bfloat16(), backward=True).impl == "fused"
+    assert choose(query.bfloat16(), dropout_p=0.1).impl == "blocked"
+    assert "no dropout" in choose(query.bfloat16(), dropout_p=0.1).reason
+    assert choose(query.to("meta").bfloat16()).impl == "blocked"
+    with pytest.raises(ValueError, match=r'impl is "fused", and .* no dropout'):
+        choose(query, impl="fused", dropout_p=0.1)
+    assert choose(query, impl="fused") == ("fused", "asked for")
     assert choose(query, impl="banded") == ("banded", "asked for")
