@@ -8,15 +8,16 @@ become one:
 
     m = max(m₁, m₂)        l = exp(m₁ - m) l₁ + exp(m₂ - m) l₂        O = exp(m₁ - m) O₁ + exp(m₂ - m) O₂
 
-and in the end O is divided by l. The backward pass keeps inputs, output, m and l; m and l apart, since log l + m would
+and in the end O is divided by l. The backward pass keeps the inputs, m and l; m and l apart, since log l + m would
 round away what float32 has. A tile's probabilities are P = exp(S - m) / l once more, and with dO the gradient of the
 output,
 
     dV += Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - δ)      dQ += dS K · scale      dK += dSᵀ Q · scale
 
-where δ are the row sums of dO ∘ O, which equal those of P ∘ dP over all tiles of the row (the softmax's Jacobian,
-diag(p) - p pᵀ for a row p of P, applied to dP). Tiles are visited in one fixed order, so that equal inputs give equal
-bits. Dropout multiplies P by a mask drawn tile by tile from a seed, which is kept; dP is multiplied by the same mask.
+where δ are the row sums of P ∘ dP over all tiles of the row (the softmax's Jacobian, diag(p) - p pᵀ for a row p of P,
+applied to dP). They equal the row sums of dO ∘ O, which is how kernels that never hold a whole row get them; summed
+from P itself they cancel better. Tiles are visited in one fixed order, so that equal inputs give equal bits. Dropout
+multiplies P by a mask drawn tile by tile from a seed, which is kept; dP is multiplied by the same mask.
 
 Everything here is written out in products, powers of two (of scores times log₂ e) and sums. ``fused`` leaves a band
 tile's forward to torch's own fused attention, which keeps a tile's scores in float32 where the inputs are bfloat16 or
@@ -301,13 +302,6 @@ class _Views(NamedTuple):
     global_key: Tensor | None
     global_value: Tensor | None
 
-    def columns(self, columns: slice | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of a tile's columns; None are the global ones."""
-        if columns is not None:
-            return self.key[:, columns], self.value[:, columns]
-        assert self.global_key is not None and self.global_value is not None
-        return self.global_key, self.global_value
-
 
 def _views(piece: _Piece, query: Tensor, key: Tensor, value: Tensor) -> _Views:
     b, heads, index = piece.batch, piece.heads, piece.global_index
@@ -353,7 +347,7 @@ class _Scratch:
 
 
 class _Dropout:
-    """Which probabilities a pass over the tiles keeps, drawn tile by tile in their order."""
+    """Which probabilities a pass over tiles keeps, drawn tile by tile in their order."""
 
     def __init__(self, probability: float, seed: int, device: torch.device) -> None:
         # In steps of 2⁻¹⁶: one draw serves four entries.
@@ -370,26 +364,23 @@ class _Dropout:
         return kept.sub_(self.dropped - 32769).clamp_(0, 1)  # faster by far than comparing
 
 
-def _visits(piece: _Piece, block: _Block) -> Iterator[tuple[slice, slice | None]]:
-    """Rows and columns of each tile of a block; columns None are the global ones, which all of its rows meet last."""
-    yield from block.tiles()
-    if piece.global_index is not None:
-        yield block.all_rows, None
-
-
-def _scores(
-    piece: _Piece, block: _Block, columns: slice | None, queries: Tensor, keys: Tensor, scale: float, to: _Scratch
+def _band_scores(
+    piece: _Piece, block: _Block, columns: slice, queries: Tensor, keys: Tensor, scale: float, to: _Scratch
 ) -> Tensor:
-    """Scores (H, T, columns) in a tile, times log₂ e, and -inf where a row does not see a column."""
+    """Scores (H, T, columns) of a tile, times log₂ e, and -inf where a row does not see a column."""
     scores = to.product("scores", queries, keys.transpose(1, 2), scale * LOG2_E)
-    if columns is None:
-        return scores if block.global_hidden is None else scores.masked_fill_(block.global_hidden, -math.inf)
     for span, ceiling in block.ceilings:
         band = scores[..., span]
         torch.minimum(band, ceiling, out=band)
     if piece.column_mask is not None:
         scores.masked_fill_(~piece.column_mask[columns], -math.inf)
     return scores
+
+
+def _global_scores(block: _Block, queries: Tensor, keys: Tensor, scale: float, to: _Scratch) -> Tensor:
+    """The same (H, rows, G) of all of a block's rows and the global columns."""
+    scores = to.product("scores", queries, keys.transpose(1, 2), scale * LOG2_E)
+    return scores if block.global_hidden is None else scores.masked_fill_(block.global_hidden, -math.inf)
 
 
 def _tile_forward(scores: Tensor, values: Tensor, drop: _Dropout, to: _Scratch) -> tuple[Tensor, Tensor, Tensor]:
@@ -403,19 +394,53 @@ def _tile_forward(scores: Tensor, values: Tensor, drop: _Dropout, to: _Scratch) 
     return to.product("out", to.narrow("scores", weights), values, drop.factor), top, total
 
 
-def _tile_backward(
-    weights: Tensor, delta: Tensor, grad: Tensor, values: Tensor, drop: _Dropout, to: _Scratch
-) -> tuple[Tensor, Tensor]:
-    """Gradient of a tile's scores, and its weights after dropout, (H, T, columns) each."""
-    grad_probs = to.product("grad", grad, values.transpose(1, 2), drop.factor)
-    grad_scores = to.widen("grad", grad_probs)
+class _TileGradient(NamedTuple):
+    """What the backward pass knows of a tile before its rows' δ: (H, T, columns) each, in at least float32.
+
+    Weights, the same after dropout, and the gradient of the probabilities.
+    """
+
+    weights: Tensor
+    dropped: Tensor
+    grad_probs: Tensor
+
+    def sums(self, to: _Scratch) -> Tensor:
+        """(H, T, 1), what the tile adds to δ: the row sums of weights ∘ dP."""
+        products = torch.mul(self.weights, self.grad_probs, out=to.take("products", self.weights.shape, wide=True))
+        return products.sum(-1, keepdim=True)
+
+
+def _tile_gradient(
+    scores: Tensor, top: Tensor, grad: Tensor, values: Tensor, drop: _Dropout, to: _Scratch
+) -> _TileGradient:
+    weights = to.exp2_of_difference(scores, top)
+    grad_probs = to.widen("grad", to.product("grad", grad, values.transpose(1, 2), drop.factor))
     dropped = weights
     if drop.dropped:
         kept = drop.kept(weights.shape, to)
-        grad_scores.mul_(kept)
+        grad_probs.mul_(kept)
         dropped = kept.mul_(weights)
-    grad_scores.sub_(delta).mul_(weights)
-    return to.narrow("grad", grad_scores), to.narrow("scores", dropped)
+    return _TileGradient(weights, dropped, grad_probs)
+
+
+def _tile_backward(
+    tile: _TileGradient,
+    delta: Tensor,
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    grad_columns: Sequence[Tensor],
+    scale: float,
+    drop: _Dropout,
+    to: _Scratch,
+) -> Tensor:
+    """Adds to the gradients of a tile's keys and values, and gives that of its queries (H, T, D), in scratch memory."""
+    grad_scores = to.narrow("grad", tile.grad_probs.sub_(delta).mul_(tile.weights))
+    grad_keys, grad_values = grad_columns
+    grad_keys.add_(to.product("received", grad_scores.transpose(1, 2), queries, scale))
+    dropped = to.narrow("scores", tile.dropped)
+    grad_values.add_(to.product("received", dropped.transpose(1, 2), grad, drop.factor))
+    return to.product("out", grad_scores, keys, scale)
 
 
 def _fused_forward(piece: _Piece, block: _Block, views: _Views, scale: float) -> tuple[Tensor, Tensor]:
@@ -479,7 +504,8 @@ class _Attention(torch.autograd.Function):
         fused: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         out = _new(query, query.dtype, zero=not whole)
-        to, drop = _Scratch(query), _Dropout(dropout_p, seed, query.device)
+        to = _Scratch(query)
+        drop, drop_global = (_Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
         top = query.new_full((*query.shape[:3], 1), math.inf, dtype=to.dtypes[1])
         total = torch.ones_like(top)
         for piece in pieces:
@@ -489,19 +515,20 @@ class _Attention(torch.autograd.Function):
                 if fused:
                     for result, found in zip(results, _fused_forward(piece, block, views, scale), strict=False):
                         result[:, block.all_rows] = found  # with a sum of 1
-                for rows, columns in _visits(piece, block):
-                    if fused and columns is not None:
-                        continue
-                    keys, values = views.columns(columns)
-                    scores = _scores(piece, block, columns, views.query[:, rows], keys, scale, to)
-                    part = _tile_forward(scores, values, drop, to)
-                    if columns is None:
-                        _merge([x[:, rows] for x in results], part, to)
-                    else:
+                else:
+                    for rows, columns in block.tiles():
+                        queries, keys = views.query[:, rows], views.key[:, columns]
+                        scores = _band_scores(piece, block, columns, queries, keys, scale, to)
+                        part = _tile_forward(scores, views.value[:, columns], drop, to)
                         for result, found in zip(results, part, strict=True):
                             result[:, rows] = found
-                        if piece.global_index is None:
+                        if views.global_key is None:
                             results[0][:, rows].div_(part[2])
+                if views.global_key is not None and views.global_value is not None:
+                    rows = block.all_rows
+                    scores = _global_scores(block, views.query[:, rows], views.global_key, scale, to)
+                    part = _tile_forward(scores, views.global_value, drop_global, to)
+                    _merge([x[:, rows] for x in results], part, to)
             if piece.column_mask is not None and piece.padded_rows:
                 # Padding has perhaps nothing to attend to, and is 0 in any case. Its weights 2 ** (s - ∞) are 0.
                 for result, nothing in zip(results, (0.0, math.inf, 1.0), strict=True):
@@ -512,7 +539,7 @@ class _Attention(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         query, key, value, *ctx.arguments, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(query, key, value, *output)
+        ctx.save_for_backward(query, key, value, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -532,7 +559,6 @@ class _AttentionBackward(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        out: Tensor,
         top: Tensor,
         total: Tensor,
         pieces: list[_Piece],
@@ -541,36 +567,41 @@ class _AttentionBackward(torch.autograd.Function):
         dropout_p: float,
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        to, drop = _Scratch(query), _Dropout(dropout_p, seed, query.device)
-        wide = to.dtypes[1]
+        to, to_global = _Scratch(query), _Scratch(query)
+        drop, drop_global = (_Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
         grad_query = _new(query, query.dtype, zero=not whole)
         # A key's gradient is a sum over the tiles that see it: held in float32 at least, to be rounded once.
-        grad_key, grad_value = _new(key, wide, zero=True), _new(value, wide, zero=True)
+        grad_key, grad_value = (_new(x, to.dtypes[1], zero=True) for x in (key, value))
         for piece in pieces:
             views = _views(piece, query, key, value)
-            b, heads = piece.batch, piece.heads
-            of_rows = [x[b, heads, piece.rows] for x in (grad_out, out, top, total, grad_query)]
+            b, heads, index = piece.batch, piece.heads, piece.global_index
+            piece_grad, piece_top, piece_total, to_query = (
+                x[b, heads, piece.rows] for x in (grad_out, top, total, grad_query)
+            )
             of_columns = [x[b, heads, piece.columns] for x in (grad_key, grad_value)]
-            index = piece.global_index
             global_sums = [x.new_zeros(x.shape[0], 0 if index is None else len(index), x.shape[2]) for x in of_columns]
             for block in piece.blocks:
-                for rows, columns in _visits(piece, block):
-                    grad, tile_out, tile_top, tile_total, to_query = (x[:, rows] for x in of_rows)
-                    queries, (keys, values) = views.query[:, rows], views.columns(columns)
-                    # P is the weights over their sum, and the sum divides dO and δ instead, which are smaller.
-                    grad = grad / tile_total
-                    delta = (grad * tile_out).sum(-1, keepdim=True)
-                    grad = grad.to(query.dtype)
-                    weights = to.exp2_of_difference(_scores(piece, block, columns, queries, keys, scale, to), tile_top)
-                    grad_scores, dropped = _tile_backward(weights, delta, grad, values, drop, to)
-                    to_key, to_value = global_sums if columns is None else (x[:, columns] for x in of_columns)
-                    to_key.add_(to.product("received", grad_scores.transpose(1, 2), queries, scale))
-                    to_value.add_(to.product("received", dropped.transpose(1, 2), grad, drop.factor))
-                    part = to.product("out", grad_scores, keys, scale)
-                    if columns is None:
-                        to_query.add_(part)
-                    else:
-                        to_query.copy_(part)
+                # P is the weights over their sum, and the sum divides dO and δ instead, which are smaller.
+                grads = (piece_grad[:, block.all_rows] / piece_total[:, block.all_rows]).to(query.dtype)
+                deltas = torch.zeros_like(piece_total[:, block.all_rows])
+                if views.global_key is not None and views.global_value is not None:
+                    block_queries, block_top = views.query[:, block.all_rows], piece_top[:, block.all_rows]
+                    scores = _global_scores(block, block_queries, views.global_key, scale, to_global)
+                    beside = _tile_gradient(scores, block_top, grads, views.global_value, drop_global, to_global)
+                    deltas += beside.sums(to_global)
+                for rows, columns in block.tiles():
+                    queries, keys = views.query[:, rows], views.key[:, columns]
+                    within = _shifted(rows, -block.rows.start)
+                    grad, delta = grads[:, within], deltas[:, within]
+                    scores = _band_scores(piece, block, columns, queries, keys, scale, to)
+                    tile = _tile_gradient(scores, piece_top[:, rows], grad, views.value[:, columns], drop, to)
+                    delta.add_(tile.sums(to)).div_(piece_total[:, rows])
+                    received = [x[:, columns] for x in of_columns]
+                    to_query[:, rows] = _tile_backward(tile, delta, grad, queries, keys, received, scale, drop, to)
+                if views.global_key is not None:
+                    to_query[:, block.all_rows] += _tile_backward(
+                        beside, deltas, grads, block_queries, views.global_key, global_sums, scale, drop, to_global
+                    )
             if index is not None:
                 for grads, sums in zip((grad_key, grad_value), global_sums, strict=True):
                     grads[b, heads].index_add_(1, index, sums)
