@@ -164,7 +164,6 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     assert fetched == [] and "http" not in text and "url(" not in text
     data = json.loads(page.data)
     assert "".join(data["tokens"][0]).count("script") == 3
-    assert data["first"] is None
     heat = data["heat"][data["values"].index("layer.0.query")]
     assert len(heat) == 2  # runs
     assert len(heat[0][0]) == 12 and len(heat[0][0][0]) == len(data["tokens"][0])  # heads, tokens
@@ -177,8 +176,8 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     ("arguments", "message"),
     [
         (["compare", "ours", "theirs", "ids.json", "--model", "model"], "'theirs' is neither a trace file"),
-        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'fast' is no kernel here"),
-        (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "is neither a trace file"),
+        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be had"),
+        (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
         (["compare", "ours", "transformers", "ids.json"], "--model is missing"),
         (["compare", "ours", "absent.safetensors", "--model", "model"], "no trace file at absent.safetensors"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from longformer.errors import DataError
 from longformer.parity import Trace, Truth, assert_parity, compare, trace
-from longformer.parity.comparison import MULTIPLE, ROW_MULTIPLE
+from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE
 
 
 @dataclasses.dataclass
@@ -129,10 +129,12 @@ def test_clean_pairs_keep_their_distance_from_the_limits(case: Case) -> None:
 
 
 def test_trained_weights_are_rounding(pretrained_dir: Path) -> None:
-    from longformer.parity.runs import Contender, load_ours, read_sample
+    from longformer.parity.runs import Contender, load_ours
+    from longformer.parity.samples import Settings, read_sample
 
     text = Path(__file__).parents[1] / "longformer" / "data" / "constitution.txt"
-    sample = read_sample(str(text), str(pretrained_dir), question="Who tries impeachments?", max_tokens=200)
+    settings = Settings(question="Who tries impeachments?", max_tokens=200)
+    sample = read_sample(str(text), str(pretrained_dir), settings)
     truth = Truth(load_ours(str(pretrained_dir)), sample.inputs, probabilities=True)
     ours, reference, low = (
         run(Contender.parse(name).load(str(pretrained_dir)), sample.inputs, probabilities=True)
