@@ -240,7 +240,7 @@ class Recorder:
     def _hook(self, value: Value) -> Callable[[nn.Module, Any, Any], None]:
         last_of_layer = value.name.startswith("layer.") and value.name.endswith(".output")
 
-        def record(module: nn.Module, arguments: Any, output: Any) -> None:
+        def record(module: nn.Module, arguments: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, (tuple, list)) else output
             if not isinstance(first, Tensor):
                 raise LongformerError(
@@ -252,10 +252,11 @@ class Recorder:
             self._pieces.setdefault(value.name, []).append(copy)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
-            if self.gradients and first.requires_grad:
-                self._hook_gradient(value, first)
             if last_of_layer or isinstance(self.layout, PlainLayout):
                 self._flush()
+            if self.gradients and first.requires_grad:
+                return _with_first(output, self._with_gradient(value, first))
+            return None
 
         return record
 
@@ -317,11 +318,19 @@ class Recorder:
         for name, tensor in found.items():
             self._give(layer + name, tensor)
 
-    def _hook_gradient(self, value: Value, output: Tensor) -> None:
+    def _with_gradient(self, value: Value, output: Tensor) -> Tensor:
+        """A copy of ``output`` to compute on with, whose gradient is recorded.
+
+        A copy, since a projection may give a view, and a view that the model goes on to change in place is cut out of
+        the graph together with the hooks on it.
+        """
+
         def record(gradient: Tensor) -> None:
             self._emit(value, self.layout.rows([gradient.detach().cpu().clone()], value), GRADIENT)
 
-        self._handles.callback(output.register_hook(record).remove)
+        copy = output.clone()
+        self._handles.callback(copy.register_hook(record).remove)
+        return copy
 
     def backward(self, loss: Tensor) -> None:
         """See :meth:`Trace.backward`."""
@@ -333,3 +342,12 @@ class Recorder:
         for (name, _), gradient in zip(named, found, strict=True):
             if gradient is not None:
                 self._give(PARAMETER + todays_name(name), gradient.detach().cpu())
+
+
+def _with_first(output: Any, first: Tensor) -> Any:
+    """A module's output, of which the tensor, or the first of several, is another."""
+    if isinstance(output, Tensor):
+        return first
+    if hasattr(output, "_fields"):
+        return output._replace(**{output._fields[0]: first})
+    return type(output)([first, *output[1:]])

@@ -83,9 +83,7 @@ def _checked_targets(path: str, targets: dict[str, Tensor], inputs: Mapping[str,
     real = effective_inputs(inputs)["attention_mask"] != 0
     for name in TARGETS:
         if name not in targets:
-            raise DataError(
-                f"{path} lacks {name}; a loss wants both {' and '.join(TARGETS)}, or neither to have them set"
-            )
+            raise DataError(f"{path} lacks {name}; give both {' and '.join(TARGETS)}, or neither to have them chosen")
         positions = targets[name]
         if positions.shape != real.shape[:1]:
             raise DataError(f"{path}: {name} has shape {tuple(positions.shape)}; it is one position a row, {len(real)}")
