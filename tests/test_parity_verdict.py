@@ -133,7 +133,7 @@ def test_trained_weights_are_rounding(pretrained_dir: Path) -> None:
     from longformer.parity.samples import Settings, read_sample
 
     text = Path(__file__).parents[1] / "longformer" / "data" / "constitution.txt"
-    settings = Settings(question="Who tries impeachments?", max_tokens=200)
+    settings = Settings(question="Who tries impeachments?", max_tokens=100)
     sample = read_sample(str(text), str(pretrained_dir), settings)
     truth = Truth(load_ours(str(pretrained_dir)), sample.inputs, probabilities=True)
     ours, reference, low = (
