@@ -2,11 +2,11 @@
 
 The truth is our model over the same weights in float64, its attention by definition (``impl="reference"``). What a
 precision must lose is estimated by moving every number that the model keeps: each weight, and each result of each
-module, is multiplied by 1 + ε·u, with u uniform in [-1, 1] and ε one unit in the last place of that precision at 1 (and
-is moved by no less than that precision's smallest number), in a few runs of the same float64 model. A head's query and key are moved once more, each token's as a whole: where the
-products that make up a score are of one sign, its roundings do not average out among them. How far a value moves then,
-root mean square over the runs, is the *noise* of the value: it knows the depth, the weights and the input, and takes
-nothing from the implementations under test.
+module, is multiplied by 1 + ε·u, with u uniform in [-1, 1] and ε one unit in the last place of that precision at 1, in
+a few runs of the same float64 model; nothing is moved by less than the precision's smallest number. A head's query and
+key are moved once more, each token's as a whole: where the products that make up a score are of one sign, its roundings
+do not average out among them. How far a value moves then, root mean square over the runs, is the *noise* of the value:
+it knows the depth, the weights and the input, and takes nothing from the implementations under test.
 """
 
 from __future__ import annotations
