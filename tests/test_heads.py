@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longformer import ConfigError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
+from longformer.parity import assert_within_rounding
 
 CONFIG = LongformerConfig(
     vocab_size=60,
@@ -165,11 +166,18 @@ def test_negative_positions_are_the_first_token(model: LongformerForQuestionAnsw
     )
 
 
+def mean_cross_entropy(start_logits: Tensor, end_logits: Tensor) -> Tensor:
+    """Of two answers, from 6 to 7 and of token 4 alone."""
+    start, end = torch.tensor([6, 4]), torch.tensor([7, 4])
+    return (F.cross_entropy(start_logits, start) + F.cross_entropy(end_logits, end)) / 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_loss_of_a_low_precision_model_is_float32(dtype: torch.dtype) -> None:
     low = build().to(dtype)
-    loss, start_logits, _ = low(IDS, MASK, **positions([6, 4], [7, 4]))
+    loss, start_logits, end_logits = low(IDS, MASK, **positions([6, 4], [7, 4]))
     assert (loss.dtype, start_logits.dtype) == (torch.float32, dtype)
+    assert_within_rounding(loss.detach(), mean_cross_entropy, start_logits, end_logits)
     loss.backward()
     assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in low.parameters())
 

@@ -13,6 +13,7 @@ import torch
 from parity.reference import TINY
 from safetensors.torch import load_file, save_file
 
+from longformer import LongformerModel
 from longformer.cli import main
 from longformer.parity import read_trace
 from longformer.parity.runs import draw
@@ -120,6 +121,92 @@ def test_drawn_weights_are_the_seed_s(command: Any) -> None:
     assert command("compare", "ours", "transformers", "ids.json", "--model", "tiny.json").status == 0
 
 
+def test_gradients(command: Any) -> None:
+    command("record", "model", "ids.json", "-o", "a.safetensors", "--gradients", "--reference", "transformers")
+    trace = read_trace("a.safetensors")
+    # The first token that is not global, and the last, of each row.
+    assert trace.inputs["start_positions"].tolist() == [3, 2]
+    assert trace.inputs["end_positions"].tolist() == [11, 6]
+    assert "gradient.parameter.longformer.embeddings.word_embeddings.weight" in trace
+    done = command("compare", "a.safetensors", "ours")
+    assert done.status == 0
+    assert "in 131 values" in done.out and "gradient.layer.0.output" in done.out
+    assert command("compare", "a.safetensors", "ours:bfloat16").out.startswith("rounding")
+
+    answers = {"start_positions": [5, 4], "end_positions": [6, 4]}
+    Path("answers.json").write_text(json.dumps({"input_ids": IDS, **answers}))
+    command("record", "model", "answers.json", "-o", "b.safetensors", "--gradients")
+    assert read_trace("b.safetensors").inputs["start_positions"].tolist() == [5, 4]
+    assert command("compare", "ours", "transformers", "answers.json", "--model", "model", "--gradients").status == 0
+    done = command("compare", "a.safetensors", "b.safetensors")
+    assert (done.status, "end_positions[0] is 11 in a.safetensors and 6" in done.err) == (2, True)
+    # Without gradients the answers say nothing.
+    command("record", "model", "answers.json", "-o", "c.safetensors")
+    assert "start_positions" not in read_trace("c.safetensors").inputs
+    done = command("compare", "b.safetensors", "c.safetensors")
+    assert done.status == 0 and "c.safetensors lacks 102 values" in done.out
+
+    spoil("a.safetensors", "d.safetensors", "gradient.layer.1.value", 1e-5)
+    done = command("compare", "a.safetensors", "d.safetensors", "--html", "page.html")
+    assert done.status == 1
+    assert "d.safetensors departs from the truth in gradient.layer.1.value" in done.out
+    assert "Error of gradients" in Path("page.html").read_text()
+
+
+def test_a_base_model_has_no_loss(command: Any) -> None:
+    LongformerModel(TINY).save_pretrained("base")
+    done = command("record", "base", "ids.json", "-o", "t.safetensors", "--gradients")
+    assert (done.status, "base is a base model, which has no loss" in done.err) == (2, True)
+    assert command("compare", "ours", "transformers", "ids.json", "--model", "base").status == 0
+
+
+def test_the_input_may_name_the_model(command: Any) -> None:
+    command("record", "model", "ids.json", "-o", "a.safetensors")
+    assert command("compare", "ours", "ours:bfloat16", "a.safetensors").status == 0
+
+
+def rewrite(target: str, tensors: dict[str, torch.Tensor] | None = None, **metadata: str | None) -> None:
+    """``a.safetensors`` again with some tensors and metadata exchanged; an empty tensor or None leaves it out."""
+    found = {**load_file("a.safetensors"), **(tensors or {})}
+    known = {**read_trace("a.safetensors").metadata, **metadata}
+    save_file(
+        {name: tensor for name, tensor in found.items() if tensor.numel()},
+        target,
+        metadata={key: value for key, value in known.items() if value is not None},
+    )
+
+
+def test_traces_that_cannot_be_compared(command: Any) -> None:
+    command("record", "model", "ids.json", "-o", "a.safetensors")
+    ids = read_trace("a.safetensors").inputs["input_ids"]
+    config = json.loads(read_trace("a.safetensors").metadata["config"])
+    none = torch.empty(0)
+    for tensors, metadata, message in (
+        ({}, {"config": "{"}, "has 'config', which is not valid JSON"),
+        ({}, {"weights": "[1]"}, "has 'weights' [1], which must be a JSON object"),
+        ({}, {"version": "2"}, "is of version '2' of the trace format, and this reads version 1"),
+        ({}, {"format": None}, "is no trace"),
+        ({}, {"config": json.dumps({**config, "hidden_act": "relu"})}, "b.safetensors and the model are of different"),
+        ({"input.input_ids": none}, {}, "lacks input.input_ids"),
+        ({"input.input_ids": ids.float()}, {}, "input.input_ids is float32 of shape (2, 12); it must be int64"),
+        ({"input.input_ids": ids[0]}, {}, "is int64 of shape (2, 12); it must be int64, (B, S)"),
+        ({"input.labels": ids}, {}, "has input.labels; the inputs of a Longformer are"),
+        ({"input.global_attention_mask": none}, {}, "was recorded without global_attention_mask"),
+    ):
+        rewrite("b.safetensors", tensors, **metadata)
+        done = command("compare", "b.safetensors", "ours")
+        assert done.status == 2, message
+        assert message in done.err.replace("of shape (12,)", "of shape (2, 12)"), done.err
+        assert "running" not in done.err  # nothing was computed in vain
+    rewrite("b.safetensors", {"input.input_ids": ids + 1})
+    done = command("compare", "a.safetensors", "b.safetensors")
+    assert "input_ids[0, 0] is 1 in b.safetensors and 0 in a.safetensors" in done.err
+    Path("b.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:-9])
+    assert "cut short, corrupt" in command("compare", "b.safetensors", "ours").err
+    rewrite("b.safetensors", model=None)
+    assert "--model is missing" in command("compare", "b.safetensors", "ours").err
+
+
 class Page(html.parser.HTMLParser):
     """What a browser would make of the page: elements, and anything fetched from elsewhere."""
 
@@ -164,7 +251,6 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     assert fetched == [] and "http" not in text and "url(" not in text
     data = json.loads(page.data)
     assert "".join(data["tokens"][0]).count("script") == 3
-    assert data["first"] is None
     heat = data["heat"][data["values"].index("layer.0.query")]
     assert len(heat) == 2  # runs
     assert len(heat[0][0]) == 12 and len(heat[0][0][0]) == len(data["tokens"][0])  # heads, tokens
@@ -177,10 +263,13 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     ("arguments", "message"),
     [
         (["compare", "ours", "theirs", "ids.json", "--model", "model"], "'theirs' is neither a trace file"),
-        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'fast' is no kernel here"),
-        (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "is neither a trace file"),
+        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be had"),
+        (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
+        (["compare", "ours", "ours:triton", "ids.json", "--model", "model"], "kernel 'triton' cannot be had: impl is"),
+        (["compare", "ours", "ours:", "ids.json", "--model", "model"], "'ours:' is neither a trace file"),
         (["compare", "ours", "transformers", "ids.json"], "--model is missing"),
+        (["compare", "ours", "transformers", "ids.json", "--model", "absent"], "there is no folder 'absent'"),
         (["compare", "ours", "absent.safetensors", "--model", "model"], "no trace file at absent.safetensors"),
         (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "x/y.html"], "no folder 'x'"),
         (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "y.txt"], "must end in .html"),
@@ -192,6 +281,14 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["record", "model", "text.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
         (["record", "model", "more.json", "-o", "t.safetensors"], "more.json has labels; a model takes input_ids"),
         (["record", "model", "empty.json", "-o", "t.safetensors"], "empty row"),
+        (["record", "model", "ids.json", "-o", "t.safetensors", "--impl", "triton"], "kernel 'triton' cannot be had"),
+        (["record", "model", "ids.json", "-o", "t.safetensors", "--dtype", "int4"], "dtype 'int4' is none of float64"),
+        (["record", "model", "ids.json", "-o", "t.safetensors", "--only", "x.*"], "only='x.*' matches no value"),
+        (["record", "model", "huge.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
+        (["record", "model", "start.json", "-o", "t.safetensors", "--gradients"], "lacks end_positions; give both"),
+        (["record", "model", "half.json", "-o", "t.safetensors", "--gradients"], "must be a list of whole numbers"),
+        (["record", "model", "many.json", "-o", "t.safetensors", "--gradients"], "start_positions has shape (2,)"),
+        (["record", "model", "out.json", "-o", "t.safetensors", "--gradients"], "end_positions has 3 for row 0"),
         (["record", "model", "large.json", "-o", "t.safetensors"], "input_ids holds 99; the model has rows 0 to 59"),
     ],
 )
@@ -203,6 +300,11 @@ def test_bad_input(command: Any, arguments: list[str], message: str) -> None:
         "text": '{"input_ids": ["a"]}',
         "more": '{"input_ids": [[3]], "labels": [[3]]}',
         "empty": '{"input_ids": [[3], []]}',
+        "huge": '{"input_ids": [[3, 99999999999999999999]]}',
+        "start": '{"input_ids": [[3, 4, 5]], "start_positions": [1]}',
+        "half": '{"input_ids": [[3, 4, 5]], "start_positions": [1.5], "end_positions": [1]}',
+        "many": '{"input_ids": [[3, 4, 5]], "start_positions": [1, 1], "end_positions": [1, 1]}',
+        "out": '{"input_ids": [[3, 4, 5]], "start_positions": [1], "end_positions": [3]}',
         "large": '{"input_ids": [[3, 99]]}',
     }.items():
         Path(f"{name}.json").write_text(content)

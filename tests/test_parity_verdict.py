@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from longformer.errors import DataError
 from longformer.parity import Trace, Truth, assert_parity, compare, trace
-from longformer.parity.comparison import MULTIPLE, ROW_MULTIPLE
+from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE
 
 
 @dataclasses.dataclass
@@ -129,10 +129,12 @@ def test_clean_pairs_keep_their_distance_from_the_limits(case: Case) -> None:
 
 
 def test_trained_weights_are_rounding(pretrained_dir: Path) -> None:
-    from longformer.parity.runs import Contender, load_ours, read_sample
+    from longformer.parity.runs import Contender, load_ours
+    from longformer.parity.samples import Settings, read_sample
 
     text = Path(__file__).parents[1] / "longformer" / "data" / "constitution.txt"
-    sample = read_sample(str(text), str(pretrained_dir), question="Who tries impeachments?", max_tokens=200)
+    settings = Settings(question="Who tries impeachments?", max_tokens=100)
+    sample = read_sample(str(text), str(pretrained_dir), settings)
     truth = Truth(load_ours(str(pretrained_dir)), sample.inputs, probabilities=True)
     ours, reference, low = (
         run(Contender.parse(name).load(str(pretrained_dir)), sample.inputs, probabilities=True)
@@ -163,6 +165,99 @@ def test_gradients(case: Case) -> None:
     found = compare(gradients(model, inputs), expected, truth=truth)
     assert found.verdict == "different"
     assert found.first is not None and found.first.name == "gradient.layer.0.output"
+    assert found.departed == ("A",)
+    assert found.hints == [
+        "every value on the way forward is right: the mistake is in the backward pass of what layer.0.output goes into"
+    ]
+
+
+def with_answers(inputs: Inputs) -> Inputs:
+    """An answer in each row, of its third and fourth token."""
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    start = mask.argmax(dim=1) + 2
+    return {**inputs, "start_positions": start, "end_positions": start + 1}
+
+
+@pytest.mark.parametrize("kind", ["ragged", "short question", "no global", "left padding"])
+def test_gradients_of_clean_pairs_are_rounding(kind: str) -> None:
+    pair = build(TINY)
+    match kind:
+        case "ragged":
+            inputs = batch()
+        case "short question":  # ours then never computes the global keys, and has exactly 0 as their bias's gradient
+            inputs = padded_batch(TINY, [question_row(TINY, 2, 12), question_row(TINY, 1, 7)])
+        case "no global":
+            row = question_row(TINY, 5, 33)[None]
+            inputs = {"input_ids": row, "global_attention_mask": global_mask(row, [])}
+        case _:
+            inputs = padded_batch(TINY, [question_row(TINY, 5, 33), question_row(TINY, 2, 12)], left=True)
+    inputs = with_answers(inputs)
+    truth = Truth(pair.ours, inputs, loss=lambda output: output.loss)
+    expected = gradients(pair.reference, inputs)
+    runs = [
+        gradients(copy.deepcopy(pair.ours).to(dtype), inputs) for dtype in (torch.float32, torch.bfloat16, torch.half)
+    ]
+    for run_of_ours in runs:
+        found = compare(run_of_ours, expected, truth=truth)
+        assert found.verdict == "rounding", found.first
+        assert found.missing == {}
+
+
+def test_a_gradient_by_a_single_parameter(case: Case) -> None:
+    inputs = with_answers(case.inputs)
+    truth = Truth(case.pair.ours, inputs, loss=lambda output: output.loss)
+    expected = gradients(case.pair.reference, inputs)
+    name = "gradient.parameter.longformer.encoder.layer.1.attention.self.value.weight"
+    spoilt = altered(expected, **{name: expected[name] * torch.linspace(0.999, 1, 32)})
+    found = compare(expected, spoilt, truth=truth)
+    assert found.first is not None and found.first.name == name
+    assert "only the gradient by longformer.encoder.layer.1.attention.self.value.weight is wrong" in found.hints[0]
+    # Its bias, of which nothing but rounding is left, is not to hide behind that.
+    name = "gradient.parameter.longformer.encoder.layer.1.attention.self.key.bias"
+    spoilt = altered(expected, **{name: expected[name] + 1e-5})
+    found = compare(expected, spoilt, truth=truth)
+    assert found.first is not None and found.first.name == name
+
+
+def test_a_value_that_the_truth_lacks_is_not_judged(case: Case) -> None:
+    a, b = altered(case.expected), altered(case.expected)
+    a.tensors, b.tensors = {**a.tensors, "mine": torch.zeros(2)}, {**b.tensors, "mine": torch.ones(2)}
+    found = compare(a, b, truth=case.truth)
+    assert found.verdict == "identical"
+    assert found.notes == ["not judged, since our model has no such value to give the truth: mine"]
+
+
+def test_whole_numbers_are_refused(case: Case) -> None:
+    other = altered(case.expected, layer__0__key=case.expected["layer.0.key"].long())
+    with pytest.raises(DataError, match=r"layer.0.key is int64 in B; values are floating point"):
+        compare(case.expected, other, truth=case.truth)
+
+
+def test_a_config_that_is_not_the_truth_s_is_refused(case: Case) -> None:
+    other = altered(case.expected)
+    other.metadata["config"] = json.dumps({"num_hidden_layers": 3, "attention_window": [8], "num_attention_heads": 2})
+    with pytest.raises(DataError, match="A and the truth are of different configs: num_attention_heads is 2 and 4"):
+        compare(other, other, truth=case.truth)
+
+
+def test_no_window_edge_where_every_token_is_at_one(case: Case) -> None:
+    inputs = {"input_ids": question_row(TINY, 1, 8)[None]}
+    expected = run(case.pair.reference, inputs)
+    spoilt = altered(expected, layer__1__query=expected["layer.1.query"] + 1)
+    found = compare(expected, spoilt, truth=Truth(case.pair.ours, inputs))
+    assert found.first is not None
+    assert {kind for position in found.first.positions for kind in position.kinds} <= {"global"}
+
+
+def test_hints_do_without_what_a_trace_lacks(case: Case) -> None:
+    spoilt = MISTAKES["query and key swapped"].plant(case.pair, fresh(case.pair), case.inputs)
+    less = altered(spoilt, layer__0__output=None)
+    found = compare(case.expected, less, truth=case.truth)
+    assert found.first is not None and found.first.name == "layer.1.query" and found.hints == []
+    other = altered(spoilt, layer__0__output=torch.zeros(2, 3, 4))
+    expected = altered(case.expected, layer__0__output=None)
+    found = compare(expected, other, truth=case.truth)
+    assert found.first is not None and found.first.name == "layer.1.query" and found.hints == []
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from longformer.errors import DataError
-
-if TYPE_CHECKING:
-    from longformer.parity.recorder import Trace
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
@@ -23,6 +18,13 @@ def sample_options(command: Command) -> Command:
     """Options that say what the model is given."""
     for option in (
         click.option("--seed", type=int, default=0, show_default=True, help="Of weights drawn for a config.json."),
+        click.option(
+            "--gradients",
+            is_flag=True,
+            help="Record gradients of the loss too, by activations and parameters. The answers that the loss is of are "
+            "INPUT's start_positions and end_positions or, where it has none, in each row the first token that is not "
+            "global and the last.",
+        ),
         click.option(
             "--probabilities", is_flag=True, help="Record attention probabilities too, and check what they come from."
         ),
@@ -54,7 +56,7 @@ def parity() -> None:
 @click.option(
     "--dtype", default="float32", show_default=True, metavar="DTYPE", help="Precision of weights and results."
 )
-@click.option("--impl", metavar="KERNEL", help="Our attention kernel; the fast one if not given.")
+@click.option("--impl", metavar="KERNEL", default="auto", help="Our attention kernel; the fast one if not given.")
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Record only values that match, such as 'layer.*.output'."
 )
@@ -65,32 +67,23 @@ def record(
     output: str,
     reference: str | None,
     dtype: str,
-    impl: str | None,
+    impl: str,
     only: tuple[str, ...],
-    question: str | None,
-    max_tokens: int | None,
-    probabilities: bool,
-    seed: int,
+    **options: Any,
 ) -> None:
     """Run MODEL on INPUT and write every intermediate value to a trace file."""
     check_output(output, SUFFIX)
-    from longformer.parity.runs import Contender, model_folder, read_sample
+    from longformer.parity.runs import Contender, model_folder, require_loss
     from longformer.parity.runs import record as run
+    from longformer.parity.samples import Settings, read_sample
 
-    contender = Contender.parse(":".join(part for part in (reference or "ours", dtype, impl) if part))
-    with model_folder(model, seed) as folder:
-        sample = read_sample(input_file, folder, question=question, max_tokens=max_tokens)
-        recorded = run(
-            contender,
-            folder,
-            sample.inputs,
-            output,
-            seed=seed,
-            probabilities=probabilities,
-            only=only,
-            said_model=model,
-            tokens=sample.tokens,
-        )
+    settings = Settings(**options)
+    contender = Contender(reference or "ours", dtype, impl)
+    with model_folder(model, settings.seed) as folder:
+        if settings.gradients:
+            require_loss(folder)
+        sample = read_sample(input_file, folder, settings)
+        recorded = run(contender, folder, sample, output, settings, only=only, said_model=model)
     click.echo(f"wrote {len(recorded)} values to {output}", err=True)
 
 
@@ -111,10 +104,7 @@ def compare(
     json_file: str | None,
     html: str | None,
     everything: bool,
-    question: str | None,
-    max_tokens: int | None,
-    probabilities: bool,
-    seed: int,
+    **options: Any,
 ) -> int:
     """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL] or transformers[:DTYPE].
 
@@ -130,50 +120,18 @@ def compare(
     if html is not None:
         check_output(html, ".html")
     from longformer.parity.comparison import DIFFERENT, NON_FINITE
-    from longformer.parity.comparison import compare as compare_traces
-    from longformer.parity.recorder import read_trace
+    from longformer.parity.contest import contest
+    from longformer.parity.page import write_page
     from longformer.parity.report import as_json, dumps, table
-    from longformer.parity.rounding import Truth
-    from longformer.parity.runs import Contender, load_ours, model_folder, read_sample
-    from longformer.parity.runs import record as run
+    from longformer.parity.samples import Settings
 
-    files = {name: read_trace(name) for name in (a, b) if name.endswith(SUFFIX)}
-    contenders = {name: Contender.parse(name) for name in (a, b) if name not in files}
-    source = input_file or next(iter(files), None)
-    if source is None:
-        raise click.UsageError("INPUT is missing: give a text, a .json file of input_ids, or a trace file")
-    chosen = model or _named_model(files)
-    probabilities |= any(name.endswith("_probabilities") for trace in files.values() for name in trace)
-    names = (a, b) if a != b else (f"{a} (1)", f"{b} (2)")
-    with ExitStack() as stack:
-        folder = stack.enter_context(model_folder(chosen, seed))
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longformer-parity-")))
-        sample = read_sample(source, folder, question=question, max_tokens=max_tokens)
-        traces = []
-        for i, name in enumerate((a, b)):
-            if name in contenders:
-                click.echo(f"running {name}", err=True)
-                path = work / f"{i}{SUFFIX}"
-                recorded = run(
-                    contenders[name],
-                    folder,
-                    sample.inputs,
-                    path,
-                    seed=seed,
-                    probabilities=probabilities,
-                    said_model=chosen,
-                )
-                traces.append(recorded)
-            else:
-                traces.append(files[name])
-        click.echo("running the truth, in float64", err=True)
-        truth = Truth(load_ours(folder), sample.inputs, probabilities=probabilities, folder=work)
-        click.echo("judging, by runs moved by one rounding", err=True)
-        result = compare_traces(*traces, truth=truth, names=names, tokens=sample.tokens)
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    with contest(a, b, input_file, model, Settings(**options), say) as found:
+        result = found.comparison
         if html is not None:
-            from longformer.parity.page import write_page
-
-            write_page(html, result, traces[0], traces[1], truth, sample.tokens)
+            write_page(html, found)
     if json_file == "-":
         click.echo(dumps(as_json(result)))
     else:
@@ -181,14 +139,6 @@ def compare(
     if json_file not in (None, "-"):
         write(json_file, dumps(as_json(result)) + "\n")
     return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
-
-
-def _named_model(files: dict[str, Trace]) -> str:
-    for trace in files.values():
-        named = trace.metadata.get("model")
-        if named:
-            return named
-    raise click.UsageError("--model is missing: the truth is computed from its weights")
 
 
 def check_output(path: str | None, suffix: str) -> None:

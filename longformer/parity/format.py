@@ -8,6 +8,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from longformer import __version__
 from longformer.checkpoint import todays_name
 from longformer.errors import DataError
 
@@ -136,7 +138,7 @@ class TraceFile(Mapping[str, Tensor]):
                 names = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is cut short, corrupt, or no safetensors file: {error}; record it again") from None
-        _check_version(self.path, self.metadata)
+        _check_metadata(self.path, self.metadata)
         self._names = [name for name in names if not name.startswith(INPUT)]
         self._inputs = [name for name in names if name.startswith(INPUT)]
 
@@ -161,7 +163,7 @@ class TraceFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
+def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise DataError(f'{path} is no trace: its metadata has format {metadata.get("format")!r}, not "{FORMAT}"')
     if metadata.get("version") != str(VERSION):
@@ -169,12 +171,30 @@ def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
             f"{path} is of version {metadata.get('version')!r} of the trace format, and this reads version {VERSION}; "
             "record it again"
         )
+    for key in ("config", "weights"):
+        try:
+            metadata_object(metadata, key)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+
+def metadata_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """An entry of the metadata that is a JSON object: empty where it is missing or null. Raises DataError otherwise."""
+    try:
+        value = json.loads(metadata.get(key, "null"))
+    except ValueError as error:
+        raise DataError(f"a trace's metadata has {key!r}, which is not valid JSON: {error}; record it again") from None
+    if value is not None and not isinstance(value, dict):
+        raise DataError(f"a trace's metadata has {key!r} {value!r}, which must be a JSON object; record it again")
+    return value or {}
 
 
 def describe_model(model: nn.Module, *, digests: bool) -> dict[str, str]:
     """Metadata about ``model`` as it stands: its config, weights' digests if wanted, dtype and device."""
     parameters = list(model.parameters())
     config: Any = getattr(model, "config", None)
+    package = type(model).__module__.partition(".")[0]
+    reference = {package: version(package)} if package == "transformers" else {}
     return {
         "config": json.dumps(config.to_dict() if hasattr(config, "to_dict") else None, default=str, sort_keys=True),
         "weights": json.dumps(weight_digests(model) if digests else {}, sort_keys=True),
@@ -182,7 +202,13 @@ def describe_model(model: nn.Module, *, digests: bool) -> dict[str, str]:
         "device": parameters[0].device.type if parameters else "",
         "training": json.dumps(model.training),
         "versions": json.dumps(
-            {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}, sort_keys=True
+            {
+                "longformer": __version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                **reference,
+            }
         ),
     }
 

@@ -6,7 +6,6 @@ Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -19,19 +18,11 @@ from torch import Tensor, nn
 from longformer.attention import LongformerSelfAttention
 from longformer.checkpoint import todays_name
 from longformer.errors import LongformerError
-from longformer.heads import LongformerForQuestionAnswering
-from longformer.model import LongformerModel, Packing, pack
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
-from longformer.parity.table import (
-    BASE,
-    GLOBAL_ROWS,
-    PROBABILITIES,
-    Table,
-    Value,
-    longformer_table,
-    order,
-)
+from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
+from longformer.weights import some
 
 Sink = Callable[[str, Tensor], None]
 
@@ -128,8 +119,8 @@ def trace(
         digests: put the weights' digests into the metadata; they take a second for every 300M parameters or so.
 
     Raises:
-        LongformerError: a model that the table does not fit, that runs twice inside, or not at all; or, with
-            ``probabilities``, implementations that disagree.
+        LongformerError: a model that the table does not fit, that runs twice inside, or not at all; a pattern of
+            ``only`` that matches nothing; or, with ``probabilities``, implementations that disagree.
         DataError: ``path`` cannot be written.
     """
     layout = choose_layout(model, table)
@@ -153,6 +144,7 @@ def trace(
             yield result
         if not recorder.has_run:
             raise LongformerError("the model did not run inside trace(): nothing is recorded")
+        recorder.check_patterns()
         result.metadata.update(recorder.notes)
         if writer is not None:
             writer.close(recorder.notes)
@@ -163,131 +155,6 @@ def trace(
         result._backward = None
         if writer is not None:
             writer.discard()
-
-
-class Layout(ABC):
-    """How one kind of model lays out its values.
-
-    root: the module with whose call a run begins. key_mask: (B, S) bool, False at padding. global_mask: (B, S) bool.
-    """
-
-    def __init__(self, root: nn.Module, table: Table) -> None:
-        self.root, self.table = root, table
-        self.key_mask: Tensor | None = None
-        self.global_mask: Tensor | None = None
-
-    @abstractmethod
-    def describe(self) -> dict[str, str]:
-        """Metadata: ``implementation``, and what else is particular to it."""
-
-    @abstractmethod
-    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        """Learn the layout of the run that begins with these arguments; returns the inputs, to be recorded."""
-
-    @abstractmethod
-    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        """A module's results, several if it works by pieces of the sequence, to (B, S, ...)."""
-
-
-def choose_layout(model: nn.Module, table: Table | None) -> Layout:
-    """The layout of ``model``. Raises LongformerError for an unknown kind without a table."""
-    if table is not None:
-        return PlainLayout(model, table)
-    if isinstance(model, LongformerModel | LongformerForQuestionAnswering):
-        return PackedLayout(model)
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if type(model).__module__.startswith("transformers.") and kind == "longformer":
-        return PaddedLayout(model)
-    raise LongformerError(
-        f"{type(model).__name__} is neither our Longformer nor transformers'; say by table= which modules to record"
-    )
-
-
-class PlainLayout(Layout):
-    """A module with a table of its own: batch and sequence as they are."""
-
-    def describe(self) -> dict[str, str]:
-        return {"implementation": type(self.root).__qualname__}
-
-    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        given = {**{f"argument{i}": value for i, value in enumerate(arguments)}, **keywords}
-        return {name: value.detach().cpu().clone() for name, value in given.items() if isinstance(value, Tensor)}
-
-    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        return pieces[0].transpose(0, 1) if value.axes == "sbc" else pieces[0]
-
-
-class LongformerLayout(Layout):
-    """What both Longformers share: the base model, its arguments, the masks that follow from them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        config: Any = model.config
-        is_head = hasattr(model, BASE)
-        prefix = f"{BASE}." if is_head else ""
-        super().__init__(
-            getattr(model, BASE) if is_head else model, longformer_table(prefix, config.num_attention_heads)
-        )
-        self.size = (0, 0)
-
-    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        bound = inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments
-        ids = bound.get("input_ids")
-        if ids is None:
-            raise LongformerError("trace() records what a Longformer makes of input_ids; none were given")
-        self.size = (ids.shape[0], ids.shape[1])
-        mask, global_mask = bound.get("attention_mask"), bound.get("global_attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask.long()
-        key_mask = mask != 0
-        global_mask = torch.zeros_like(key_mask) if global_mask is None else global_mask.bool()
-        self.key_mask, self.global_mask = key_mask.cpu(), ((global_mask | (mask == 2)) & key_mask).cpu()
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": self.key_mask,
-            "global_attention_mask": self.global_mask,
-            "token_type_ids": bound.get("token_type_ids"),
-            "position_ids": bound.get("position_ids"),
-        }
-        return {name: value.detach().cpu().long() for name, value in inputs.items() if value is not None}
-
-
-class PackedLayout(LongformerLayout):
-    """Ours: tokens packed into (N, C) within the base model, see :func:`longformer.model.pack`."""
-
-    root: LongformerModel
-    packing: Packing
-
-    def describe(self) -> dict[str, str]:
-        kernels = [part.impl for part in self.root.modules() if isinstance(part, LongformerSelfAttention)]
-        return {"implementation": "longformer", "kernel": ", ".join(dict.fromkeys(kernels))}
-
-    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        inputs = super().begin(arguments, keywords)
-        ids = inputs["input_ids"]
-        positions = inputs.get("position_ids")
-        positions = self.root._positions(ids) if positions is None else positions
-        types = inputs.get("token_type_ids")
-        stacked = torch.stack([ids, positions, torch.zeros_like(ids) if types is None else types])
-        self.packing = pack(stacked, self.key_mask, self.global_mask)
-        return inputs
-
-    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        # The heads work on (B, S, C); all that the encoder has is packed.
-        if value.name.startswith(("layer.", "embeddings")):
-            return self.packing.unpack(joined, self.size[0])
-        return joined
-
-
-class PaddedLayout(LongformerLayout):
-    """transformers': padded to a multiple of the window within the base model, (S, B, C) in projections."""
-
-    def describe(self) -> dict[str, str]:
-        return {"implementation": "transformers"}
-
-    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        joined = torch.cat(pieces, 0 if value.axes == "sbc" else 1) if len(pieces) > 1 else pieces[0]
-        joined = joined.transpose(0, 1) if value.axes == "sbc" else joined
-        return joined if value.kind == "plain" else joined[:, : self.size[1]]
 
 
 class Recorder:
@@ -324,9 +191,9 @@ class Recorder:
         layers = [name.removesuffix("local_output") for name in names if name.endswith(".local_output")]
         names += [layer + part for layer in layers for part in (GLOBAL_ROWS, *PROBABILITIES)]
         if self.gradients:
-            names += [f"gradient.{name}" for name in names]
-            names += [f"gradient.parameter.{todays_name(name)}" for name, _ in self.model.named_parameters()]
-        inputs = list(inspect.signature(self.layout.root.forward).parameters)
+            names += [GRADIENT + name for name in names]
+            names += [PARAMETER + todays_name(name) for name, _ in self.model.named_parameters()]
+        inputs = {*inspect.signature(self.layout.root.forward).parameters, *TARGETS}
         return names + [INPUT + name for name in [*inputs, *(f"argument{i}" for i in range(32))]]
 
     @contextmanager
@@ -335,6 +202,8 @@ class Recorder:
         modules = dict(self.model.named_modules())
         with ExitStack() as stack:
             self._handles = stack
+            if self.gradients:
+                stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
             begin = self.layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
             for path, value in self.values.items():
@@ -364,10 +233,14 @@ class Recorder:
         for name, tensor in self.layout.begin(arguments, keywords).items():
             self.input_sink(name, tensor)
 
+    def _targets(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        for name, tensor in self.layout.targets(module, arguments, keywords).items():
+            self.input_sink(name, tensor)
+
     def _hook(self, value: Value) -> Callable[[nn.Module, Any, Any], None]:
         last_of_layer = value.name.startswith("layer.") and value.name.endswith(".output")
 
-        def record(module: nn.Module, arguments: Any, output: Any) -> None:
+        def record(module: nn.Module, arguments: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, (tuple, list)) else output
             if not isinstance(first, Tensor):
                 raise LongformerError(
@@ -379,10 +252,11 @@ class Recorder:
             self._pieces.setdefault(value.name, []).append(copy)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
-            if self.gradients and first.requires_grad:
-                self._hook_gradient(value, first)
             if last_of_layer or isinstance(self.layout, PlainLayout):
                 self._flush()
+            if self.gradients and first.requires_grad:
+                return _with_first(output, self._with_gradient(value, first))
+            return None
 
         return record
 
@@ -414,6 +288,13 @@ class Recorder:
         if self.only is None or any(fnmatchcase(name, pattern) for pattern in self.only):
             self.sink(name, tensor.contiguous())
 
+    def check_patterns(self) -> None:
+        """Raise LongformerError where a pattern of ``only`` matched nothing."""
+        names = sorted(self._given, key=order)
+        for pattern in self.only or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise LongformerError(f"only={pattern!r} matches no value; there are {some(names)}")
+
     def _record_probabilities(self, value: Value, module: nn.Module, arguments: Any, output: Any) -> None:
         layout = self.layout
         assert isinstance(layout, LongformerLayout) and layout.key_mask is not None and layout.global_mask is not None
@@ -437,11 +318,19 @@ class Recorder:
         for name, tensor in found.items():
             self._give(layer + name, tensor)
 
-    def _hook_gradient(self, value: Value, output: Tensor) -> None:
-        def record(gradient: Tensor) -> None:
-            self._emit(value, self.layout.rows([gradient.detach().cpu().clone()], value), "gradient.")
+    def _with_gradient(self, value: Value, output: Tensor) -> Tensor:
+        """A copy of ``output`` to compute on with, whose gradient is recorded.
 
-        self._handles.callback(output.register_hook(record).remove)
+        A copy, since a projection may give a view, and a view that the model goes on to change in place is cut out of
+        the graph together with the hooks on it.
+        """
+
+        def record(gradient: Tensor) -> None:
+            self._emit(value, self.layout.rows([gradient.detach().cpu().clone()], value), GRADIENT)
+
+        copy = output.clone()
+        self._handles.callback(copy.register_hook(record).remove)
+        return copy
 
     def backward(self, loss: Tensor) -> None:
         """See :meth:`Trace.backward`."""
@@ -452,4 +341,13 @@ class Recorder:
         found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
         for (name, _), gradient in zip(named, found, strict=True):
             if gradient is not None:
-                self._give(f"gradient.parameter.{todays_name(name)}", gradient.detach().cpu())
+                self._give(PARAMETER + todays_name(name), gradient.detach().cpu())
+
+
+def _with_first(output: Any, first: Tensor) -> Any:
+    """A module's output, of which the tensor, or the first of several, is another."""
+    if isinstance(output, Tensor):
+        return first
+    if hasattr(output, "_fields"):
+        return output._replace(**{output._fields[0]: first})
+    return type(output)([first, *output[1:]])

@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import PurePath
 from typing import Any
 
 import click
 
-from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, Compared, Comparison, Error, Position
+from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, Compared, Comparison
+from longformer.parity.measure import Error
+from longformer.parity.places import Position
+from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
 COLOURS = {IDENTICAL: "green", "rounding": "green", DIFFERENT: "red", NON_FINITE: "red"}
 
 
 def table(comparison: Comparison, *, everything: bool = False) -> str:
     """The verdict, where it begins and why; then a row a value."""
-    a, b = comparison.names
+    heads = [f"{_short(name)} / noise" for name in comparison.names]
     lines = [*verdict(comparison), ""]
-    header = f"{'value':<28} {'verdict':<10} {'largest':>9} {'rms':>9} {'relative':>9} {'1-cosine':>9} {'ulp':>9}"
-    lines.append(f"{header}  {a + ' / noise':>14.14} {b + ' / noise':>14.14}")
-    for value in _shown(comparison, everything):
+    shown = _shown(comparison, everything)
+    wide = max(28, *(len(value.name) for value in shown if value is not None))
+    header = f"{'value':<{wide}} {'verdict':<10} {'largest':>9} {'rms':>9} {'relative':>9} {'1-cosine':>9} {'ulp':>9}"
+    lines.append("  ".join([header, *heads]))
+    for value in shown:
         if value is None:
             lines.append("...")
             continue
         row = (
-            f"{value.name:<28} {value.verdict:<10} {value.largest:>9.2g} {value.rms:>9.2g} {value.relative:>9.2g} "
-            f"{max(0.0, 1 - value.cosine):>9.2g} {value.ulp_largest:>9.3g}  {_ratio(value.a):>14} {_ratio(value.b):>14}"
+            f"{value.name:<{wide}} {value.verdict:<10} {value.largest:>9.2g} {value.rms:>9.2g} {value.relative:>9.2g} "
+            f"{max(0.0, 1 - value.cosine):>9.2g} {value.ulp_largest:>9.3g}"
         )
+        ratios = (f"{_ratio(error):>{len(head)}}" for head, error in zip(heads, (value.a, value.b), strict=True))
+        row = "  ".join([row, *ratios])
         lines.append(click.style(row, fg="red", bold=value is comparison.first) if _wrong(value) else row)
     return "\n".join(lines)
+
+
+def _short(name: str, longest: int = 24) -> str:
+    """A run's name for the head of a column."""
+    name = PurePath(name).name
+    return name if len(name) <= longest else f"{name[: longest - 12]}...{name[-9:]}"
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -53,7 +67,7 @@ def summary(comparison: Comparison) -> str:
     if comparison.verdict == IDENTICAL:
         return f"{a} and {b} agree in every bit of {count} values"
     if first is None:
-        worst = max(comparison.values, key=lambda value: max(_number(value.a), _number(value.b)))
+        worst = furthest(comparison)
         return (
             f"{a} and {b} differ by no more than rounding in {count} values; furthest from the truth is {worst.name}, "
             f"at {max(_number(worst.a), _number(worst.b)):.2f} times the noise"
@@ -88,17 +102,27 @@ def _shown(comparison: Comparison, everything: bool) -> list[Compared | None]:
     if everything or len(values) <= 24:
         return list(values)
     if comparison.first is None:
-        keep = {i for i, value in enumerate(values) if not value.name.startswith("layer.")}
-        keep |= {i for i, value in enumerate(values) if value.name.endswith(".output")}
+        keep = {i for i, value in enumerate(values) if value.name.endswith(".output") or not _is_inner(value.name)}
+        keep.add(values.index(furthest(comparison)))
     else:
         first = values.index(comparison.first)
         keep = {*range(max(0, first - 4), min(len(values), first + 6)), 0, len(values) - 1}
     shown: list[Compared | None] = []
     for i in sorted(keep):
-        if shown and i - 1 not in keep:
+        if i > 0 and i - 1 not in keep:
             shown.append(None)
         shown.append(values[i])
-    return shown
+    return shown if values[-1] is shown[-1] else [*shown, None]
+
+
+def _is_inner(name: str) -> bool:
+    """Whether a value is one of many alike: a layer's, or a parameter's gradient."""
+    return name.startswith(PARAMETER) or split_name(name.removeprefix(GRADIENT))[0] is not None
+
+
+def furthest(comparison: Comparison) -> Compared:
+    """The value that is furthest from the truth in either run, measured by its noise."""
+    return max(comparison.values, key=lambda value: max(_number(value.a), _number(value.b)))
 
 
 def _wrong(value: Compared) -> bool:

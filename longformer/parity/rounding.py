@@ -3,16 +3,17 @@
 The truth is our model over the same weights in float64, its attention by definition (``impl="reference"``). What a
 precision must lose is estimated by moving every number that the model keeps: each weight, and each result of each
 module, is multiplied by 1 + ε·u, with u uniform in [-1, 1] and ε one unit in the last place of that precision at 1, in
-a few runs of the same float64 model. A head's query and key are moved once more, each token's as a whole: where the
-products that make up a score are of one sign, its roundings do not average out among them. How far a value moves then,
-root mean square over the runs, is the *noise* of the value: it knows the depth, the weights and the input, and takes
-nothing from the implementations under test.
+a few runs of the same float64 model; nothing is moved by less than the precision's smallest number. A head's query and
+key are moved once more, each token's as a whole: where the products that make up a score are of one sign, its roundings
+do not average out among them. How far a value moves then, root mean square over the runs, is the *noise* of the value:
+it knows the depth, the weights and the input, and takes nothing from the implementations under test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 
 from longformer.attention import LongformerSelfAttention
 from longformer.heads import LongformerForQuestionAnswering
+from longformer.kernels import global_attention
 from longformer.model import LongformerModel
-from longformer.parity.recorder import Recorder, Trace, choose_layout, trace
+from longformer.parity.layout import choose_layout
+from longformer.parity.recorder import Recorder, Trace, trace
+from longformer.parity.table import PARAMETER
 
 Longformer = LongformerModel | LongformerForQuestionAnswering
 Inputs = Mapping[str, Tensor]
@@ -59,7 +63,7 @@ class Truth:
         dense = self.inputs["input_ids"].shape[1] <= DENSE
         self.kernel = "reference" if dense else "blocked"
         self._model = self._in_double(model)
-        self._noise: dict[float, dict[str, Tensor]] = {}
+        self._noise: dict[torch.dtype, dict[str, Tensor]] = {}
         path = None if folder is None else folder / "truth.safetensors"
         with self._grad_mode(), trace(self._model, path=path, digests=False, **self._options()) as self.trace:
             self._run(self.trace)
@@ -80,6 +84,9 @@ class Truth:
         with torch.device("meta"):
             double = type(model)(model.config, impl=self.kernel, **arguments)
         double.load_state_dict({name: weight.cpu().double() for name, weight in self.weights.items()}, assign=True)
+        for part in double.modules():
+            if isinstance(part, LongformerSelfAttention):
+                part._global_rows = partial(_global_rows, part)  # type: ignore[method-assign]
         return double.eval()
 
     def noise(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -87,12 +94,11 @@ class Truth:
 
         A value's row is its last axis: the channels of a token, or of a token in one head.
         """
-        eps = torch.finfo(dtype).eps
-        if eps not in self._noise:
-            self._noise[eps] = self._estimate(eps)
-        return self._noise[eps]
+        if dtype not in self._noise:
+            self._noise[dtype] = self._estimate(dtype)
+        return self._noise[dtype]
 
-    def _estimate(self, eps: float) -> dict[str, Tensor]:
+    def _estimate(self, dtype: torch.dtype) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
 
         def add(name: str, value: Tensor) -> None:
@@ -102,12 +108,37 @@ class Truth:
         generator = torch.Generator().manual_seed(0)
         for _ in range(self.runs):
             # Its hooks come before the recorder's, which so sees what was moved. Kernels cannot be checked then.
-            with perturbed(self._model, self.weights, eps, generator), self._grad_mode():
+            with perturbed(self._model, self.weights, dtype, generator), self._grad_mode():
                 recorder = Recorder(self._model, choose_layout(self._model, None), check=False, **self._options())
                 recorder.sink = add
                 with recorder.attached():
                     self._run(recorder)
+        for name, noise in total.items():
+            weight = f"{name.removesuffix('bias')}weight"
+            if name.startswith(PARAMETER) and name.endswith(".bias") and weight in total:
+                # A bias is a weight whose input is 1. Its gradient may be 0 in exact arithmetic, as a key's is, since
+                # it moves all scores of a row alike; what a computer then gives is the rounding of its terms, as large
+                # as in the weight beside it, though moving the terms' common factors leaves it 0.
+                total[name] = torch.maximum(noise, total[weight].mean())
         return total
+
+
+def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, index: Tensor, key_mask: Tensor | None) -> Tensor:
+    """(G, C): the rows ``index`` of global attention over ``hidden`` (L, C), by the formula as it stands.
+
+    Ours rearranges it where that is cheaper, to which end it never computes the keys. The truth must not, for its own
+    sake, and since the noise comes from moving what the modules compute.
+    """
+    query, key, value = (
+        projection(x).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(0, 1)[None]  # (1, H, ., D)
+        for projection, x in (
+            (attention.query_global, hidden[index]),
+            (attention.key_global, hidden),
+            (attention.value_global, hidden),
+        )
+    )
+    out = global_attention(query, key, value, key_mask=key_mask, impl="reference")
+    return out[0].transpose(0, 1).flatten(1)
 
 
 def row_mean_square(x: Tensor) -> Tensor:
@@ -117,18 +148,21 @@ def row_mean_square(x: Tensor) -> Tensor:
 
 @contextmanager
 def perturbed(
-    model: nn.Module, weights: Mapping[str, Tensor], eps: float, generator: torch.Generator
+    model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, generator: torch.Generator
 ) -> Iterator[None]:
-    """Inside: ``model``'s weights, and what its modules give, moved by up to ``eps``, relatively. Then as before."""
+    """Inside: ``model``'s weights, and what its modules give, moved by up to a unit of ``dtype``. Then as before."""
+    info = torch.finfo(dtype)
+
+    def uniform(shape: torch.Size) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)
 
     def move(x: Tensor) -> Tensor:
-        noise = torch.empty(x.shape, dtype=torch.float32).uniform_(-eps, eps, generator=generator)
-        return x + x * noise
+        # Below the smallest normal number the units shrink no more: what float16 makes of small gradients.
+        return x + uniform(x.shape) * (x.abs() * info.eps).clamp(min=info.tiny * info.eps)
 
     def move_heads(x: Tensor, heads: int) -> Tensor:
         split = x.unflatten(-1, (heads, -1))
-        noise = torch.empty(split.shape[:-1]).uniform_(-eps, eps, generator=generator)[..., None]
-        return (split + split * noise).flatten(-2)
+        return (split + split * info.eps * uniform(split.shape[:-1])[..., None]).flatten(-2)
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):

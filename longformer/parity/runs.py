@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from longformer.checkpoint import read_config, todays_name
+from longformer.checkpoint import todays_name
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.errors import DataError, LongformerError
 from longformer.heads import LongformerForQuestionAnswering
-from longformer.kernels import IMPLEMENTATIONS
+from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.model import LongformerModel
-from longformer.parity.recorder import Trace, read_trace, trace
+from longformer.parity.recorder import Trace, trace
 from longformer.parity.rounding import Longformer
-from longformer.tokenizer import LongformerTokenizer
+from longformer.parity.samples import SUFFIX, Sample, Settings
 from longformer.weights import find_weights, read_tensors
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run a model. implementation: "ours" or "transformers"; the latter has no ``impl``."""
+    """A way to run a model. implementation: "ours" or "transformers"; the latter has no ``impl``.
+
+    Raises:
+        DataError: an implementation, dtype or kernel that is not there.
+    """
 
     implementation: str
     dtype: str = "float32"
     impl: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise DataError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.implementation == "transformers" and self.impl != "auto":
+            raise DataError(f"transformers has one kernel, its own: {self.impl!r} chooses among ours")
+        try:
+            choose(torch.empty(1, 1, 1, 1), impl=self.impl)
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            raise DataError(f"kernel {self.impl!r} cannot be had: {error}") from None
 
     @classmethod
     def parse(cls, text: str) -> Contender:
@@ -41,15 +54,16 @@ class Contender:
         implementation, *parts = text.split(":")
         dtypes = [part for part in parts if part in DTYPES]
         kernels = [part for part in parts if part not in DTYPES]
-        ours = implementation == "ours"
-        if (not ours and implementation != "transformers") or len(dtypes) > 1 or len(kernels) > (1 if ours else 0):
+        known = implementation in ("ours", "transformers")
+        if not known or "" in parts or len(dtypes) > 1 or len(kernels) > 1:
             raise DataError(
                 f"{text!r} is neither a trace file ({SUFFIX}) nor ours[:DTYPE][:KERNEL] nor transformers[:DTYPE], "
                 f"with DTYPE one of {', '.join(DTYPES)} and KERNEL one of {', '.join(IMPLEMENTATIONS)}"
             )
-        if kernels and kernels[0] not in IMPLEMENTATIONS:
-            raise DataError(f"{text!r}: {kernels[0]!r} is no kernel here; there are {', '.join(IMPLEMENTATIONS)}")
-        return cls(implementation, *(dtypes or ["float32"]), *kernels)
+        try:
+            return cls(implementation, *(dtypes or ["float32"]), *kernels)
+        except DataError as error:
+            raise DataError(f"{text!r}: {error}") from None
 
     def load(self, name_or_path: str) -> nn.Module:
         """The model at ``name_or_path``, a folder or a name on the hub, to be run this way."""
@@ -71,6 +85,15 @@ def load_ours(name_or_path: str, *, dtype: torch.dtype = torch.float32, impl: st
     """Our model, of the class that serves the checkpoint."""
     kind, arguments = kind_of(name_or_path)
     return kind.from_pretrained(name_or_path, dtype=dtype, impl=impl, **arguments)
+
+
+def require_loss(name_or_path: str) -> None:
+    """Raise LongformerError for a checkpoint whose model has no loss."""
+    if kind_of(name_or_path)[0] is LongformerModel:
+        raise LongformerError(
+            f"{name_or_path} is a base model, which has no loss; gradients are recorded of question answering, or in "
+            "Python of any loss: trace(model, gradients=True) and Truth(model, inputs, loss=...)"
+        )
 
 
 def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
@@ -116,130 +139,34 @@ def draw(config: LongformerConfig, seed: int) -> LongformerForQuestionAnswering:
     return model.eval()
 
 
-class Sample(NamedTuple):
-    """arguments of a model's forward, and the tokens' texts, (B, S), where a tokenizer is known."""
-
-    inputs: dict[str, Tensor]
-    tokens: list[list[str]] | None
-
-
-def read_sample(path: str, model: str, *, question: str | None, max_tokens: int | None) -> Sample:
-    """What a file gives a model.
-
-    A trace file: its inputs. A ``.json`` file: an object of ``input_ids`` and, if wanted, ``attention_mask``,
-    ``global_attention_mask``, ``token_type_ids``, ``position_ids``, each a list of rows; shorter rows are padded. Any
-    other file: a text, which the model's tokenizer reads, with ``question`` before it for question answering.
-
-    Raises:
-        DataError: no such file, or not what its name says.
-    """
-    config = read_config(model)
-    if path.endswith(SUFFIX):
-        inputs = read_trace(path).inputs
-    elif path.endswith(".json"):
-        inputs = _inputs_of_json(path, config)
-    else:
-        inputs = _inputs_of_text(path, model, question)
-    if max_tokens is not None:
-        inputs = {name: tensor[:, :max_tokens] for name, tensor in inputs.items()}
-    if "global_attention_mask" not in inputs:
-        inputs["global_attention_mask"] = _global_mask(inputs["input_ids"], config)
-    return Sample(inputs, token_texts(inputs["input_ids"], model))
-
-
-def _global_mask(ids: Tensor, config: LongformerConfig) -> Tensor:
-    """(B, S): the question where a row has three separators, else the first token alone."""
-    separator = ids == config.sep_token_id
-    question = separator.cumsum(dim=1) == 0
-    first = torch.zeros_like(question)
-    first[:, 0] = True
-    return torch.where(separator.sum(dim=1, keepdim=True) == 3, question, first).long()
-
-
-def _inputs_of_json(path: str, config: LongformerConfig) -> dict[str, Tensor]:
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict) or "input_ids" not in values:
-        raise DataError(f'{path} must hold an object like {{"input_ids": [[0, 20920, 232, 2]]}}')
-    known = ("input_ids", "attention_mask", "global_attention_mask", "token_type_ids", "position_ids")
-    unknown = sorted(values.keys() - set(known))
-    if unknown:
-        raise DataError(f"{path} has {', '.join(unknown)}; a model takes {', '.join(known)}")
-    lengths = [len(row) for row in _rows(path, "input_ids", values["input_ids"])]
-    if not lengths or min(lengths) == 0:
-        raise DataError(f"{path}: input_ids has an empty row, or none")
-    values.setdefault("attention_mask", [[1] * length for length in lengths])
-    fill = {"input_ids": config.pad_token_id, "position_ids": config.pad_token_id}
-    inputs = {}
-    for name in known:
-        if name in values:
-            rows = _rows(path, name, values[name])
-            if [len(row) for row in rows] != lengths:
-                raise DataError(f"{path}: {name} has rows of {[len(row) for row in rows]}, input_ids of {lengths}")
-            inputs[name] = torch.tensor([row + [fill.get(name, 0)] * (max(lengths) - len(row)) for row in rows])
-    return inputs
-
-
-def _rows(path: str, name: str, value: Any) -> list[list[int]]:
-    rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-    if not all(isinstance(row, list) and all(type(entry) is int for entry in row) for row in rows):
-        raise DataError(f"{path}: {name} must be a list of lists of whole numbers, one a row")
-    return rows
-
-
-def _inputs_of_text(path: str, model: str, question: str | None) -> dict[str, Tensor]:
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte at offset {error.start}; convert it with iconv") from None
-    tokenizer = LongformerTokenizer.from_pretrained(model)
-    pair = (text,) if question is None else (question, text)
-    encoding = tokenizer(*pair, return_tensors="pt")
-    return {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"]}
-
-
-def token_texts(ids: Tensor, model: str) -> list[list[str]] | None:
-    """(B, S) texts of tokens, None for a model without a tokenizer."""
-    try:
-        tokenizer = LongformerTokenizer.from_pretrained(model)
-        return [tokenizer.convert_ids_to_tokens(row.tolist()) for row in ids]
-    except (CheckpointError, DataError):
-        return None
-
-
 def record(
     contender: Contender,
     model: str,
-    inputs: Mapping[str, Tensor],
+    sample: Sample,
     path: str | Path,
+    settings: Settings,
     *,
-    seed: int = 0,
-    probabilities: bool = False,
     only: tuple[str, ...] = (),
     said_model: str | None = None,
-    tokens: list[list[str]] | None = None,
 ) -> Trace:
-    """Run a model and write its trace file, layer by layer."""
-    torch.manual_seed(seed)
+    """Run ``model``, a folder or a name, and write its trace file layer by layer; ``said_model`` is the name in it."""
+    torch.manual_seed(settings.seed)
     module = contender.load(model)
-    metadata = {"model": said_model or model, "seed": str(seed)}
-    if tokens is not None:
-        metadata["tokens"] = json.dumps(tokens)
-    versions = {"torch": torch.__version__}
-    if contender.implementation == "transformers":
-        import transformers
-
-        versions["transformers"] = transformers.__version__
-    metadata["versions"] = json.dumps(versions)
+    metadata = {"model": said_model or model, "seed": str(settings.seed)}
+    if sample.tokens is not None:
+        metadata["tokens"] = json.dumps(sample.tokens)
     with (
-        torch.no_grad(),
-        trace(module, path=path, probabilities=probabilities, only=only or None, metadata=metadata) as recorded,
+        torch.set_grad_enabled(settings.gradients),
+        trace(
+            module,
+            path=path,
+            metadata=metadata,
+            only=only or None,
+            probabilities=settings.probabilities,
+            gradients=settings.gradients,
+        ) as recorded,
     ):
-        module(**inputs)
+        output = module(**sample.inputs)
+        if settings.gradients:
+            recorded.backward(output.loss)
     return recorded

@@ -105,6 +105,8 @@ LONGFORMER_HEADS = {
 }
 BASE = "longformer"  # under a head, the attribute that holds the base model; ours and transformers' alike
 GLOBAL_ROWS = "global_rows"
+GRADIENT = "gradient."  # before a value's name: its gradient
+PARAMETER = f"{GRADIENT}parameter."  # before a parameter's
 PROBABILITIES = ("band_probabilities", "column_probabilities", "global_probabilities")
 
 
@@ -132,20 +134,14 @@ def split_name(name: str) -> tuple[int | None, str]:
 
 def order(name: str) -> tuple[int, int, int, str]:
     """Sort key: the order in which a Longformer computes its values, its gradients last, and those backwards."""
-    gradient = name.startswith("gradient.")
-    if gradient:
-        layer, step, _ = _place(name.removeprefix("gradient."))
-        return (1, -layer, -step, name)
-    layer, step, _ = _place(name)
-    return (0, layer, step, name)
+    if name.startswith(PARAMETER):  # after those of all activations
+        return (2, 0, 0, name)
+    layer, step = _place(name.removeprefix(GRADIENT))
+    return (1, -layer, -step, name) if name.startswith(GRADIENT) else (0, layer, step, name)
 
 
-def _place(name: str) -> tuple[int, int, str]:
+def _place(name: str) -> tuple[int, int]:
     layer, part = split_name(name)
     if layer is not None:
-        return layer, _ORDER.index(part) if part in _ORDER else len(_ORDER), part
-    if name == "embeddings":
-        return -1, 0, name
-    if name.startswith("parameter."):  # gradients only: after those of all activations
-        return -2, 0, name
-    return 10**9, 0, name
+        return layer, _ORDER.index(part) if part in _ORDER else len(_ORDER)
+    return (-1, 0) if name == "embeddings" else (10**9, 0)

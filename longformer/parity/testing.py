@@ -10,7 +10,8 @@ import click
 import torch
 from torch import Tensor
 
-from longformer.parity.comparison import DIFFERENT, MULTIPLE, NON_FINITE, ROW_MULTIPLE, compare, row_ratios, spacing
+from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
+from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
 from longformer.parity.recorder import Trace
 from longformer.parity.report import table
 from longformer.parity.rounding import RUNS, Truth, row_mean_square

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import longformer
 from longformer import LongformerConfig, LongformerForQuestionAnswering, LongformerTokenizer, QuestionAnswerer
+from longformer.parity import Truth, assert_parity, trace
 from longformer.squad import read_squad
 
 DOCUMENT = Path(longformer.__file__).parent / "data" / "constitution.txt"
@@ -61,6 +62,17 @@ def test_the_same_numbers(pair: Pair, tokenizer: LongformerTokenizer, lengths: t
     assert max(differences(ours.states, reference.states)) <= FLOAT32
     assert max(differences(ours.results, reference.results)) <= TRAINED_LOGITS
     assert_no_further(ours, reference, encode(exact(pair, impl="blocked"), inputs), trained=True)
+
+
+def test_every_value(pair: Pair, tokenizer: LongformerTokenizer) -> None:
+    """All that a layer computes, projections and global rows included, is the reference's up to rounding."""
+    inputs = padded_batch(pair.ours.config, rows(tokenizer, 60, 131, 90))
+    runs = []
+    for model in pair:
+        with torch.no_grad(), trace(model) as recorded:
+            model(**inputs)
+        runs.append(recorded)
+    assert_parity(*runs, Truth(pair.ours, inputs))
 
 
 class AsOurs(nn.Module):

@@ -1,0 +1,168 @@
+"""How each kind of model lays out its values: what is packed, padded or transposed inside, and what its inputs mean.
+
+Letters: B batch, S sequence, C hidden size, N packed tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longformer.attention import LongformerSelfAttention
+from longformer.errors import LongformerError
+from longformer.heads import LongformerForQuestionAnswering
+from longformer.model import LongformerModel, Packing, pack
+from longformer.parity.table import BASE, Table, Value, longformer_table
+
+TARGETS = ("start_positions", "end_positions")  # arguments of question answering's forward that give it a loss
+
+
+class Layout(ABC):
+    """How one kind of model lays out its values.
+
+    root: the module with whose call a run begins. key_mask: (B, S) bool, False at padding. global_mask: (B, S) bool.
+    """
+
+    def __init__(self, root: nn.Module, table: Table) -> None:
+        self.root, self.table = root, table
+        self.key_mask: Tensor | None = None
+        self.global_mask: Tensor | None = None
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """Metadata: ``implementation``, and what else is particular to it."""
+
+    @abstractmethod
+    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
+        """Learn the layout of the run that begins with these arguments; returns the inputs, to be recorded."""
+
+    def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
+        """What ``model``, called with these arguments, takes for its loss alone; nothing if that is not known."""
+        return {}
+
+    @abstractmethod
+    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
+        """A module's results, several if it works by pieces of the sequence, to (B, S, ...)."""
+
+
+def choose_layout(model: nn.Module, table: Table | None) -> Layout:
+    """The layout of ``model``. Raises LongformerError for an unknown kind without a table."""
+    if table is not None:
+        return PlainLayout(model, table)
+    if isinstance(model, LongformerModel | LongformerForQuestionAnswering):
+        return PackedLayout(model)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if type(model).__module__.startswith("transformers.") and kind == "longformer":
+        return PaddedLayout(model)
+    raise LongformerError(
+        f"{type(model).__name__} is neither our Longformer nor transformers'; say by table= which modules to record"
+    )
+
+
+class PlainLayout(Layout):
+    """A module with a table of its own: batch and sequence as they are."""
+
+    def describe(self) -> dict[str, str]:
+        return {"implementation": type(self.root).__qualname__}
+
+    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
+        given = {**{f"argument{i}": value for i, value in enumerate(arguments)}, **keywords}
+        return {name: value.detach().cpu().clone() for name, value in given.items() if isinstance(value, Tensor)}
+
+    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
+        return pieces[0].transpose(0, 1) if value.axes == "sbc" else pieces[0]
+
+
+class LongformerLayout(Layout):
+    """What both Longformers share: the base model, its arguments, the masks that follow from them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        config: Any = model.config
+        is_head = hasattr(model, BASE)
+        prefix = f"{BASE}." if is_head else ""
+        super().__init__(
+            getattr(model, BASE) if is_head else model, longformer_table(prefix, config.num_attention_heads)
+        )
+        self.size = (0, 0)
+
+    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
+        bound = inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments
+        ids = bound.get("input_ids")
+        if ids is None:
+            raise LongformerError("trace() records what a Longformer makes of input_ids; none were given")
+        if ids.dim() != 2:
+            raise LongformerError(f"input_ids has shape {tuple(ids.shape)}; it must be (B, S)")
+        self.size = (ids.shape[0], ids.shape[1])
+        inputs = effective_inputs(bound)
+        self.key_mask, self.global_mask = inputs["attention_mask"] != 0, inputs["global_attention_mask"] != 0
+        return inputs
+
+    def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
+        bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
+        return {name: bound[name].detach().cpu() for name in TARGETS if isinstance(bound.get(name), Tensor)}
+
+
+def effective_inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A base model's arguments as a trace has them, int64 on the CPU: masks of 0 and 1, global only where no padding.
+
+    ``given``: ``input_ids`` (B, S) and, if any, ``attention_mask``, ``global_attention_mask``, ``token_type_ids`` and
+    ``position_ids``.
+    """
+    ids, mask, global_mask = (given.get(name) for name in ("input_ids", "attention_mask", "global_attention_mask"))
+    assert ids is not None
+    mask = torch.ones_like(ids) if mask is None else mask.long()
+    key_mask = mask != 0
+    global_mask = torch.zeros_like(key_mask) if global_mask is None else global_mask.bool()
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": key_mask,
+        "global_attention_mask": (global_mask | (mask == 2)) & key_mask,
+        "token_type_ids": given.get("token_type_ids"),
+        "position_ids": given.get("position_ids"),
+    }
+    return {name: value.detach().cpu().long() for name, value in inputs.items() if value is not None}
+
+
+class PackedLayout(LongformerLayout):
+    """Ours: tokens packed into (N, C) within the base model, see :func:`longformer.model.pack`."""
+
+    root: LongformerModel
+    packing: Packing
+
+    def describe(self) -> dict[str, str]:
+        kernels = [part.impl for part in self.root.modules() if isinstance(part, LongformerSelfAttention)]
+        return {"implementation": "longformer", "kernel": ", ".join(dict.fromkeys(kernels))}
+
+    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
+        inputs = super().begin(arguments, keywords)
+        ids = inputs["input_ids"]
+        positions = inputs.get("position_ids")
+        positions = self.root._positions(ids) if positions is None else positions
+        types = inputs.get("token_type_ids")
+        stacked = torch.stack([ids, positions, torch.zeros_like(ids) if types is None else types])
+        self.packing = pack(stacked, self.key_mask, self.global_mask)
+        return inputs
+
+    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
+        joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        # The heads work on (B, S, C); all that the encoder has is packed.
+        if value.name.startswith(("layer.", "embeddings")):
+            return self.packing.unpack(joined, self.size[0])
+        return joined
+
+
+class PaddedLayout(LongformerLayout):
+    """transformers': padded to a multiple of the window within the base model, (S, B, C) in projections."""
+
+    def describe(self) -> dict[str, str]:
+        return {"implementation": "transformers"}
+
+    def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
+        joined = torch.cat(pieces, 0 if value.axes == "sbc" else 1) if len(pieces) > 1 else pieces[0]
+        joined = joined.transpose(0, 1) if value.axes == "sbc" else joined
+        return joined if value.kind == "plain" else joined[:, : self.size[1]]

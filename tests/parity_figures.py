@@ -1,0 +1,137 @@
+"""The figures of ``docs/parity.md``, measured and printed as its tables: ``python tests/parity_figures.py NAME``.
+
+``mistakes``: what the tool says of each planted slip. ``depth``: the error after each layer, ours and transformers',
+for the full base architecture and the shipped checkpoint. ``cost``: time and memory of the commands on the base
+architecture; it wants a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import longformer
+from longformer import LongformerConfig
+
+PACKAGE = Path(longformer.__file__).parent
+DOCUMENT, PRETRAINED = PACKAGE / "data" / "constitution.txt", PACKAGE / "pretrained"
+QUESTION = 20  # tokens of it, in the random input
+
+
+def prepare(folder: Path, *, seq_len: int) -> tuple[str, str]:
+    """The base architecture and a random input for it, as files that the command takes."""
+    config = LongformerConfig()
+    config.save(folder / "base.json")
+    ids = torch.randint(3, config.vocab_size, (seq_len,), generator=torch.Generator().manual_seed(0))
+    ids[0] = config.bos_token_id
+    ids[[QUESTION + 1, QUESTION + 2, -1]] = config.sep_token_id
+    (folder / "ids.json").write_text(json.dumps({"input_ids": [ids.tolist()]}))
+    return str(folder / "base.json"), str(folder / "ids.json")
+
+
+def command(*arguments: str) -> tuple[float, float]:
+    """Run ``longformer parity ...`` in a process of its own; seconds, and the most memory it held, in GiB."""
+    begun = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", MAIN, "parity", *arguments], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise SystemExit(f"longformer parity {' '.join(arguments)} failed")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return time.perf_counter() - begun, used.ru_maxrss * unit / 2**30
+
+
+MAIN = "from longformer.cli import main; main()"
+
+
+def mistakes(folder: Path) -> None:
+    """The table of planted mistakes."""
+    from parity_mistakes import main
+
+    main()
+
+
+def depth(folder: Path) -> None:
+    """The largest error in units in the last place after each layer."""
+    model, ids = prepare(folder, seq_len=512)
+    _depth(folder, "The base architecture, random weights, 512 random tokens", ids, "--model", model)
+    arguments = ["--model", str(PRETRAINED), "--max-tokens", "512"]
+    _depth(folder, "The shipped checkpoint, 512 tokens of the constitution", str(DOCUMENT), *arguments)
+
+
+def _depth(folder: Path, title: str, *arguments: str) -> None:
+    report = str(folder / "report.json")
+    command("compare", "ours", "transformers", *arguments, "--json", report)
+    found = json.loads(Path(report).read_text())
+    print(f"\n{title}: *{found['verdict']}*.\n")
+    print("| after | ours, ulp | transformers, ulp | ours, rms | transformers, rms | ours / noise | theirs / noise |")
+    print("|---|---|---|---|---|---|---|")
+    for value in found["values"]:
+        name: str = value["name"]
+        if name.endswith(".output") or not name.startswith("layer."):
+            label = name.removesuffix(".output").replace("layer.", "layer ")
+            print(f"| {label} | {_pair(value, 'ulp', '.1f')} | {_pair(value, 'rms', '.2g')} | {_ratios(value)} |")
+
+
+def _pair(value: dict[str, Any], key: str, form: str) -> str:
+    return f"{value['a'][key]:{form}} | {value['b'][key]:{form}}"
+
+
+def _ratios(value: dict[str, Any]) -> str:
+    return _pair(value, "ratio", ".2f")
+
+
+def cost(folder: Path) -> None:
+    """Time of a compare at 512 tokens, memory of recording 4,096."""
+    model, ids = prepare(folder, seq_len=512)
+    print("\n| command, base architecture | seconds | peak memory, GiB |\n|---|---|---|")
+    for text in (
+        "compare ours transformers IDS --model MODEL",
+        "compare ours ours:banded IDS --model MODEL",
+        "compare ours transformers IDS --model MODEL --gradients",
+    ):
+        _row(f"{text}, 512 tokens", command(*_filled(text, model, ids)))
+    model, ids = prepare(folder, seq_len=LongformerConfig().max_tokens)
+    trace = folder / "trace.safetensors"
+    for text in (f"record MODEL IDS -o {trace}", f"record MODEL IDS -o {trace} --probabilities"):
+        used = command(*_filled(text, model, ids))
+        size = trace.stat().st_size / 2**30
+        _row(f"{text.replace(str(trace), 'trace.safetensors')}, 4,096 tokens, a file of {size:.2f} GiB", used)
+
+
+def _filled(text: str, model: str, ids: str) -> list[str]:
+    return [{"MODEL": model, "IDS": ids}.get(word, word) for word in text.split()]
+
+
+def _row(text: str, used: tuple[float, float]) -> None:
+    print(f"| `{text.split(', ')[0]}`, {', '.join(text.split(', ')[1:])} | {used[0]:.1f} | {used[1]:.2f} |", flush=True)
+
+
+FIGURES: dict[str, Callable[[Path], None]] = {"mistakes": mistakes, "depth": depth, "cost": cost}
+
+
+def main(names: list[str]) -> None:
+    """Print the figures named, or all."""
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        raise SystemExit(f"no figures are called {unknown[0]!r}; there are {', '.join(FIGURES)}")
+    import transformers
+
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads"
+    print(f"Python {platform.python_version()}, {versions}, {platform.machine()}")
+    for name in names or FIGURES:
+        with tempfile.TemporaryDirectory() as folder:
+            FIGURES[name](Path(folder))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
