@@ -471,8 +471,8 @@ def merge(
     total = tl.zeros([BM], tl.float32)
     most = tl.full([BM], float("-inf"), tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
-    for p in range(0, parts):
-        at = p.to(tl.int64) * lines + line
+    at = line.to(tl.int64)
+    for _ in range(0, parts):
         part = tl.load(parts_lse + at, mask=line < lines, other=float("-inf"))
         new = tl.maximum(most, part)
         shift = tl.where(new == float("-inf"), 0.0, new)
@@ -480,6 +480,7 @@ def merge(
         x = tl.load(parts_out + at[:, None] * D + dims[None, :], mask=(line < lines)[:, None] & (dims < D)[None, :])
         acc = acc * shrink[:, None] + tl.where(weight[:, None] > 0, x * weight[:, None], 0.0)
         total, most = total * shrink + weight, new
+        at += lines
     empty = total == 0.0
     acc = tl.where(empty[:, None], 0.0, acc / tl.where(empty, 1.0, total)[:, None])
     at = line.to(tl.int64)[:, None] * D + dims[None, :]
