@@ -5,6 +5,7 @@ Shapes: B batch, H heads, S sequence, D head dimension, G global tokens, W = lef
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import banded, blocked, reference
+from . import banded, blocked, ops, reference
 from .banded import BandProbabilities
 
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -49,7 +50,7 @@ def sliding_window_attention(
         scale: factor on the scores; 1/sqrt(D) if None.
         dropout_p: probability with which an attention probability is set to 0, the others being divided by
             1 - dropout_p. Drawn from torch's default generator.
-        impl: "auto" (see :func:`choose`), "reference", "banded" or "blocked".
+        impl: "auto" (see :func:`choose`), "reference", "banded", "blocked" or "triton".
 
     Returns:
         (B, H, S, D), dtype of ``query``.
@@ -67,10 +68,26 @@ def sliding_window_attention(
     global_mask = _check_mask("global_mask", global_mask, batch, seq_len, query.device)
     if global_mask is not None and key_mask is not None:
         global_mask = global_mask & key_mask
-    left, right = _check_window(window, seq_len)
-    choice = choose(query, impl=impl)
+    traced = torch.compiler.is_compiling()
+    left, right = _check_window(window, seq_len, clamp=not traced)
+    # In a graph an operator stands for the implementation, which is chosen when tensors arrive.
+    chosen = impl if traced and impl in ops.TRACED else choose(query, impl=impl).impl
+    if (traced and impl in ops.TRACED) or chosen == "triton":
+        return ops.attention(
+            query,
+            key,
+            value,
+            impl=chosen,
+            window=(left, 0 if causal else right),
+            dilation=_check_dilation(dilation, heads),
+            causal=causal,
+            key_mask=key_mask,
+            index=None if global_mask is None else ops.global_index(global_mask, counted=not traced),
+            scale=_check_scale(scale, head_dim),
+            dropout_p=_check_dropout(dropout_p),
+        )
     implementations = {"reference": reference, "banded": banded, "blocked": blocked}
-    return implementations[choice.impl].sliding_window_attention(
+    return implementations[chosen].sliding_window_attention(
         query,
         key,
         value,
@@ -116,7 +133,11 @@ def global_attention(
     batch, _, seq_len, head_dim = key.shape
     key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
     scale, dropout_p = _check_scale(scale, head_dim), _check_dropout(dropout_p)
-    match choose(query, impl=impl).impl:
+    traced = torch.compiler.is_compiling() and impl in ops.TRACED
+    chosen = impl if traced else choose(query, impl=impl).impl
+    if traced or chosen == "triton":
+        return ops.attention(query, key, value, impl=chosen, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+    match chosen:
         case "blocked":
             return blocked.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
         case _:  # a few dense rows: the banded formulation has nothing of its own to say about them
@@ -168,15 +189,36 @@ def choose(query: Tensor, *, impl: str = "auto") -> Choice:
     """Which implementation serves ``query`` under ``impl``, and why. An explicit choice is never overruled.
 
     Raises:
-        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``.
+        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or is "triton" and cannot serve ``query``; says why.
     """
+    device = query.device.type
     match impl:
+        case "auto" if device == "cuda":
+            refusal = _refused_by_triton(query)
+            if refusal is None:
+                return Choice("triton", "fused kernels on a GPU")
+            return Choice("blocked", f'linear memory and its own backward; "triton" does not serve here: {refusal}')
         case "auto":
-            return Choice("blocked", f"linear memory and its own backward; works on {query.device.type}")
+            return Choice("blocked", f"linear memory and its own backward; works on {device}")
+        case "triton":
+            refusal = _refused_by_triton(query)
+            if refusal is not None:
+                raise ValueError(f'impl is "triton", and {refusal}; "auto" takes the next that works')
+            return Choice(impl, "asked for")
         case "reference" | "banded" | "blocked":
             return Choice(impl, "asked for")
         case _:
             raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+
+
+def _refused_by_triton(query: Tensor) -> str | None:
+    """Why the Triton kernels cannot serve ``query``; None if they can. Here they are loaded."""
+    try:
+        kernels = importlib.import_module(".triton", __package__)
+    except ImportError as error:
+        return f"Triton cannot be loaded ({error}); pip install 'longformer[triton]'"
+    refusal: str | None = kernels.refusal(query)
+    return refusal
 
 
 def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:

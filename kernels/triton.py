@@ -1,7 +1,7 @@
 """The implementation to run on a GPU: fused kernels over the band, forward and backward, and what launches them.
 
-:mod:`longformer.kernels.triton_kernels` has the kernels and says how they work. Here it is decided how many programs run
-and on blocks of which size. Imported only when it is asked for or when a tensor on a GPU arrives.
+:mod:`longformer.kernels.triton_kernels` has the kernels and says how they work. Here it is decided how many programs
+run and on blocks of which size. Imported only when it is asked for or when a tensor on a GPU arrives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 if __name__ == "triton":  # kernels/ itself is on sys.path, and this file stands before Triton there
-    raise ImportError("the folder of longformer's kernels is on sys.path, where its triton.py hides Triton: take it off")
+    raise ImportError(
+        "the folder of longformer's kernels is on sys.path, where its triton.py hides Triton: take it off"
+    )
 
 import triton
 from triton.runtime.interpreter import InterpretedFunction
@@ -30,8 +32,9 @@ CHUNK = 256  # columns, or rows, are split in multiples of it, whatever the size
 INTERPRETED = isinstance(kernels.forward, InterpretedFunction)  # TRITON_INTERPRET=1: the kernels run on the CPU
 
 
-def refusal(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why these kernels cannot serve such tensors; None if they can."""
+def refusal(query: Tensor) -> str | None:
+    """Why these kernels cannot serve such a tensor; None if they can."""
+    device, dtype, head_dim = query.device.type, query.dtype, query.shape[-1]
     if device != "cuda" and not (device == "cpu" and INTERPRETED):  # ROCm's devices are called cuda too
         return f"its kernels want a tensor on a GPU, and this one is on {device}"
     if device == "cuda" and INTERPRETED:
@@ -100,7 +103,6 @@ def forward(
             WIDE=_wide(q, k, v, o),
         )
     if parts > 1:
-        merged = out if out.is_contiguous() else torch.empty_like(query, memory_format=torch.contiguous_format)
         lines = lse.numel()
         _launch(
             kernels.merge,
@@ -108,15 +110,16 @@ def forward(
             {"BM": 16, "num_warps": 4, "num_stages": 2},
             parts_out=to,
             parts_lse=to_lse,
-            out=merged,
+            out=out,
             lse=lse,
             parts=parts,
             lines=lines,
+            rows=rows,
+            heads=heads,
             D=head_dim,
             BD=_padded(head_dim),
             PRECISION=_precision(query),
         )
-        out = merged
     return out, lse
 
 
@@ -170,7 +173,8 @@ def _backward_columns(
     q, k, v, do, dk, dv = tensors
     batch, heads, rows, head_dim = q.shape
     columns, index = k.shape[2], pattern.global_index
-    beside, slots, parts, width = (None, None), None, 1, 0
+    slots, parts, width = None, 1, 0
+    beside: tuple[Tensor | None, ...] = (None, None)
     if index is not None:
         width = index.shape[1]
         parts = min(_parts(batch * heads * -(-width // 64), rows), max(1, rows // width))  # no more memory than dk
@@ -217,7 +221,7 @@ class _Run(NamedTuple):
 
 def _grid(lines: int, tokens: int, gap: int, parts: int, meta: dict[str, int]) -> tuple[int, int]:
     """Programs for the tokens of ``lines`` heads, each class modulo ``gap`` cut into blocks of its own."""
-    return lines * gap * -(-(-(-tokens // gap)) // meta["BN"]), parts
+    return lines * gap * math.ceil(math.ceil(tokens / gap) / meta["BN"]), parts
 
 
 def _runs(
@@ -277,8 +281,9 @@ def _precision(query: Tensor) -> str:
     """Whether products of float32 may round to TF32: as torch has been told for its own."""
     if INTERPRETED and query.dtype == torch.bfloat16:
         return "interpreted"
-    exact = query.dtype != torch.float32 or torch.version.hip or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+    products = torch.backends.cuda.matmul
+    allowed = products.fp32_precision == "tf32" if hasattr(products, "fp32_precision") else products.allow_tf32
+    return "tf32" if allowed and query.dtype == torch.float32 and not torch.version.hip else "ieee"
 
 
 def _wide(*tensors: Tensor) -> bool:
@@ -301,38 +306,52 @@ def _strided(**tensors: Tensor) -> dict[str, Any]:
 # ---- launching
 
 
+# BM rows and BN columns of a block, warps, stages, by head dimension: what fits into a program's registers on an H100.
+CONFIGS = {
+    (2, "forward"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    (2, "backward_query"): {64: (64, 64, 4, 3), 128: (64, 64, 4, 2), 256: (64, 32, 8, 2)},
+    (2, "backward_key_value"): {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
+    (4, "forward"): {64: (128, 64, 8, 3), 128: (32, 32, 8, 2), 256: (32, 32, 8, 1)},
+    (4, "backward_query"): {64: (64, 32, 8, 2), 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)},
+    (4, "backward_key_value"): {64: (32, 64, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 1)},
+}
+
+
 def _config(kernel: str, query: Tensor, window: tuple[int, int] | None) -> dict[str, int]:
-    """Size of blocks, warps and stages, by what a head's numbers take up in a program."""
-    return _configs(kernel, _padded(query.shape[-1]) * query.element_size())[0]
+    """Size of blocks, warps and stages. A narrow window wants few rows: the rest of its blocks lies off the band."""
+    config = _configs(kernel, query.element_size(), query.shape[-1])[0]
+    narrow = window is not None and sum(window) < 2 * config["BM"]
+    return {**config, "BM": max(config["BM"] // 2, 16)} if narrow and kernel != "backward_key_value" else config
 
 
-def _configs(kernel: str, row_bytes: int) -> list[dict[str, int]]:
-    """The configuration to take, and what autotuning tries beside it. BM rows and BN columns are a block."""
-    table = {
-        "forward": {128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 64, 8, 2), 1024: (32, 32, 4, 2)},
-        "backward_query": {128: (128, 64, 4, 3), 256: (64, 64, 4, 2), 512: (64, 32, 8, 2), 1024: (32, 16, 4, 1)},
-        "backward_key_value": {128: (64, 128, 4, 2), 256: (64, 64, 4, 2), 512: (32, 64, 8, 1), 1024: (16, 32, 4, 1)},
-    }[kernel]
-    rows, columns, warps, stages = table[min(size for size in table if size >= min(row_bytes, 1024))]
-    tried = [(rows, columns, warps, stages)]
-    tried += [(rows, columns, 12 - warps, stages), (rows, columns, warps, stages + 1)]
-    tried += [(max(16, rows // 2), columns, warps, stages), (rows, max(16, columns // 2), warps, stages)]
+def _configs(kernel: str, itemsize: int, head_dim: int) -> list[dict[str, int]]:
+    """The configuration to take, and what autotuning tries beside it."""
+    table = CONFIGS[itemsize, kernel]
+    rows, columns, warps, stages = table[min(size for size in table if size >= head_dim)]
+    tried = [
+        (rows, columns, warps, stages),
+        (rows, columns, 12 - warps, stages),
+        (rows, columns, warps, stages + 1),
+        (max(16, rows // 2), columns, 4, stages),
+        (rows, max(16, columns // 2), warps, stages),
+        (rows, 2 * columns, 8, 2),
+    ]
     return [{"BM": m, "BN": n, "num_warps": w, "num_stages": s} for m, n, w, s in tried]
 
 
 def _launch(kernel: Any, grid: Any, config: dict[str, int], **arguments: Any) -> None:
     known = {name: x for name, x in arguments.items() if name in kernel.arg_names}
     if "BN" in kernel.arg_names and os.environ.get("LONGFORMER_AUTOTUNE") == "1" and not INTERPRETED:
-        kernel, config = _tuned(kernel, _padded(known["D"]) * known["query"].element_size()), {}
+        kernel, config = _tuned(kernel, known["query"].element_size(), known["D"]), {}
     device = next(x.device for x in known.values() if isinstance(x, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
         kernel[grid](**known, **config)
 
 
 @functools.cache
-def _tuned(kernel: Any, row_bytes: int) -> Any:
+def _tuned(kernel: Any, itemsize: int, head_dim: int) -> Any:
     """``kernel`` with the best of its configurations for a window and head size, measured once and kept on disk."""
-    tried = _configs(kernel.fn.__name__, row_bytes)
+    tried = _configs(kernel.fn.__name__, itemsize, head_dim)
     configs = [
         triton.Config({"BM": c["BM"], "BN": c["BN"]}, num_warps=c["num_warps"], num_stages=c["num_stages"])
         for c in tried

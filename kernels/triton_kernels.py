@@ -8,8 +8,8 @@ dO ∘ O,
 
 Only blocks that the band's edges cut are masked. A head dilated by d is d sequences, tokens equal modulo d, with an
 ordinary window each, read through a stride. Global columns that stand outside a row's band are gathered by their index
-into the same softmax. Their own gradients are sums over all rows: parts of them are summed by programs of their own, and
-added by the program that owns the column's block. Few rows over many columns, as in global attention, are split along
+into the same softmax. Their own gradients are sums over all rows: parts of them are summed by programs of their own,
+and added by the program that owns the column's block. Few rows over many columns, as in global attention, are split along
 the columns and merged by log-sum-exp. Nothing is added atomically, so that equal inputs give equal bits.
 
 Dropout is a counter-based generator's (Philox): whether row i drops column j depends on the seed, the head, i and j
@@ -216,7 +216,17 @@ def forward(
     if PADDED_ROWS:
         empty = empty | (tl.load(key_mask + b.to(tl.int64) * rows + i, mask=i < rows, other=0) == 0)
     acc = tl.where(empty[:, None], 0.0, acc * (keep_scale / tl.where(empty, 1.0, total))[:, None])
-    _store(_head(out, out_strides, b, h) + part.to(tl.int64) * out_part, out_strides, i, i < rows, acc, D, BD, WIDE, PRECISION)
+    _store(
+        _head(out, out_strides, b, h) + part.to(tl.int64) * out_part,
+        out_strides,
+        i,
+        i < rows,
+        acc,
+        D,
+        BD,
+        WIDE,
+        PRECISION,
+    )
     # Of an empty row the backward pass wants exp(s - L) = 0, and a merge exp(L) = 0.
     nothing = float("-inf") if PARTIAL else float("inf")
     total = tl.where(empty, nothing, (most + tl.log2(tl.where(empty, 1.0, total))) * LN2)
@@ -456,10 +466,12 @@ def backward_key_value(
 def merge(
     parts_out,  # (parts, lines, D)
     parts_lse,  # (parts, lines)
-    out,  # (lines, D)
-    lse,  # (lines,)
+    out,  # (B, H, rows, D), laid out as (B, rows, H, D)
+    lse,  # (lines,), a line being a row of a head
     parts,
     lines,
+    rows,
+    heads,
     D: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
@@ -483,7 +495,8 @@ def merge(
         at += lines
     empty = total == 0.0
     acc = tl.where(empty[:, None], 0.0, acc / tl.where(empty, 1.0, total)[:, None])
-    at = line.to(tl.int64)[:, None] * D + dims[None, :]
+    place = (line // (heads * rows) * rows + line % rows).to(tl.int64) * heads + line // rows % heads
+    at = place[:, None] * D + dims[None, :]
     if out.dtype.element_ty != tl.float32:
         acc = _narrow(acc, out.dtype.element_ty, PRECISION)
     tl.store(out + at, acc, mask=(line < lines)[:, None] & (dims < D)[None, :])
