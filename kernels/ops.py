@@ -11,7 +11,7 @@ R rows: S, or G in global attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ def attention(
         impl: "blocked", "triton" or "auto", which chooses when tensors arrive.
         window: (left, right); None has every row see every column, as in global attention.
         dilation: one a head, None is 1 for all.
-        index: (B, width) positions of global columns, see :func:`global_index`. None of them may be padding.
+        index: (B, width) positions of global tokens, see :func:`global_index`, none of them padding. Under a window
+            they are columns that every row sees. Without one they are the rows to compute; the others are 0.
         key_mask, causal, scale, dropout_p: as for :func:`longformer.kernels.sliding_window_attention`.
     """
     seed = torch.randint(2**62, (1,), device=query.device) if dropout_p else None
@@ -83,12 +84,18 @@ def _attention(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """Attention (B, H, R, D) and its log-sum-exp (B, H, R)."""
-    pattern: Any = (window or None, dilation, causal, key_mask, global_index)
-    if _chosen(query, impl) == "triton":
-        from . import triton
-
-        return triton.forward(query, key, value, triton.Pattern(*pattern), scale, dropout_p, seed)
-    return _blocked_forward(query, key, value, *pattern, scale, dropout_p, seed, impl)
+    impl = _chosen(query, impl)
+    if window or global_index is None:
+        pattern: Any = (window or None, dilation, causal, key_mask, global_index)
+        return _forward(impl, query, key, value, pattern, scale, dropout_p, seed)
+    out, lse = torch.zeros_like(_like(query)), query.new_zeros(query.shape[:3], dtype=_wide(query))
+    places = _places(global_index)
+    if places is not None:
+        pattern = (None, dilation, causal, key_mask, None)
+        rows, rows_lse = _forward(impl, places.take(query), key, value, pattern, scale, dropout_p, seed)
+        places.put(out, rows)
+        places.put(lse, rows_lse)
+    return out, lse
 
 
 @torch.library.custom_op("longformer::attention_backward", mutates_args=())
@@ -110,13 +117,81 @@ def _attention_backward(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
-    pattern: Any = (window or None, dilation, causal, key_mask, global_index)
-    if _chosen(query, impl) == "triton":
+    impl = _chosen(query, impl)
+    if window or global_index is None:
+        pattern: Any = (window or None, dilation, causal, key_mask, global_index)
+        return _backward(impl, grad_out, query, key, value, out, lse, pattern, scale, dropout_p, seed)
+    places = _places(global_index)
+    if places is None:
+        return torch.zeros_like(_like(query)), torch.zeros_like(_like(key)), torch.zeros_like(_like(value))
+    pattern = (None, dilation, causal, key_mask, None)
+    of_rows = (places.take(grad_out), places.take(query), key, value, places.take(out), places.take(lse))
+    rows, grad_key, grad_value = _backward(impl, *of_rows, pattern, scale, dropout_p, seed)
+    grad_query = torch.zeros_like(_like(query))
+    places.put(grad_query, rows)
+    return grad_query, grad_key, grad_value
+
+
+class _Places(NamedTuple):
+    """Rows out of (B, H, S, ...), so many of each example as the example with most has: their index, -1 if fewer."""
+
+    index: Tensor
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, H, width, ...), 0 behind an example's last."""
+        present = self.index >= 0
+        index, present = (i.view(i.shape[0], 1, -1, *[1] * (x.dim() - 3)) for i in (self.index.clamp(min=0), present))
+        shape = (*x.shape[:2], index.shape[2], *x.shape[3:])
+        return x.gather(2, index.expand(shape)).masked_fill_(~present, 0)
+
+    def put(self, to: Tensor, rows: Tensor) -> None:
+        """Write rows (B, H, width, ...) to their places."""
+        example, number = (self.index >= 0).nonzero(as_tuple=True)
+        to.transpose(1, 2)[example, self.index[example, number]] = rows.transpose(1, 2)[example, number]
+
+
+def _places(index: Tensor) -> _Places | None:
+    """None if there is no row. How many there are has to be read back from the device."""
+    width = int((index >= 0).sum(1).max())
+    return _Places(index[:, :width]) if width else None
+
+
+def _forward(
+    impl: str, query: Tensor, key: Tensor, value: Tensor, pattern: Any, scale: float, dropout_p: float, seed: Any
+) -> tuple[Tensor, Tensor]:
+    if impl == "triton":
+        from . import triton
+
+        return triton.forward(query, key, value, triton.Pattern(*pattern), scale, dropout_p, seed)
+    out = _blocked(query, key, value, impl, *pattern, scale, dropout_p, seed)
+    return out, out.new_zeros(out.shape[:3], dtype=_wide(out))
+
+
+def _backward(
+    impl: str,
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: Any,
+    scale: float,
+    dropout_p: float,
+    seed: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if impl == "triton":
         from . import triton
 
         arguments = (grad_out, query, key, value, out, lse)
         return triton.backward(*arguments, triton.Pattern(*pattern), scale, dropout_p, seed)
-    return _blocked_backward(grad_out, query, key, value, *pattern, scale, dropout_p, seed, impl)
+    leaves: Any
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+        again = _blocked(*leaves, impl, *pattern, scale, dropout_p, seed)
+    grads = torch.autograd.grad(again, leaves, grad_out)
+    grad_query, grad_key, grad_value = (_like(x).copy_(g) for x, g in zip((query, key, value), grads, strict=True))
+    return grad_query, grad_key, grad_value
 
 
 def _chosen(query: Tensor, impl: str) -> str:
@@ -130,8 +205,7 @@ def _chosen(query: Tensor, impl: str) -> str:
 
 @_attention.register_fake
 def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(query.dtype, torch.float32)
-    return _like(query), query.new_empty(query.shape[:3], dtype=wide)
+    return _like(query), query.new_empty(query.shape[:3], dtype=_wide(query))
 
 
 @_attention_backward.register_fake
@@ -143,6 +217,10 @@ def _like(x: Tensor) -> Tensor:
     """A (B, H, S, D) that lies in memory as (B, S, H, D), as both kernels give their results."""
     batch, heads, seq_len, head_dim = x.shape
     return x.new_empty(batch, seq_len, heads, head_dim).transpose(1, 2)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -168,13 +246,14 @@ _attention.register_autograd(_differentiate, setup_context=_remember)
 _attention_backward.register_autograd(_refuse, setup_context=_remember_impl)
 
 
-# ---- the blocked kernel, which draws its seed from torch's generator and keeps what it needs itself
+# ---- the blocked kernel, which draws its seed from torch's generator and differentiates itself
 
 
 def _blocked(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    impl: str,
     window: Sequence[int] | None,
     dilation: Sequence[int],
     causal: bool,
@@ -183,23 +262,21 @@ def _blocked(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
-    impl: str,
 ) -> Tensor:
-    global_mask = None
-    if global_index is not None:
-        global_mask = torch.zeros(key.shape[0], key.shape[2] + 1, dtype=torch.bool, device=key.device)
-        global_mask = global_mask.scatter_(1, torch.where(global_index < 0, key.shape[2], global_index), True)[:, :-1]
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(int(seed))
         if window is None:
             return blocked.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
-        left, right = window
+        global_mask, seq_len = None, query.shape[2]
+        if global_index is not None:
+            global_mask = torch.zeros(query.shape[0], seq_len + 1, dtype=torch.bool, device=query.device)
+            global_mask = global_mask.scatter_(1, torch.where(global_index < 0, seq_len, global_index), True)[:, :-1]
         return blocked.sliding_window_attention(
             query,
             key,
             value,
-            (min(left, query.shape[2] - 1), min(right, query.shape[2] - 1)),
+            (min(window[0], seq_len - 1), min(window[1], seq_len - 1)),
             dilation=dilation,
             causal=causal,
             key_mask=key_mask,
@@ -207,17 +284,3 @@ def _blocked(
             scale=scale,
             dropout_p=dropout_p,
         )
-
-
-def _blocked_forward(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    out = _blocked(query, *arguments)
-    return out, out.new_zeros(out.shape[:3], dtype=torch.promote_types(out.dtype, torch.float32))
-
-
-def _blocked_backward(grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> Any:
-    leaves: Any
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-        out = _blocked(*leaves, *arguments)
-    grads = torch.autograd.grad(out, leaves, grad_out)
-    return tuple(_like(x).copy_(grad) for x, grad in zip((query, key, value), grads, strict=True))

@@ -9,8 +9,8 @@ dO ∘ O,
 Only blocks that the band's edges cut are masked. A head dilated by d is d sequences, tokens equal modulo d, with an
 ordinary window each, read through a stride. Global columns that stand outside a row's band are gathered by their index
 into the same softmax. Their own gradients are sums over all rows: parts of them are summed by programs of their own,
-and added by the program that owns the column's block. Few rows over many columns, as in global attention, are split along
-the columns and merged by log-sum-exp. Nothing is added atomically, so that equal inputs give equal bits.
+and added by the program that owns the column's block. Few rows over many columns, as in global attention, are split
+along the columns and merged by log-sum-exp. Nothing is added atomically, so that equal inputs give equal bits.
 
 Dropout is a counter-based generator's (Philox): whether row i drops column j depends on the seed, the head, i and j
 alone, and on no block size.

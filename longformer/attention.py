@@ -8,14 +8,14 @@ G global tokens.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
-from longformer.kernels import global_attention, sliding_window_attention
+from longformer.kernels import choose, global_attention, ops, sliding_window_attention
 from longformer.linear import Linear
 
 
@@ -30,6 +30,23 @@ class Document(NamedTuple):
     length: int
     key_mask: Tensor | None
     global_index: Tensor | None
+
+
+class Padded(NamedTuple):
+    """A batch in a compiled or exported graph, which takes no decision on its data: padding is computed too.
+
+    key_mask: (B, S) bool, False at padding; None if there is none.
+    global_mask: (B, S) bool, True at global tokens; None if there are none.
+    global_index: (B, S) the same as positions, -1 behind the last.
+    """
+
+    key_mask: Tensor | None
+    global_mask: Tensor | None
+    global_index: Tensor | None
+
+    @classmethod
+    def of(cls, key_mask: Tensor | None, global_mask: Tensor | None) -> Padded:
+        return cls(key_mask, global_mask, None if global_mask is None else ops.global_index(global_mask))
 
 
 class LongformerSelfAttention(nn.Module):
@@ -55,8 +72,10 @@ class LongformerSelfAttention(nn.Module):
         self.key_global = Linear(config.hidden_size, config.hidden_size)
         self.value_global = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, documents: list[Document]) -> Tensor:
+    def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
         """(N, C) to (N, C). Rows behind the last document are padding, and their result is 0."""
+        if isinstance(documents, Padded):
+            return self._attend_padded(hidden, documents)
         lengths = [document.length for document in documents]
         lengths.append(hidden.shape[0] - sum(lengths))
         query, key, value = (
@@ -72,6 +91,30 @@ class LongformerSelfAttention(nn.Module):
         if lengths[-1]:
             results.append(query[-1].new_zeros(lengths[-1], hidden.shape[1]))
         return torch.cat(results) if len(results) > 1 else results[0]
+
+    def _attend_padded(self, hidden: Tensor, batch: Padded) -> Tensor:
+        """(B, S, C) to (B, S, C): local and global rows of every token, of which each keeps its own kind."""
+
+        def heads(projection: nn.Module) -> Tensor:
+            projected: Tensor = projection(hidden)
+            return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+        query, key, value = heads(self.query), heads(self.key), heads(self.value)
+        dropout_p = self.dropout_p if self.training else 0.0
+        common: dict[str, Any] = {"key_mask": batch.key_mask, "dropout_p": dropout_p, "impl": self.impl}
+        if self.impl in ops.TRACED:
+            common["scale"] = 1 / math.sqrt(self.head_dim)
+            out = ops.attention(query, key, value, window=self.window, index=batch.global_index, **common)
+        else:
+            out = sliding_window_attention(query, key, value, self.window, global_mask=batch.global_mask, **common)
+        if batch.global_mask is not None:
+            projected = heads(self.query_global), heads(self.key_global), heads(self.value_global)
+            if self.impl in ops.TRACED:
+                rows = ops.attention(*projected, index=batch.global_index, **common)
+            else:
+                rows = global_attention(*projected, **common)
+            out = torch.where(batch.global_mask[:, None, :, None], rows, out)
+        return out.transpose(1, 2).flatten(2)
 
     def _attend(self, document: Document, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         index = document.global_index
@@ -101,8 +144,10 @@ class LongformerSelfAttention(nn.Module):
     def _global_rows(self, hidden: Tensor, index: Tensor, key_mask: Tensor | None) -> Tensor:
         """Attention of the rows ``index`` to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""
         query = self.query_global(hidden[index]).unflatten(-1, (self.num_heads, self.head_dim))  # (G, H, D)
-        # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
-        if len(index) * self.num_heads < hidden.shape[1] + len(index):
+        # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C. But the
+        # GPU's kernels take no heads so wide.
+        carried = len(index) * self.num_heads < hidden.shape[1] + len(index)
+        if carried and choose(query, impl=self.impl).impl != "triton":
             return self._global_rows_unprojected(hidden, query, key_mask)
         key, value = (
             projection(hidden).unflatten(-1, (self.num_heads, self.head_dim)).transpose(0, 1)[None]

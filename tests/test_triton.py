@@ -151,7 +151,7 @@ def test_any_strides() -> None:
 
 
 def test_offsets_beyond_32_bits() -> None:
-    """Rows so far apart that the last ones are 2³¹ numbers and more from the first; no memory between them is touched."""
+    """Rows so far apart that the last ones are 2³¹ numbers and more from the first; nothing between them is touched."""
     seq_len, head_dim, gap = 40, 16, 2**31 // 35
     key = torch.empty(seq_len * gap, dtype=torch.float16, device=DEVICE).as_strided(
         (1, 1, seq_len, head_dim), (0, 0, gap, 1)
