@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from . import banded, blocked, ops, reference
 from .banded import BandProbabilities
 
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -50,7 +51,7 @@ def sliding_window_attention(
         scale: factor on the scores; 1/sqrt(D) if None.
         dropout_p: probability with which an attention probability is set to 0, the others being divided by
             1 - dropout_p. Drawn from torch's default generator.
-        impl: "auto" (see :func:`choose`), "reference", "banded", "blocked" or "triton".
+        impl: "auto" (see :func:`choose`), "reference", "banded", "blocked", "fused" or "triton".
 
     Returns:
         (B, H, S, D), dtype of ``query``.
@@ -70,9 +71,11 @@ def sliding_window_attention(
         global_mask = global_mask & key_mask
     traced = torch.compiler.is_compiling()
     left, right = _check_window(window, seq_len, clamp=not traced)
+    dropout_p = _check_dropout(dropout_p)
     # In a graph an operator stands for the implementation, which is chosen when tensors arrive.
-    chosen = impl if traced and impl in ops.TRACED else choose(query, impl=impl).impl
-    if (traced and impl in ops.TRACED) or chosen == "triton":
+    traced = traced and impl in ops.TRACED
+    chosen = impl if traced else choose(query, impl=impl, dropout_p=dropout_p).impl
+    if traced or chosen == "triton":
         return ops.attention(
             query,
             key,
@@ -84,10 +87,15 @@ def sliding_window_attention(
             key_mask=key_mask,
             index=None if global_mask is None else ops.global_index(global_mask, counted=not traced),
             scale=_check_scale(scale, head_dim),
-            dropout_p=_check_dropout(dropout_p),
+            dropout_p=dropout_p,
         )
-    implementations = {"reference": reference, "banded": banded, "blocked": blocked}
-    return implementations[chosen].sliding_window_attention(
+    implementations: dict[str, Callable[..., Tensor]] = {
+        "reference": reference.sliding_window_attention,
+        "banded": banded.sliding_window_attention,
+        "blocked": blocked.sliding_window_attention,
+        "fused": partial(blocked.sliding_window_attention, fused=True),
+    }
+    return implementations[chosen](
         query,
         key,
         value,
@@ -97,7 +105,7 @@ def sliding_window_attention(
         key_mask=key_mask,
         global_mask=global_mask,
         scale=_check_scale(scale, head_dim),
-        dropout_p=_check_dropout(dropout_p),
+        dropout_p=dropout_p,
     )
 
 
@@ -134,12 +142,14 @@ def global_attention(
     key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
     scale, dropout_p = _check_scale(scale, head_dim), _check_dropout(dropout_p)
     traced = torch.compiler.is_compiling() and impl in ops.TRACED
-    chosen = impl if traced else choose(query, impl=impl).impl
+    chosen = impl if traced else choose(query, impl=impl, dropout_p=dropout_p).impl
     if traced or chosen == "triton":
         return ops.attention(query, key, value, impl=chosen, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
     match chosen:
-        case "blocked":
-            return blocked.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+        case "blocked" | "fused" as name:
+            return blocked.global_attention(
+                query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=name == "fused"
+            )
         case _:  # a few dense rows: the banded formulation has nothing of its own to say about them
             return reference.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
 
@@ -185,26 +195,33 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(query: Tensor, *, impl: str = "auto") -> Choice:
+def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0) -> Choice:
     """Which implementation serves ``query`` under ``impl``, and why. An explicit choice is never overruled.
 
     Raises:
-        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or is "triton" and cannot serve ``query``; says why.
+        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or cannot serve ``query`` or do dropout; says why.
     """
-    device = query.device.type
     match impl:
-        case "auto" if device == "cuda":
-            refusal = _refused_by_triton(query)
-            if refusal is None:
-                return Choice("triton", "fused kernels on a GPU")
-            return Choice("blocked", f'linear memory and its own backward; "triton" does not serve here: {refusal}')
-        case "auto":
-            return Choice("blocked", f"linear memory and its own backward; works on {device}")
         case "triton":
             refusal = _refused_by_triton(query)
             if refusal is not None:
                 raise ValueError(f'impl is "triton", and {refusal}; "auto" takes the next that works')
             return Choice(impl, "asked for")
+        case "auto" if query.device.type == "cuda":
+            refusal = _refused_by_triton(query)
+            if refusal is None:
+                return Choice("triton", "fused kernels on a GPU")
+            return Choice("blocked", f'tiles by hand: "triton" does not serve here, {refusal}')
+        case "auto" | "fused":
+            if not blocked.can_fuse(query):
+                reason = f"this torch has no fused attention with a log-sum-exp on {query.device.type}"
+            elif dropout_p:
+                reason = "torch's fused attention has no dropout on a CPU"
+            else:
+                return Choice("fused", "torch's fused attention within a tile, the backward pass by hand")
+            if impl == "fused":
+                raise ValueError(f'impl is "fused", and {reason}; use "auto" or "blocked"')
+            return Choice("blocked", f"tiles by hand: {reason}")
         case "reference" | "banded" | "blocked":
             return Choice(impl, "asked for")
         case _:

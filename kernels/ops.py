@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import blocked
 
-TRACED = ("auto", "blocked", "triton")  # these are operators in a graph; the others are traced through
+TRACED = ("auto", "blocked", "fused", "triton")  # these are operators in a graph; the others are traced through
 
 
 def global_index(global_mask: Tensor, *, counted: bool = False) -> Tensor | None:
@@ -84,7 +84,7 @@ def _attention(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """Attention (B, H, R, D) and its log-sum-exp (B, H, R)."""
-    impl = _chosen(query, impl)
+    impl = _chosen(query, impl, dropout_p)
     if window or global_index is None:
         pattern: Any = (window or None, dilation, causal, key_mask, global_index)
         return _forward(impl, query, key, value, pattern, scale, dropout_p, seed)
@@ -117,7 +117,7 @@ def _attention_backward(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
-    impl = _chosen(query, impl)
+    impl = _chosen(query, impl, dropout_p)
     if window or global_index is None:
         pattern: Any = (window or None, dilation, causal, key_mask, global_index)
         return _backward(impl, grad_out, query, key, value, out, lse, pattern, scale, dropout_p, seed)
@@ -187,17 +187,19 @@ def _backward(
         return triton.backward(*arguments, triton.Pattern(*pattern), scale, dropout_p, seed)
     leaves: Any
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+        # Nothing but the kernel itself is recorded here, so what it would copy first is copied in advance.
+        leaves = [(x if x.stride(-1) == 1 else x.contiguous()).detach() for x in (query, key, value)]
+        leaves = [x.requires_grad_() for x in leaves]
         again = _blocked(*leaves, impl, *pattern, scale, dropout_p, seed)
     grads = torch.autograd.grad(again, leaves, grad_out)
     grad_query, grad_key, grad_value = (_like(x).copy_(g) for x, g in zip((query, key, value), grads, strict=True))
     return grad_query, grad_key, grad_value
 
 
-def _chosen(query: Tensor, impl: str) -> str:
+def _chosen(query: Tensor, impl: str, dropout_p: float) -> str:
     from .api import choose  # which stands above this file, and is complete by the time that tensors arrive
 
-    return choose(query, impl=impl).impl
+    return choose(query, impl=impl, dropout_p=dropout_p).impl
 
 
 # ---- what a graph is told of them
@@ -267,7 +269,9 @@ def _blocked(
         if seed is not None:
             torch.manual_seed(int(seed))
         if window is None:
-            return blocked.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+            return blocked.global_attention(
+                query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=impl == "fused"
+            )
         global_mask, seq_len = None, query.shape[2]
         if global_index is not None:
             global_mask = torch.zeros(query.shape[0], seq_len + 1, dtype=torch.bool, device=query.device)
@@ -283,4 +287,5 @@ def _blocked(
             global_mask=global_mask,
             scale=scale,
             dropout_p=dropout_p,
+            fused=impl == "fused",
         )

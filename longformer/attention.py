@@ -7,6 +7,7 @@ G global tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from torch.nn import functional as F
 from longformer.config import LongformerConfig
 from longformer.kernels import choose, global_attention, ops, sliding_window_attention
 from longformer.linear import Linear
+
+# Documents of fewer tokens are projected to global keys and values, by bytes a number: that is more arithmetic than to
+# carry the queries to the hidden states, but few large products instead of many small ones. Measured on a Xeon.
+SHORT = {2: 512, 4: 128, 8: 128}
 
 
 class Document(NamedTuple):
@@ -78,16 +83,19 @@ class LongformerSelfAttention(nn.Module):
             return self._attend_padded(hidden, documents)
         lengths = [document.length for document in documents]
         lengths.append(hidden.shape[0] - sum(lengths))
-        query, key, value = (
-            projection(hidden).unflatten(-1, (self.num_heads, self.head_dim)).split(lengths)  # (L, H, D) each
-            for projection in (self.query, self.key, self.value)
-        )
+        query, key, value = (self._heads(layer(hidden)).split(lengths) for layer in (self.query, self.key, self.value))
         rows = hidden.split(lengths)
-        results = [
-            self._attend(document, rows[i], query[i], key[i], value[i])
-            for i, document in enumerate(documents)
-            if document.length
-        ]
+        global_rows = self._short_global_rows(hidden, documents, lengths)
+        results = []
+        for i, document in enumerate(documents):
+            if document.length:
+                out = self._attend(document, query[i], key[i], value[i])
+                if document.global_index is not None:
+                    # A global row was computed locally like any other, and is now replaced.
+                    new = global_rows[i] if global_rows else self._global_rows(rows[i], document)
+                    replace = out.index_copy if torch.is_grad_enabled() else out.index_copy_
+                    out = replace(0, document.global_index, new.to(out.dtype))
+                results.append(out)
         if lengths[-1]:
             results.append(query[-1].new_zeros(lengths[-1], hidden.shape[1]))
         return torch.cat(results) if len(results) > 1 else results[0]
@@ -95,9 +103,8 @@ class LongformerSelfAttention(nn.Module):
     def _attend_padded(self, hidden: Tensor, batch: Padded) -> Tensor:
         """(B, S, C) to (B, S, C): local and global rows of every token, of which each keeps its own kind."""
 
-        def heads(projection: nn.Module) -> Tensor:
-            projected: Tensor = projection(hidden)
-            return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        def heads(layer: nn.Module) -> Tensor:
+            return self._heads(layer(hidden)).transpose(1, 2)
 
         query, key, value = heads(self.query), heads(self.key), heads(self.value)
         dropout_p = self.dropout_p if self.training else 0.0
@@ -116,52 +123,65 @@ class LongformerSelfAttention(nn.Module):
             out = torch.where(batch.global_mask[:, None, :, None], rows, out)
         return out.transpose(1, 2).flatten(2)
 
-    def _attend(self, document: Document, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        index = document.global_index
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., H, D)."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+    def _attend(self, document: Document, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Sliding-window attention within a document: three (L, H, D) to (L, C)."""
         global_mask = None
-        if index is not None:
-            global_mask = torch.zeros(1, document.length, dtype=torch.bool, device=hidden.device)
-            global_mask[0, index] = True
-        key_mask = None if document.key_mask is None else document.key_mask[None]
-        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, H, L, D)
+        if document.global_index is not None:
+            global_mask = torch.zeros(1, document.length, dtype=torch.bool, device=query.device)
+            global_mask[0, document.global_index] = True
         out = sliding_window_attention(
-            query,
-            key,
-            value,
+            *(x.transpose(0, 1)[None] for x in (query, key, value)),
             self.window,
-            key_mask=key_mask,
+            key_mask=_row(document.key_mask),
             global_mask=global_mask,
             dropout_p=self.dropout_p if self.training else 0.0,
             impl=self.impl,
         )
-        out = out[0].transpose(0, 1).flatten(1)  # (L, C)
-        if index is None:
-            return out
-        # A global row was computed locally like any other, and is now replaced.
-        rows = self._global_rows(hidden, index, key_mask).to(out.dtype)
-        return out.index_copy(0, index, rows) if torch.is_grad_enabled() else out.index_copy_(0, index, rows)
+        return out[0].transpose(0, 1).flatten(1)
 
-    def _global_rows(self, hidden: Tensor, index: Tensor, key_mask: Tensor | None) -> Tensor:
-        """Attention of the rows ``index`` to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""
-        query = self.query_global(hidden[index]).unflatten(-1, (self.num_heads, self.head_dim))  # (G, H, D)
-        # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C. But the
-        # GPU's kernels take no heads so wide.
-        carried = len(index) * self.num_heads < hidden.shape[1] + len(index)
-        if carried and choose(query, impl=self.impl).impl != "triton":
-            return self._global_rows_unprojected(hidden, query, key_mask)
-        key, value = (
-            projection(hidden).unflatten(-1, (self.num_heads, self.head_dim)).transpose(0, 1)[None]
-            for projection in (self.key_global, self.value_global)
-        )
+    def _attend_globally(self, document: Document, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of a document's global rows (G, H, D) to all of its (L, H, D) keys and values: (G, C)."""
         out = global_attention(
-            query.transpose(0, 1)[None],
-            key,
-            value,
-            key_mask=key_mask,
+            *(x.transpose(0, 1)[None] for x in (query, key, value)),
+            key_mask=_row(document.key_mask),
             dropout_p=self.dropout_p if self.training else 0.0,
             impl=self.impl,
         )
         return out[0].transpose(0, 1).flatten(1)
+
+    def _short_global_rows(self, hidden: Tensor, documents: list[Document], lengths: list[int]) -> list[Tensor | None]:
+        """Each document's global rows (G, C), all of the batch projected at once; empty unless all are short."""
+        indices = [document.global_index for document in documents]
+        longest = max((document.length for document in documents if document.global_index is not None), default=0)
+        if not 0 < longest < SHORT[self.query_global.weight.element_size()]:
+            return []
+        firsts = [0, *itertools.accumulate(lengths)]
+        places = [firsts[i] + index for i, index in enumerate(indices) if index is not None]
+        counts = [0 if index is None else len(index) for index in indices]
+        query = self._heads(self.query_global(hidden[torch.cat(places)])).split(counts)
+        key, value = (self._heads(layer(hidden)).split(lengths) for layer in (self.key_global, self.value_global))
+        return [
+            self._attend_globally(document, query[i], key[i], value[i]) if counts[i] else None
+            for i, document in enumerate(documents)
+        ]
+
+    def _global_rows(self, hidden: Tensor, document: Document) -> Tensor:
+        """Attention of a document's global rows to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""
+        index, dropout_p = document.global_index, self.dropout_p if self.training else 0.0
+        assert index is not None
+        query = self._heads(self.query_global(hidden[index]))  # (G, H, D)
+        # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C. But the
+        # GPU's kernels take no heads so wide.
+        carried = len(index) * self.num_heads < hidden.shape[1] + len(index)
+        if carried and choose(query, impl=self.impl, dropout_p=dropout_p).impl != "triton":
+            return self._global_rows_unprojected(hidden, query, _row(document.key_mask))
+        return self._attend_globally(
+            document, query, self._heads(self.key_global(hidden)), self._heads(self.value_global(hidden))
+        )
 
     def _global_rows_unprojected(self, hidden: Tensor, query: Tensor, key_mask: Tensor | None) -> Tensor:
         """The same without projecting every row: q · (K x + b) = (Kᵀ q) · x + q · b, and Σ p (V x) = V (Σ p x).
@@ -194,3 +214,8 @@ class LongformerSelfAttention(nn.Module):
         out = (out + total * value.bias.unflatten(0, heads)[:, None]).transpose(0, 1).flatten(1)
         # The key's bias changes no probability. Its gradient is 0, and not missing, which optimisers treat otherwise.
         return out + 0 * self.key_global.bias if torch.is_grad_enabled() else out
+
+
+def _row(mask: Tensor | None) -> Tensor | None:
+    """(L,) to (1, L)."""
+    return None if mask is None else mask[None]

@@ -17,7 +17,7 @@ from longformer.attention import Document, LongformerSelfAttention, Padded
 from longformer.checkpoint import Pretrained
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.linear import Linear
+from longformer.linear import Linear, linear_gelu
 
 FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists for so many tokens at a time
 
@@ -155,7 +155,11 @@ class LongformerIntermediate(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, C) to (N, intermediate_size)."""
-        return self.activation(self.dense(hidden))
+        dense = self.dense
+        # Both at once, unless somebody wants to see what comes between, or has put another layer here.
+        if self.activation is F.gelu and type(dense) is Linear and not dense._forward_hooks:
+            return linear_gelu(hidden.to(dense.weight.dtype), dense.weight, dense.bias)
+        return self.activation(dense(hidden))
 
 
 class LongformerLayer(nn.Module):

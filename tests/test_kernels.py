@@ -23,7 +23,7 @@ from longformer.kernels import (
     sliding_window_probabilities,
 )
 
-FAST = ("banded", "blocked")
+FAST = ("banded", "blocked", "fused")
 
 
 def assert_equal_to_reference(impl: str, qkv: list[Tensor], window: tuple[int, int], **arguments: Any) -> None:
@@ -177,7 +177,7 @@ def test_same_bits_again() -> None:
         assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("impl", ["reference", "banded", "blocked"])
 def test_dropout_keeps_the_mean_and_drops_its_share(impl: str) -> None:
     seq_len, p = 64, 0.3
     query, key, _ = random_qkv(1, 200, seq_len, 2, torch.float32)
@@ -373,5 +373,8 @@ def test_global_attention_refuses_unlike_heads() -> None:
 
 def test_choice_is_told() -> None:
     query = GOOD["query"]
-    assert choose(query).impl == "blocked"
+    assert choose(query).impl == "fused"
+    assert choose(query, dropout_p=0.1).impl == "blocked"
+    assert "no dropout" in choose(query, dropout_p=0.1).reason
+    assert choose(query.to("meta")).impl == "blocked"
     assert choose(query, impl="banded") == ("banded", "asked for")

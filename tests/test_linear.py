@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+import longformer.linear
 from longformer.linear import Linear, linear
+
+
+@pytest.fixture(autouse=True, params=["MKL", "oneDNN"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with either library, whatever processor runs it."""
+    monkeypatch.setattr(longformer.linear, "_mkl_is_slow", lambda: request.param == "oneDNN")
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (7, 8), (2, 3, 8), (0, 8), (300, 8)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_outputs_and_gradients(shape: tuple[int, ...], bias: bool) -> None:
-    x, weight = torch.randn(shape), torch.randn(5, 8)
-    offset = torch.randn(5) if bias else None
-    grad = torch.randn(*shape[:-1], 5)
+    x, weight = torch.randn(shape), torch.randn(20, 8)
+    offset = torch.randn(20) if bias else None
+    grad = torch.randn(*shape[:-1], 20)
     results = []
     for function in (F.linear, linear):
         inputs = [p if p is None else p.clone().requires_grad_() for p in (x, weight, offset)]
@@ -32,7 +41,7 @@ def test_no_further_from_float64_than_torch_itself() -> None:
 
 
 def test_any_strides() -> None:
-    x, weight, bias = torch.randn(40, 60).t()[:, 3:19], torch.randn(16, 9).t(), torch.randn(9)
+    x, weight, bias = torch.randn(40, 60).t()[:, 3:19], torch.randn(16, 20).t(), torch.randn(20)
     torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
     weight.requires_grad_()
     torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
@@ -46,7 +55,7 @@ def test_another_precision_is_that_of_the_weight(dtype: torch.dtype) -> None:
 
 
 def test_second_derivatives_and_transforms() -> None:
-    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
 
     def penalty(function) -> torch.Tensor:  # type: ignore[no-untyped-def]
         (grad,) = torch.autograd.grad(function(x, weight, None).square().sum(), x, create_graph=True)
@@ -58,6 +67,13 @@ def test_second_derivatives_and_transforms() -> None:
     torch.testing.assert_close(mapped, F.linear(x, weight), rtol=1e-5, atol=1e-5)
     jacobian = torch.func.jacrev(lambda row: linear(row, weight, None))(x[0])
     torch.testing.assert_close(jacobian, weight, rtol=1e-5, atol=1e-5)
+
+
+def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    longformer.linear._mkl_is_slow.cache_clear()
+    amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    assert longformer.linear._mkl_is_slow() == amd
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of its own flags

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import longformer.attention
 import longformer.model
 from longformer import LongformerConfig, LongformerError, LongformerModel
 from longformer.attention import Document, LongformerSelfAttention
@@ -319,7 +320,7 @@ def test_an_unknown_implementation() -> None:
     ],
     ids=["hidden", "attention"],
 )
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", [impl for impl in IMPLEMENTATIONS if impl != "fused"])  # which has no dropout
 def test_dropout_is_active_in_training_and_seeded(impl: str, dropout: dict[str, float]) -> None:
     model = build(CONFIG.replace(**dropout), impl=impl)
     ids = random_ids(1, 30)
@@ -355,11 +356,42 @@ def test_attention_dropout_changes_nothing_on_average(count: int) -> None:
 def test_dropout_of_a_global_row_with_and_without_projection() -> None:
     """Both ways have the same spread, not the mean alone."""
     attention = build(CONFIG.replace(attention_probs_dropout_prob=0.5)).encoder.layer[0].attention.self.train()
-    hidden, few, many = torch.randn(30, 32, dtype=torch.float64), torch.tensor([4, 9]), torch.arange(30)
+    hidden = torch.randn(30, 32, dtype=torch.float64)
+    few, many = (Document(30, None, index) for index in (torch.tensor([4, 9]), torch.arange(30)))
     with torch.no_grad():
-        plain = torch.stack([attention._global_rows(hidden, few, None) for _ in range(2000)])
-        projected = torch.stack([attention._global_rows(hidden, many, None)[few] for _ in range(2000)])
+        plain = torch.stack([attention._global_rows(hidden, few) for _ in range(2000)])
+        projected = torch.stack([attention._global_rows(hidden, many)[few.global_index] for _ in range(2000)])
     torch.testing.assert_close(plain.std(dim=0), projected.std(dim=0), rtol=0.15, atol=0)
+
+
+def test_short_documents_are_projected_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their outputs and gradients are those of documents taken one by one, whatever else is in the batch."""
+    attention = build(CONFIG).encoder.layer[0].attention.self
+    documents = [
+        Document(7, None, torch.tensor([0, 3])),
+        Document(0, None, None),
+        Document(9, torch.arange(9) != 4, torch.tensor([8])),
+        Document(5, None, None),
+        Document(1, None, torch.tensor([0])),
+    ]
+    hidden = torch.randn(25, 32, dtype=torch.float64)  # the last three rows are padding
+    grad = torch.randn_like(hidden)
+    projections = [attention.query_global, attention.key_global, attention.value_global]
+    results = []
+    for short in (0, 9, 10):
+        monkeypatch.setattr(longformer.attention, "SHORT", {8: short})
+        calls = []
+        handle = attention.key_global.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        states = hidden.clone().requires_grad_()
+        out = attention(states, documents)
+        handle.remove()
+        assert len(calls) == (short == 10)
+        attention.zero_grad()
+        out.backward(grad)
+        results.append([out.detach(), states.grad, *(p.grad for layer in projections for p in layer.parameters())])
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0], strict=True):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("training", [False, True])
