@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from longformer.checkpoint import Pretrained
 from longformer.config import LongformerConfig
@@ -28,6 +29,11 @@ class QuestionAnsweringLoss(NamedTuple):
     loss: Tensor
     start_logits: Tensor
     end_logits: Tensor
+
+
+# By these names an exported program that is saved to a file says what it gives.
+for _output in (QuestionAnsweringOutput, QuestionAnsweringLoss):
+    pytree._register_namedtuple(_output, serialized_type_name=f"longformer.{_output.__name__}")
 
 
 class LongformerForQuestionAnswering(Pretrained, nn.Module):
