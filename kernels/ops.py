@@ -135,19 +135,21 @@ def _attention_backward(
 class _Places(NamedTuple):
     """Rows out of (B, H, S, ...), so many of each example as the example with most has: their index, -1 if fewer."""
 
-    index: Tensor
+    positions: Tensor
 
     def take(self, x: Tensor) -> Tensor:
         """(B, H, width, ...), 0 behind an example's last."""
-        present = self.index >= 0
-        index, present = (i.view(i.shape[0], 1, -1, *[1] * (x.dim() - 3)) for i in (self.index.clamp(min=0), present))
+        present = self.positions >= 0
+        index, present = (
+            i.view(i.shape[0], 1, -1, *[1] * (x.dim() - 3)) for i in (self.positions.clamp(min=0), present)
+        )
         shape = (*x.shape[:2], index.shape[2], *x.shape[3:])
         return x.gather(2, index.expand(shape)).masked_fill_(~present, 0)
 
     def put(self, to: Tensor, rows: Tensor) -> None:
         """Write rows (B, H, width, ...) to their places."""
-        example, number = (self.index >= 0).nonzero(as_tuple=True)
-        to.transpose(1, 2)[example, self.index[example, number]] = rows.transpose(1, 2)[example, number]
+        example, number = (self.positions >= 0).nonzero(as_tuple=True)
+        to.transpose(1, 2)[example, self.positions[example, number]] = rows.transpose(1, 2)[example, number]
 
 
 def _places(index: Tensor) -> _Places | None:
@@ -163,7 +165,7 @@ def _forward(
         from . import triton
 
         return triton.forward(query, key, value, triton.Pattern(*pattern), scale, dropout_p, seed)
-    out = _blocked(query, key, value, impl, *pattern, scale, dropout_p, seed)
+    out = _blocked(query, key, value, impl, pattern, scale, dropout_p, seed)
     return out, out.new_zeros(out.shape[:3], dtype=_wide(out))
 
 
@@ -190,7 +192,7 @@ def _backward(
         # Nothing but the kernel itself is recorded here, so what it would copy first is copied in advance.
         leaves = [(x if x.stride(-1) == 1 else x.contiguous()).detach() for x in (query, key, value)]
         leaves = [x.requires_grad_() for x in leaves]
-        again = _blocked(*leaves, impl, *pattern, scale, dropout_p, seed)
+        again = _blocked(*leaves, impl, pattern, scale, dropout_p, seed)
     grads = torch.autograd.grad(again, leaves, grad_out)
     grad_query, grad_key, grad_value = (_like(x).copy_(g) for x, g in zip((query, key, value), grads, strict=True))
     return grad_query, grad_key, grad_value
@@ -256,15 +258,12 @@ def _blocked(
     key: Tensor,
     value: Tensor,
     impl: str,
-    window: Sequence[int] | None,
-    dilation: Sequence[int],
-    causal: bool,
-    key_mask: Tensor | None,
-    global_index: Tensor | None,
+    pattern: Any,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> Tensor:
+    window, dilation, causal, key_mask, global_index = pattern
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(int(seed))
