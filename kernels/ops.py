@@ -140,9 +140,8 @@ class _Places(NamedTuple):
     def take(self, x: Tensor) -> Tensor:
         """(B, H, width, ...), 0 behind an example's last."""
         present = self.positions >= 0
-        index, present = (
-            i.view(i.shape[0], 1, -1, *[1] * (x.dim() - 3)) for i in (self.positions.clamp(min=0), present)
-        )
+        flat = (len(present), 1, -1, *[1] * (x.dim() - 3))
+        index, present = self.positions.clamp(min=0).view(flat), present.view(flat)
         shape = (*x.shape[:2], index.shape[2], *x.shape[3:])
         return x.gather(2, index.expand(shape)).masked_fill_(~present, 0)
 
