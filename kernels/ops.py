@@ -191,7 +191,7 @@ def _backward(
         # Nothing but the kernel itself is recorded here, so what it would copy first is copied in advance.
         leaves = [(x if x.stride(-1) == 1 else x.contiguous()).detach() for x in (query, key, value)]
         leaves = [x.requires_grad_() for x in leaves]
-        again = _blocked(*leaves, impl, pattern, scale, dropout_p, seed)
+        again = _blocked(leaves[0], leaves[1], leaves[2], impl, pattern, scale, dropout_p, seed)
     grads = torch.autograd.grad(again, leaves, grad_out)
     grad_query, grad_key, grad_value = (_like(x).copy_(g) for x, g in zip((query, key, value), grads, strict=True))
     return grad_query, grad_key, grad_value

@@ -1,9 +1,9 @@
 """``bench gpu``: attention on a GPU by the Triton kernels, against FlexAttention, flash-attention and transformers.
 
 First everything is checked: ours against the float64 reference where that fits, every contender against ours at full
-size. Then forward and backward are timed apart, with device events, contenders in turns, each over several input sets so
-that no run finds its inputs in the cache; medians are reported. One table comes last. What does not fit into the time
-allowed is listed as left out: the cases come in the order of their weight.
+size. Then forward and backward are timed apart, with device events, contenders in turns, each over several input sets
+so that no run finds its inputs in the cache; medians are reported. One table comes last. What does not fit into the
+time allowed is counted as left out: the shapes come in the order of their weight.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -136,10 +135,8 @@ def results_of(made: rivals.Attention, inputs: Inputs) -> list[Tensor]:
 
 def distance(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """Largest, over the tensors, norm of the difference over norm; infinite where one is not finite."""
-    far = [
-        float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
-        for a, b in zip(found, exact, strict=True)
-    ]
+    pairs = [(a.double(), b.double()) for a, b in zip(found, exact, strict=True)]
+    far = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
     return max(x if x == x else float("inf") for x in far)
 
 
@@ -218,9 +215,7 @@ def measure(
             with torch.no_grad():
                 one.prepare()
                 forward = clock(one.forward)
-            backward = clock(
-                lambda out=out, inputs=inputs: torch.autograd.grad(out, inputs.leaves, inputs.grad, retain_graph=True)
-            )
+            backward = clock(partial(torch.autograd.grad, out, inputs.leaves, inputs.grad, retain_graph=True))
             if number >= 0:
                 result.forward.append(forward)
                 result.backward.append(backward)
@@ -274,29 +269,18 @@ def _kept_buffers() -> Iterator[None]:
 def describe(device: torch.device) -> dict[str, Any]:
     """The hardware and the versions."""
     properties = torch.cuda.get_device_properties(device)
-    versions = machine.describe()["versions"] if hasattr(machine, "describe") else {}
     return {
         "gpu": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
-        "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "versions": {**versions, **{name: _version(name) for name in ("triton", "flash_attn", "transformers")}},
+        "versions": machine.versions(),
     }
 
 
-def _version(name: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def plain(result: Result, peak: dict[str, float]) -> dict[str, Any]:
-    """A result with its medians and its share of the matrix product's speed. Backward counts the score's recomputation."""
+    """With medians and shares of the matrix product's speed. Backward is five products, one of them done again."""
     values = dataclasses.asdict(result)
     forward_flop = result.shape.flop(backward=False)
     for name, flop in (("forward", forward_flop), ("backward", 2.5 * forward_flop)):
@@ -309,7 +293,8 @@ def plain(result: Result, peak: dict[str, float]) -> dict[str, Any]:
 
 
 def _named(shape: Shape) -> str:
-    return f"{shape.seq_len} tokens, window {shape.window}, D {shape.head_dim}, {shape.dtype}, {shape.global_tokens} global"
+    size = f"{shape.seq_len} tokens, window {shape.window}, D {shape.head_dim}"
+    return f"{size}, {shape.dtype}, {shape.global_tokens} global"
 
 
 def table(report: dict[str, Any]) -> str:
