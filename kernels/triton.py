@@ -246,7 +246,7 @@ def _runs(
         "causal": int(pattern.causal),
         "scale": scale / math.log(2),
         "keep_scale": 1 / (1 - dropped / 2**31),
-        "stream": 2 if pattern.window is None else 0,
+        "draws": 2 if pattern.window is None else 0,
         "dropped": dropped,
         "D": head_dim,
         "BD": _padded(head_dim),

@@ -95,19 +95,19 @@ def _outside(i, j, left, right, gap, causal):
 
 
 @triton.jit
-def _kept(seed, rows, first, head, stream, dropped, BN: tl.constexpr, TURNED: tl.constexpr):
+def _kept(seed, rows, first, head, draws, dropped, BN: tl.constexpr, TURNED: tl.constexpr):
     """(BM, BN) bool, (BN, BM) if ``TURNED``: what dropout keeps of columns ``first`` … One draw serves four of them."""
     quads = first // 4 + tl.arange(0, BN // 4)
     column, row = (quads[:, None], rows[None, :]) if TURNED else (quads[None, :], rows[:, None])
     zero = column * 0 + row * 0
-    a, b, c, d = tl.philox(seed, zero + column, zero + row, zero + head, zero + stream, PHILOX_ROUNDS)
-    draws = tl.join(tl.join(a, c), tl.join(b, d))
+    a, b, c, d = tl.philox(seed, zero + column, zero + row, zero + head, zero + draws, PHILOX_ROUNDS)
+    words = tl.join(tl.join(a, c), tl.join(b, d))
     if TURNED:
-        draws = tl.permute(draws, (0, 2, 3, 1))
-        draws = tl.reshape(draws, (BN, rows.shape[0]))
+        words = tl.permute(words, (0, 2, 3, 1))
+        words = tl.reshape(words, (BN, rows.shape[0]))
     else:
-        draws = tl.reshape(draws, (rows.shape[0], BN))
-    return (draws >> 1).to(tl.int32) >= dropped
+        words = tl.reshape(words, (rows.shape[0], BN))
+    return (words >> 1).to(tl.int32) >= dropped
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def _absorb(total, most, out, scores, values, kept, PRECISION: tl.constexpr):
 # ---- the kernels
 
 
-@triton.jit(do_not_specialize=["first_head", "stream", "dropped"])
+@triton.jit(do_not_specialize=["first_head", "draws", "dropped"])
 def forward(
     query,
     key,
@@ -156,7 +156,7 @@ def forward(
     causal,
     scale,
     keep_scale,
-    stream,
+    draws,
     dropped,
     chunk,
     D: tl.constexpr,
@@ -196,7 +196,7 @@ def forward(
         if key_mask is not None:
             present = tl.load(key_mask + b.to(tl.int64) * columns + j, mask=column < ends, other=0)
             scores = tl.where(present[None, :] != 0, scores, float("-inf"))
-        kept = None if seed is None else _kept(draw, i, n, head, stream, dropped, BN, False)
+        kept = None if seed is None else _kept(draw, i, n, head, draws, dropped, BN, False)
         total, most, acc = _absorb(total, most, acc, scores, v, kept, PRECISION)
 
     if index is not None:
@@ -209,7 +209,7 @@ def forward(
             scores = _dot(q, tl.trans(k), None, PRECISION) * scale
             beside = _outside(i[:, None], j[None, :], left, right, gap, causal)
             scores = tl.where(beside & (slot < stop)[None, :], scores, float("-inf"))
-            kept = None if seed is None else _kept(draw, i, g, head, stream + 1, dropped, BN, False)
+            kept = None if seed is None else _kept(draw, i, g, head, draws + 1, dropped, BN, False)
             total, most, acc = _absorb(total, most, acc, scores, v, kept, PRECISION)
 
     empty = total == 0.0
@@ -233,7 +233,7 @@ def forward(
     tl.store(lse + part.to(tl.int64) * lse_part + head.to(tl.int64) * rows + i, total, mask=i < rows)
 
 
-@triton.jit(do_not_specialize=["first_head", "stream", "dropped"])
+@triton.jit(do_not_specialize=["first_head", "draws", "dropped"])
 def backward_query(
     query,
     key,
@@ -267,7 +267,7 @@ def backward_query(
     scale,
     grad_scale,
     keep_scale,
-    stream,
+    draws,
     dropped,
     chunk,
     D: tl.constexpr,
@@ -313,7 +313,7 @@ def backward_query(
         probs = tl.exp2(scores - shift[:, None])
         grad = _dot(do, tl.trans(v), None, PRECISION)
         if seed is not None:
-            grad = tl.where(_kept(draw, i, n, head, stream, dropped, BN, False), grad * keep_scale, 0.0)
+            grad = tl.where(_kept(draw, i, n, head, draws, dropped, BN, False), grad * keep_scale, 0.0)
         acc = _dot(_narrow(probs * (grad - sums[:, None]), k.dtype, PRECISION), k, acc, PRECISION)
 
     if index is not None:
@@ -328,14 +328,14 @@ def backward_query(
             probs = tl.exp2(tl.where(beside & (slot < stop)[None, :], scores - shift[:, None], float("-inf")))
             grad = _dot(do, tl.trans(v), None, PRECISION)
             if seed is not None:
-                grad = tl.where(_kept(draw, i, g, head, stream + 1, dropped, BN, False), grad * keep_scale, 0.0)
+                grad = tl.where(_kept(draw, i, g, head, draws + 1, dropped, BN, False), grad * keep_scale, 0.0)
             acc = _dot(_narrow(probs * (grad - sums[:, None]), k.dtype, PRECISION), k, acc, PRECISION)
 
     to = _head(grad_query, grad_query_strides, b, h) + part.to(tl.int64) * grad_part
     _store(to, grad_query_strides, i, i < rows, acc * grad_scale, D, BD, WIDE, PRECISION)
 
 
-@triton.jit(do_not_specialize=["first_head", "stream", "dropped"])
+@triton.jit(do_not_specialize=["first_head", "draws", "dropped"])
 def backward_key_value(
     query,
     key,
@@ -373,7 +373,7 @@ def backward_key_value(
     scale,
     grad_scale,
     keep_scale,
-    stream,
+    draws,
     dropped,
     chunk,
     D: tl.constexpr,
@@ -431,7 +431,7 @@ def backward_key_value(
         grad = _dot(v, tl.trans(do), None, PRECISION)
         dropped_probs = probs
         if seed is not None:
-            kept = _kept(draw, i, first_column, head, stream + step, dropped, BN, True)
+            kept = _kept(draw, i, first_column, head, draws + step, dropped, BN, True)
             grad = tl.where(kept, grad * keep_scale, 0.0)
             dropped_probs = tl.where(kept, probs * keep_scale, 0.0)
         dv = _dot(_narrow(dropped_probs, do.dtype, PRECISION), do, dv, PRECISION)

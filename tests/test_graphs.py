@@ -159,15 +159,14 @@ def test_exported_model_equals_eager_at_any_batch_and_length(strict: bool) -> No
     assert not any(node.op == "call_function" and "cond" in str(node.target) for node in program.graph.nodes)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda ids, mask: (ids.masked_fill(ids == 2, 7), mask), "three separators"),
-        (lambda ids, mask: (ids.clone().index_fill_(1, torch.tensor([9]), 60), mask), "input_ids out of range"),
-        (lambda ids, mask: (ids, mask * 3), "attention_mask may hold 0"),
-    ],
-)
-def test_a_graph_still_refuses_bad_input(change: Callable[..., Any], message: str) -> None:
+def test_a_graph_still_refuses_bad_input() -> None:
     compiled = torch.compile(make_model(), fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch.no_grad(), pytest.raises(RuntimeError, match=message):
-        compiled(*change(*make_batch(2, 30, (0, 4))))
+    ids, mask = make_batch(2, 30, (0, 4))
+    with torch.no_grad():
+        compiled(ids, mask)
+        with pytest.raises(RuntimeError, match="three separators"):
+            compiled(ids.masked_fill(ids == 2, 7), mask)
+        with pytest.raises(RuntimeError, match="input_ids out of range"):
+            compiled(ids.index_fill(1, torch.tensor([9]), 60), mask)
+        with pytest.raises(RuntimeError, match="attention_mask may hold 0"):
+            compiled(ids, mask * 3)

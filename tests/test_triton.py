@@ -345,6 +345,20 @@ def test_its_file_does_not_pass_for_triton() -> None:
     assert "the folder of longformer's kernels is on sys.path" in done.stderr
 
 
+@pytest.mark.parametrize("target", [("cuda", "90"), ("cuda", "80"), ("hip", "gfx942")])
+def test_they_compile_for_a_gpu_that_is_not_here(target: tuple[str, str], tmp_path: Path) -> None:
+    """Launched as they would be, they come out of the compiler, in no more shared memory than the device has."""
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, str(Path(__file__).with_name("compile_for_gpu.py")), *target]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled = [line.split() for line in done.stdout.splitlines()]
+    assert {name for name, _ in compiled} == {"forward", "backward_query", "backward_key_value", "merge"}
+    most = {"90": 227, "80": 163, "gfx942": 64}[target[1]] * 1024
+    assert all(int(shared) <= most for _, shared in compiled)
+
+
 # ---- on a real device
 
 
