@@ -319,9 +319,27 @@ CONFIGS = {
 
 def _config(kernel: str, query: Tensor, window: tuple[int, int] | None) -> dict[str, int]:
     """Size of blocks, warps and stages. A narrow window wants few rows: the rest of its blocks lies off the band."""
-    config = _configs(kernel, query.element_size(), query.shape[-1])[0]
-    narrow = window is not None and sum(window) < 2 * config["BM"]
-    return {**config, "BM": max(config["BM"] // 2, 16)} if narrow and kernel != "backward_key_value" else config
+    config = dict(_configs(kernel, query.element_size(), query.shape[-1])[0])
+    owned, other = ("BN", "BM") if kernel == "backward_key_value" else ("BM", "BN")
+    if window is not None and owned == "BM" and sum(window) < 2 * config["BM"]:
+        config["BM"] = max(config["BM"] // 2, 16)
+    row_bytes, most = _padded(query.shape[-1]) * query.element_size(), _shared_memory(query.device)
+    # Two tensors' rows of either side, those of the side that is walked once a stage.
+    while 2 * row_bytes * (config[owned] + config["num_stages"] * config[other]) + 2048 > most:
+        least = "num_stages" if config["num_stages"] > 1 else max((owned, other), key=lambda side: config[side])
+        if config[least] == 16:
+            break
+        config[least] = config[least] - 1 if least == "num_stages" else config[least] // 2
+    return config
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of it that a program may have."""
+    if INTERPRETED:
+        return 227 * 1024
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return int(properties["max_shared_mem"])
 
 
 def _configs(kernel: str, itemsize: int, head_dim: int) -> list[dict[str, int]]:
