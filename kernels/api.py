@@ -5,6 +5,7 @@ Shapes: B batch, H heads, S sequence, D head dimension, G global tokens, W = lef
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import banded, blocked, reference
+from . import banded, blocked, ops, reference
 from .banded import BandProbabilities
 
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -50,7 +51,7 @@ def sliding_window_attention(
         scale: factor on the scores; 1/sqrt(D) if None.
         dropout_p: probability with which an attention probability is set to 0, the others being divided by
             1 - dropout_p. Drawn from torch's default generator.
-        impl: "auto" (see :func:`choose`), "reference", "banded", "blocked" or "fused".
+        impl: "auto" (see :func:`choose`), "reference", "banded", "blocked", "fused" or "triton".
 
     Returns:
         (B, H, S, D), dtype of ``query``.
@@ -68,16 +69,34 @@ def sliding_window_attention(
     global_mask = _check_mask("global_mask", global_mask, batch, seq_len, query.device)
     if global_mask is not None and key_mask is not None:
         global_mask = global_mask & key_mask
-    left, right = _check_window(window, seq_len)
+    traced = torch.compiler.is_compiling()
+    left, right = _check_window(window, seq_len, clamp=not traced)
     dropout_p = _check_dropout(dropout_p)
+    # In a graph an operator stands for the implementation, which is chosen when tensors arrive.
+    traced = traced and impl in ops.TRACED
+    backward = _is_differentiated(query, key, value)
+    chosen = impl if traced else choose(query, impl=impl, dropout_p=dropout_p, backward=backward).impl
+    if traced or chosen == "triton":
+        return ops.attention(
+            query,
+            key,
+            value,
+            impl=chosen,
+            window=(left, 0 if causal else right),
+            dilation=_check_dilation(dilation, heads),
+            causal=causal,
+            key_mask=key_mask,
+            index=None if global_mask is None else ops.global_index(global_mask, counted=not traced),
+            scale=_check_scale(scale, head_dim),
+            dropout_p=dropout_p,
+        )
     implementations: dict[str, Callable[..., Tensor]] = {
         "reference": reference.sliding_window_attention,
         "banded": banded.sliding_window_attention,
         "blocked": blocked.sliding_window_attention,
         "fused": partial(blocked.sliding_window_attention, fused=True),
     }
-    choice = choose(query, impl=impl, dropout_p=dropout_p, backward=_is_differentiated(query, key, value))
-    return implementations[choice.impl](
+    return implementations[chosen](
         query,
         key,
         value,
@@ -123,7 +142,12 @@ def global_attention(
     batch, _, seq_len, head_dim = key.shape
     key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
     scale, dropout_p = _check_scale(scale, head_dim), _check_dropout(dropout_p)
-    match choose(query, impl=impl, dropout_p=dropout_p, backward=_is_differentiated(query, key, value)).impl:
+    traced = torch.compiler.is_compiling() and impl in ops.TRACED
+    backward = _is_differentiated(query, key, value)
+    chosen = impl if traced else choose(query, impl=impl, dropout_p=dropout_p, backward=backward).impl
+    if traced or chosen == "triton":
+        return ops.attention(query, key, value, impl=chosen, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+    match chosen:
         case "blocked" | "fused" as name:
             return blocked.global_attention(
                 query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=name == "fused"
@@ -182,7 +206,7 @@ def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backwar
         backward: whether gradients will be asked for.
 
     Raises:
-        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or cannot serve ``query`` or do dropout.
+        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or cannot serve ``query`` or do dropout; says why.
     """
     unfit = None
     if not blocked.can_fuse(query):
@@ -190,12 +214,22 @@ def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backwar
     elif dropout_p:
         unfit = "torch's fused attention has no dropout on a CPU"
     match impl:
+        case "auto" if query.device.type == "cuda":
+            refusal = _refused_by_triton(query)
+            if refusal is None:
+                return Choice("triton", "fused kernels on a GPU")
+            return Choice("blocked", f'tiles by hand: "triton" does not serve here, {refusal}')
         case "auto":
             if unfit is None and query.element_size() == 2:
                 return Choice("fused", f"the fastest, and has scores in float32 although query is {query.dtype}")
             if unfit is None and not backward:
                 return Choice("fused", "the fastest, and as exact where no gradient is asked for")
             return Choice("blocked", unfit or f"the most exact gradients in {query.dtype}")
+        case "triton":
+            refusal = _refused_by_triton(query)
+            if refusal is not None:
+                raise ValueError(f'impl is "triton", and {refusal}; "auto" takes the next that works')
+            return Choice(impl, "asked for")
         case "fused":
             if unfit is not None:
                 raise ValueError(f'impl is "fused", and {unfit}; use "auto" or "blocked"')
@@ -208,6 +242,16 @@ def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backwar
 
 def _is_differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _refused_by_triton(query: Tensor) -> str | None:
+    """Why the Triton kernels cannot serve ``query``; None if they can. Here they are loaded."""
+    try:
+        kernels = importlib.import_module(".triton", __package__)
+    except ImportError as error:
+        return f"Triton cannot be loaded ({error}); pip install 'longformer[triton]'"
+    refusal: str | None = kernels.refusal(query)
+    return refusal
 
 
 def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:

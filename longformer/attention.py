@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
-from longformer.kernels import global_attention, sliding_window_attention
+from longformer.kernels import choose, global_attention, ops, sliding_window_attention
 from longformer.linear import Linear
 
 # Documents of fewer tokens are projected to global keys and values, by bytes a number: that is more arithmetic than to
@@ -36,6 +36,23 @@ class Document(NamedTuple):
     length: int
     key_mask: Tensor | None
     global_index: Tensor | None
+
+
+class Padded(NamedTuple):
+    """A batch in a compiled or exported graph, which takes no decision on its data: padding is computed too.
+
+    key_mask: (B, S) bool, False at padding; None if there is none.
+    global_mask: (B, S) bool, True at global tokens; None if there are none.
+    global_index: (B, S) the same as positions, -1 behind the last.
+    """
+
+    key_mask: Tensor | None
+    global_mask: Tensor | None
+    global_index: Tensor | None
+
+    @classmethod
+    def of(cls, key_mask: Tensor | None, global_mask: Tensor | None) -> Padded:
+        return cls(key_mask, global_mask, None if global_mask is None else ops.global_index(global_mask))
 
 
 class LongformerSelfAttention(nn.Module):
@@ -61,8 +78,10 @@ class LongformerSelfAttention(nn.Module):
         self.key_global = Linear(config.hidden_size, config.hidden_size)
         self.value_global = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, documents: list[Document]) -> Tensor:
+    def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
         """(N, C) to (N, C). Rows behind the last document are padding, and their result is 0."""
+        if isinstance(documents, Padded):
+            return self._attend_padded(hidden, documents)
         lengths = [document.length for document in documents]
         lengths.append(hidden.shape[0] - sum(lengths))
         query, key, value = (self._heads(layer(hidden)).split(lengths) for layer in (self.query, self.key, self.value))
@@ -81,6 +100,29 @@ class LongformerSelfAttention(nn.Module):
         if lengths[-1]:
             results.append(query[-1].new_zeros(lengths[-1], hidden.shape[1]))
         return torch.cat(results) if len(results) > 1 else results[0]
+
+    def _attend_padded(self, hidden: Tensor, batch: Padded) -> Tensor:
+        """(B, S, C) to (B, S, C): local and global rows of every token, of which each keeps its own kind."""
+
+        def heads(layer: nn.Module) -> Tensor:
+            return self._heads(layer(hidden)).transpose(1, 2)
+
+        query, key, value = heads(self.query), heads(self.key), heads(self.value)
+        dropout_p = self.dropout_p if self.training else 0.0
+        common: dict[str, Any] = {"key_mask": batch.key_mask, "dropout_p": dropout_p, "impl": self.impl}
+        if self.impl in ops.TRACED:
+            common["scale"] = 1 / math.sqrt(self.head_dim)
+            out = ops.attention(query, key, value, window=self.window, index=batch.global_index, **common)
+        else:
+            out = sliding_window_attention(query, key, value, self.window, global_mask=batch.global_mask, **common)
+        if batch.global_mask is not None:
+            projected = heads(self.query_global), heads(self.key_global), heads(self.value_global)
+            if self.impl in ops.TRACED:
+                rows = ops.attention(*projected, index=batch.global_index, **common)
+            else:
+                rows = global_attention(*projected, **common)
+            out = torch.where(batch.global_mask[:, None, :, None], rows, out)
+        return out.transpose(1, 2).flatten(2)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., C) to (..., H, D)."""
@@ -137,11 +179,13 @@ class LongformerSelfAttention(nn.Module):
 
     def _global_rows(self, hidden: Tensor, document: Document) -> Tensor:
         """Attention of a document's global rows to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""
-        index = document.global_index
+        index, dropout_p = document.global_index, self.dropout_p if self.training else 0.0
         assert index is not None
         query = self._heads(self.query_global(hidden[index]))  # (G, H, D)
-        # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
-        if len(index) * self.num_heads < hidden.shape[1] + len(index):
+        # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C. But the
+        # GPU's kernels take no heads so wide.
+        carried = len(index) * self.num_heads < hidden.shape[1] + len(index)
+        if carried and choose(query, impl=self.impl, dropout_p=dropout_p).impl != "triton":
             return self._global_rows_unprojected(hidden, query, _row(document.key_mask))
         return self._attend_globally(
             document, query, self._heads(self.key_global(hidden)), self._heads(self.value_global(hidden))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from longformer.squad import Example
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from longformer.checkpoint import Pretrained
 from longformer.config import LongformerConfig
@@ -28,6 +29,11 @@ class QuestionAnsweringLoss(NamedTuple):
     loss: Tensor
     start_logits: Tensor
     end_logits: Tensor
+
+
+# By these names an exported program that is saved to a file says what it gives.
+for _output in (QuestionAnsweringOutput, QuestionAnsweringLoss):
+    pytree._register_namedtuple(_output, serialized_type_name=f"longformer.{_output.__name__}")
 
 
 class LongformerForQuestionAnswering(Pretrained, nn.Module):
@@ -107,6 +113,9 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
             raise LongformerError(f"input_ids {what}; it must be a tensor of shape (B, S)")
         separator = input_ids == self.config.sep_token_id
         count = separator.sum(dim=1)
+        if torch.compiler.is_compiling():
+            torch._assert_async((count == 3).all(), "a row of input_ids has not exactly three separators")
+            return separator.cumsum(dim=1) == 0
         wrong = (count != 3).nonzero().flatten().tolist()
         if wrong:
             raise LongformerError(

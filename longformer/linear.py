@@ -60,12 +60,12 @@ def _served_by_onednn(x: Tensor) -> bool:
 
 def _has_onednn(x: Tensor) -> bool:
     return bool(
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and not torch.compiler.is_compiling()
         and torch._C._functorch.maybe_current_level() is None
     )
 

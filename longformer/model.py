@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longformer.attention import Document, LongformerSelfAttention
+from longformer.attention import Document, LongformerSelfAttention, Padded
 from longformer.checkpoint import Pretrained
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
@@ -133,7 +133,7 @@ class LongformerAttention(nn.Module):
         self.self = LongformerSelfAttention(config, layer, impl=impl)
         self.output = LongformerOutput(config, config.hidden_size)
 
-    def forward(self, hidden: Tensor, documents: list[Document]) -> Tensor:
+    def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
         """(N, C) to (N, C)."""
         return self.output(self.self(hidden, documents), hidden)
 
@@ -171,10 +171,10 @@ class LongformerLayer(nn.Module):
         self.intermediate = LongformerIntermediate(config)
         self.output = LongformerOutput(config, config.intermediate_size)
 
-    def forward(self, hidden: Tensor, documents: list[Document]) -> Tensor:
+    def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
         """(N, C) to (N, C)."""
         hidden = self.attention(hidden, documents)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.output(self.intermediate(hidden), hidden)
         out = torch.empty_like(hidden)
         for rows, result in zip(hidden.split(FEED_FORWARD_ROWS), out.split(FEED_FORWARD_ROWS), strict=True):
@@ -189,7 +189,7 @@ class LongformerEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(LongformerLayer(config, i, impl=impl) for i in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, documents: list[Document]) -> Tensor:
+    def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
         """(N, C) to (N, C)."""
         for layer in self.layer:
             hidden = layer(hidden, documents)
@@ -255,6 +255,10 @@ class LongformerModel(Pretrained, nn.Module):
             token_type_ids = torch.zeros_like(input_ids)
         else:
             _check_ids("token_type_ids", token_type_ids, input_ids, self.config.type_vocab_size)
+        if torch.compiler.is_compiling():
+            batch = Padded.of(key_mask, global_mask)
+            hidden = self.encoder(self.embeddings(input_ids, position_ids, token_type_ids), batch)
+            return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
         packing = pack(torch.stack([input_ids, position_ids, token_type_ids]), key_mask, global_mask)
         hidden = self.embeddings(*(packing.pack(ids) for ids in (input_ids, position_ids, token_type_ids)))
         hidden = packing.unpack(self.encoder(hidden, packing.documents), input_ids.shape[0])
@@ -277,6 +281,9 @@ class LongformerModel(Pretrained, nn.Module):
     def _positions(self, input_ids: Tensor) -> Tensor:
         pad = self.config.pad_token_id
         real = input_ids != pad
+        if torch.compiler.is_compiling():
+            torch._assert_async((real.sum(dim=1) <= self.config.max_tokens).all(), "more tokens than positions")
+            return real.cumsum(dim=1) * real + pad
         longest = int(real.sum(dim=1).max())
         if longest > self.config.max_tokens:
             raise LongformerError(
@@ -306,6 +313,9 @@ def _check_ids(name: str, ids: Tensor, like: Tensor | None, size: int) -> None:
         raise LongformerError(f"{name} has shape {tuple(ids.shape)}; it must be (B, S), each at least 1")
     if like is not None and ids.shape != like.shape:
         raise LongformerError(f"{name} has shape {tuple(ids.shape)}; input_ids has {tuple(like.shape)}")
+    if torch.compiler.is_compiling():
+        torch._assert_async(((ids >= 0) & (ids < size)).all(), f"{name} out of range")
+        return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= size:
         raise LongformerError(f"{name} holds {low if low < 0 else high}; the model has rows 0 to {size - 1} for it")
@@ -319,5 +329,8 @@ def _check_mask(name: str, mask: Tensor | None, input_ids: Tensor, most: int, me
         raise LongformerError(f"{name} {what}; it must be a tensor of input_ids' shape, {tuple(input_ids.shape)}")
     if mask.dtype != torch.bool:
         known = (mask == 0) | (mask == 1) | (mask == most)
+        if torch.compiler.is_compiling():
+            torch._assert_async(known.all(), f"{name} may hold {meaning}")
+            return
         if not bool(known.all()):
             raise LongformerError(f"{name} holds {mask[~known][0].item()}; it may hold {meaning}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import kernel_cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import random_qkv, run
 from torch import Tensor
 
 from longformer.kernels import (
@@ -22,19 +24,6 @@ from longformer.kernels import (
 )
 
 FAST = ("banded", "blocked", "fused")
-
-
-def random_qkv(batch: int, heads: int, seq_len: int, head_dim: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Query, key, value as a model has them: (B, H, S, D) views of (B, S, H, D)."""
-    return [torch.randn(batch, seq_len, heads, head_dim, dtype=dtype).transpose(1, 2) for _ in range(3)]
-
-
-def run(impl: str, qkv: list[Tensor], grad: Tensor, window: tuple[int, int], **arguments: Any) -> list[Tensor]:
-    """Output and the three gradients."""
-    inputs = [x.detach().clone().requires_grad_() for x in qkv]
-    out = sliding_window_attention(*inputs, window, impl=impl, **arguments)
-    out.backward(grad)
-    return [out.detach(), *(x.grad for x in inputs)]  # type: ignore[misc]
 
 
 def assert_equal_to_reference(impl: str, qkv: list[Tensor], window: tuple[int, int], **arguments: Any) -> None:
@@ -74,50 +63,27 @@ def test_reference_is_the_definition() -> None:
 
 
 @pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("seq_len", [1, 2, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129, 200])
-@pytest.mark.parametrize("window", [(0, 0), (8, 8), (16, 16), (5, 0), (0, 11), (64, 64), (300, 2)])
+@pytest.mark.parametrize("seq_len", kernel_cases.LENGTHS)
+@pytest.mark.parametrize("window", kernel_cases.WINDOWS)
 def test_lengths_and_windows(impl: str, seq_len: int, window: tuple[int, int]) -> None:
     assert_equal_to_reference(impl, random_qkv(2, 2, seq_len, 4), window)
 
 
 @pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dilation", [1, 2, 3, (1, 4, 2), (1, 1, 70)])
-@pytest.mark.parametrize("tokens", ["none", "one", "edges", "all", "unequal"])
+@pytest.mark.parametrize("dilation", kernel_cases.DILATIONS)
+@pytest.mark.parametrize("tokens", kernel_cases.GLOBAL_TOKENS)
 def test_global_tokens(impl: str, causal: bool, dilation: int | tuple[int, ...], tokens: str) -> None:
-    seq_len = 70
-    globals_ = torch.zeros(2, seq_len, dtype=torch.bool)
-    match tokens:
-        case "one":
-            globals_[:, 30] = True
-        case "edges":
-            globals_[:, [0, -1]] = True
-        case "all":
-            globals_[:] = True
-        case "unequal":
-            globals_[0, :5] = True
-            globals_[1, [3, 40]] = True
-    qkv = random_qkv(2, 3, seq_len, 4)
+    globals_ = kernel_cases.global_mask(tokens)
+    qkv = random_qkv(2, 3, kernel_cases.GLOBAL_LENGTH, 4)
     assert_equal_to_reference(impl, qkv, (6, 6), dilation=dilation, causal=causal, global_mask=globals_)
 
 
 @pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("dilation", [1, 3])
-@pytest.mark.parametrize("padding", ["right", "left", "holes", "everything", "one row"])
+@pytest.mark.parametrize("padding", kernel_cases.PADDINGS)
 def test_padding(impl: str, dilation: int, padding: str) -> None:
-    seq_len = 90
-    keep = torch.ones(3, seq_len, dtype=torch.bool)
-    match padding:
-        case "right":
-            keep = torch.arange(seq_len) < torch.tensor([[90], [41], [1]])
-        case "left":
-            keep = torch.arange(seq_len) >= torch.tensor([[0], [50], [89]])
-        case "holes":
-            keep = torch.rand(3, seq_len) < 0.5
-        case "everything":
-            keep[:] = False
-        case "one row":
-            keep[1] = False
+    seq_len, keep = kernel_cases.PADDED_LENGTH, kernel_cases.key_mask(padding)
     globals_ = torch.rand(3, seq_len) < 0.1
     qkv = random_qkv(3, 2, seq_len, 4)
     assert_equal_to_reference(impl, qkv, (7, 4), dilation=dilation, key_mask=keep, global_mask=globals_)

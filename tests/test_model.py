@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_cases import EVERY_DTYPE
 from torch import Tensor, nn
 
 import longformer.attention
 import longformer.model
 from longformer import LongformerConfig, LongformerError, LongformerModel
 from longformer.attention import Document, LongformerSelfAttention
-from longformer.kernels import IMPLEMENTATIONS
 
 CONFIG = LongformerConfig(
     vocab_size=60,
@@ -171,7 +171,7 @@ def padded(rows: list[Tensor], shifts: list[int], seq_len: int) -> tuple[Tensor,
     return ids, mask
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERY_DTYPE)
 @pytest.mark.parametrize("shifts", [[0, 0, 0], [0, 33, 12]], ids=["right", "left and both sides"])
 def test_a_batch_gives_what_its_documents_give_alone(impl: str, shifts: list[int]) -> None:
     model = build(impl=impl)
@@ -261,7 +261,7 @@ def reach(model: LongformerModel, place: int, globals_: Tensor | None = None) ->
     return changed[0].any(dim=-1).nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERY_DTYPE)
 def test_windows_of_each_layer_add_up(impl: str) -> None:
     """Windows of 2 and 6 see 1 and 3 tokens on each side."""
     model = build(CONFIG.replace(attention_window=(2, 6)), impl=impl)
@@ -320,7 +320,7 @@ def test_an_unknown_implementation() -> None:
     ],
     ids=["hidden", "attention"],
 )
-@pytest.mark.parametrize("impl", [impl for impl in IMPLEMENTATIONS if impl != "fused"])  # which has no dropout
+@pytest.mark.parametrize("impl", [impl for impl in EVERY_DTYPE if impl != "fused"])  # which has no dropout
 def test_dropout_is_active_in_training_and_seeded(impl: str, dropout: dict[str, float]) -> None:
     model = build(CONFIG.replace(**dropout), impl=impl)
     ids = random_ids(1, 30)

@@ -291,6 +291,39 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
     _run("memory", records, {"length": length, "globals": global_tokens, "training": training}, options)
 
 
+@bench.command()
+@click.option("--lengths", type=Numbers(1), default="16384,4096,65536,131072", show_default=True, help="Tokens.")
+@click.option("--windows", type=Numbers(0), default="256,128,512,1024", show_default=True, help="Seen on each side.")
+@click.option("--head-dims", type=Numbers(1), default="64,128", show_default=True, help="Sizes of a head.")
+@click.option("--dtypes", type=Names(), default="bfloat16,float32", show_default=True, help="Precisions.")
+@click.option("--globals", "globals_", type=Numbers(0), default="0,64", show_default=True, help="Global tokens.")
+@click.option(
+    "--rounds", type=POSITIVE, default=20, show_default=True, metavar="N", help="Runs of each contender; medians count."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=400,
+    show_default=True,
+    metavar="T",
+    help="Begin no further shape after so long. Shapes come in the order of their weight.",
+)
+@click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file.")
+def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, ...], **axes: Any) -> None:
+    """The Triton kernels on a GPU, against FlexAttention, flash-attention and transformers.
+
+    Checks first, then measures. With OUT set to a folder the JSON is written there too, as gpu.json.
+    """
+    from longformer.bench import gpu, report
+
+    asked = gpu.shapes(dtypes=[_dtype(name) for name in dtypes], **axes)
+    report.check_outputs(json_file)
+    gpu.require_device()
+    measured = gpu.run(asked, rounds=rounds, seconds=seconds)
+    gpu.write(measured, json_file)
+    click.echo(gpu.table(measured))
+
+
 def _run(
     name: str,
     records: Callable[..., list[Record]],

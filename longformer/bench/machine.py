@@ -17,7 +17,7 @@ from torch import Tensor
 
 PRODUCT_SIZE = 2048  # large enough that nothing but the product counts, small enough to be repeated in every round
 PRODUCT_DTYPES = (torch.float32, torch.bfloat16)
-PACKAGES = ("longformer", "torch", "transformers", "numpy", "tokenizers")
+PACKAGES = ("longformer", "torch", "triton", "flash-attn", "transformers", "numpy", "tokenizers")
 
 
 def median(values: Sequence[float]) -> float:

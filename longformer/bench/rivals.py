@@ -141,7 +141,7 @@ def _blocks(pattern: Callable[..., Tensor], seq_len: int) -> tuple[Tensor, Tenso
 
 def flex_attention(shape: Shape, inputs: Inputs) -> Attention:
     """FlexAttention, compiled for this shape, with the block mask of the band and the global columns."""
-    if inputs.grad is not None:
+    if inputs.grad is not None and inputs.grad.device.type == "cpu":
         raise UnavailableError("FlexAttention has no backward on a CPU")
     try:
         from torch.nn.attention.flex_attention import BlockMask

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import EVERY_DTYPE
 from parity.reference import (
     TINY,
     Pair,
@@ -25,7 +26,6 @@ from tolerances import EXACT, FLOAT32
 from torch import Tensor
 
 from longformer import LongformerConfig
-from longformer.kernels import IMPLEMENTATIONS
 
 Inputs = dict[str, Tensor]
 
@@ -163,7 +163,7 @@ def assert_equal(pair: Pair, inputs: Inputs) -> None:
 @pytest.fixture(scope="module")
 def tiny() -> dict[str, Pair]:
     """By implementation, in float64."""
-    return {impl: doubled(TINY, impl=impl) for impl in IMPLEMENTATIONS}
+    return {impl: doubled(TINY, impl=impl) for impl in EVERY_DTYPE}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def narrow() -> Pair:
     return doubled(NARROW)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERY_DTYPE)
 @pytest.mark.parametrize("case", CASES)
 def test_every_layer_in_float64(tiny: dict[str, Pair], impl: str, case: Callable[[], Inputs]) -> None:
     assert_equal(tiny[impl], case())

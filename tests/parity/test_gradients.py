@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import EVERY_DTYPE
 from parity.reference import (
     TINY,
     Pair,
@@ -21,8 +22,6 @@ from parity.reference import (
 )
 from tolerances import EXACT, EXACT_GRADIENT
 from torch import Tensor
-
-from longformer.kernels import IMPLEMENTATIONS
 
 Inputs = dict[str, Tensor]
 
@@ -112,11 +111,11 @@ CASES: list[Callable[[], Inputs]] = [
 @pytest.fixture(scope="module")
 def tiny() -> dict[str, Pair]:
     """By implementation, in float64."""
-    pairs = {impl: build(TINY, impl=impl) for impl in IMPLEMENTATIONS}
+    pairs = {impl: build(TINY, impl=impl) for impl in EVERY_DTYPE}
     return {impl: Pair(pair.ours.double(), pair.reference.double()) for impl, pair in pairs.items()}
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", EVERY_DTYPE)
 @pytest.mark.parametrize("case", CASES)
 def test_every_parameter_in_float64(tiny: dict[str, Pair], impl: str, case: Callable[[], Inputs]) -> None:
     pair, inputs = tiny[impl], case()

@@ -1,0 +1,377 @@
+"""The implementation to run on a GPU: fused kernels over the band, forward and backward, and what launches them.
+
+:mod:`longformer.kernels.triton_kernels` has the kernels and says how they work. Here it is decided how many programs
+run and on blocks of which size. Imported only when it is asked for or when a tensor on a GPU arrives.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if __name__ == "triton":  # kernels/ itself is on sys.path, and this file stands before Triton there
+    raise ImportError(
+        "the folder of longformer's kernels is on sys.path, where its triton.py hides Triton: take it off"
+    )
+
+import triton
+from triton.runtime.interpreter import InterpretedFunction
+
+from . import triton_kernels as kernels
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_HEAD_DIM = 256
+PROGRAMS = 512  # enough to fill a device: what few rows are split along many columns for
+CHUNK = 256  # columns, or rows, are split in multiples of it, whatever the size of blocks
+INTERPRETED = isinstance(kernels.forward, InterpretedFunction)  # TRITON_INTERPRET=1: the kernels run on the CPU
+
+
+def refusal(query: Tensor) -> str | None:
+    """Why these kernels cannot serve such a tensor; None if they can."""
+    device, dtype, head_dim = query.device.type, query.dtype, query.shape[-1]
+    if device != "cuda" and not (device == "cpu" and INTERPRETED):  # ROCm's devices are called cuda too
+        return f"its kernels want a tensor on a GPU, and this one is on {device}"
+    if device == "cuda" and INTERPRETED:
+        return "TRITON_INTERPRET is set, under which its kernels run on the CPU only"
+    if dtype not in DTYPES:
+        return f"its kernels know {', '.join(map(str, DTYPES))}, and not {dtype}"
+    if head_dim > MOST_HEAD_DIM:
+        return f"its kernels take heads of up to {MOST_HEAD_DIM} dimensions, and this one has {head_dim}"
+    return None
+
+
+class Pattern(NamedTuple):
+    """Which columns a row attends to.
+
+    window: (left, right); None is everything, as global attention does.
+    dilation: gap of each head's window.
+    causal: no global column later than the row (``right`` is 0 already).
+    key_mask: (B, columns) bool, False is padding. Under a window rows are the same tokens, and padding too.
+    global_index: (B, width) int, the positions of the global columns, ascending, and -1 behind the last; or None.
+    """
+
+    window: tuple[int, int] | None
+    dilation: Sequence[int]
+    causal: bool
+    key_mask: Tensor | None
+    global_index: Tensor | None
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scale: float, dropout_p: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp.
+
+    Args:
+        query: (B, H, R, D).
+        key, value: (B, H, S, D); S is R under a window.
+        pattern: which columns a row sees.
+        scale: factor on the scores.
+        dropout_p: probability by which an attention probability is dropped.
+        seed: (1,) int64 on the tensors' device; unused without dropout.
+
+    Returns:
+        (B, H, R, D) of query's dtype, and (B, H, R) float32, which is +inf where a row has nothing to attend to.
+    """
+    batch, heads, rows, head_dim = query.shape
+    out = _new(query, query.dtype)
+    lse = query.new_empty(batch, heads, rows, dtype=torch.float32)
+    parts = _parts(batch * heads * -(-rows // 64), key.shape[2]) if pattern.window is None else 1
+    to, to_lse = out, lse
+    if parts > 1:
+        to = query.new_empty(parts, batch, heads, rows, head_dim, dtype=torch.float32)
+        to_lse = lse.new_empty(parts, batch, heads, rows)
+    for run in _runs(query, key, pattern, scale, dropout_p, seed):
+        q, k, v, o = (x[..., run.heads, :, :] for x in (query, key, value, to))
+        _launch(
+            kernels.forward,
+            lambda meta, run=run: (run.programs(rows, meta["BM"]), parts),
+            _config("forward", query, pattern.window),
+            **run.arguments,
+            **_strided(query=q, key=k, value=v, out=o),
+            lse=to_lse,
+            out_part=to.stride(0) if parts > 1 else 0,
+            lse_part=lse.numel(),
+            chunk=_chunk(key.shape[2], parts),
+            PARTIAL=parts > 1,
+            WIDE=_wide(q, k, v, o),
+        )
+    if parts > 1:
+        lines = lse.numel()
+        _launch(
+            kernels.merge,
+            lambda meta: (-(-lines // meta["BM"]),),
+            {"BM": 16, "num_warps": 4, "num_stages": 2},
+            parts_out=to,
+            parts_lse=to_lse,
+            out=out,
+            lse=lse,
+            parts=parts,
+            lines=lines,
+            rows=rows,
+            heads=heads,
+            D=head_dim,
+            BD=_padded(head_dim),
+            PRECISION=_precision(query),
+        )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: Pattern,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from that of ``out`` (B, H, R, D), with what :func:`forward` took and gave."""
+    batch, heads, rows, head_dim = query.shape
+    columns = key.shape[2]
+    grad_query, grad_key, grad_value = (_new(x, x.dtype) for x in (query, key, value))
+    delta = torch.empty_like(lse)
+    parts = _parts(batch * heads * -(-rows // 64), columns) if pattern.window is None else 1
+    to = grad_query
+    if parts > 1:
+        to = query.new_empty(parts, batch, heads, rows, head_dim, dtype=torch.float32)
+    for run in _runs(query, key, pattern, scale, dropout_p, seed):
+        q, k, v, o, do, dq = (x[..., run.heads, :, :] for x in (query, key, value, out, grad_out, to))
+        _launch(
+            kernels.backward_query,
+            lambda meta, run=run: (run.programs(rows, meta["BM"]), parts),
+            _config("backward_query", query, pattern.window),
+            **run.arguments,
+            **_strided(query=q, key=k, value=v, out=o, grad_out=do, grad_query=dq),
+            lse=lse,
+            delta=delta,
+            grad_part=to.stride(0) if parts > 1 else 0,
+            chunk=_chunk(columns, parts),
+            grad_scale=scale,
+            WIDE=_wide(q, k, v, o, do, dq),
+        )
+        dk, dv = (x[:, run.heads] for x in (grad_key, grad_value))
+        _backward_columns(run, (q, k, v, do, dk, dv), lse, delta, scale, pattern)
+    if parts > 1:
+        grad_query.copy_(to.sum(0))
+    return grad_query, grad_key, grad_value
+
+
+def _backward_columns(
+    run: _Run, tensors: tuple[Tensor, ...], lse: Tensor, delta: Tensor, scale: float, pattern: Pattern
+) -> None:
+    """The key's and value's gradients; first what the global columns receive from rows beside whose band they stand."""
+    q, k, v, do, dk, dv = tensors
+    batch, heads, rows, head_dim = q.shape
+    columns, index = k.shape[2], pattern.global_index
+    slots, parts, width = None, 1, 0
+    beside: tuple[Tensor | None, ...] = (None, None)
+    if index is not None:
+        width = index.shape[1]
+        parts = min(_parts(batch * heads * -(-width // 64), rows), max(1, rows // width))  # no more memory than dk
+        beside = tuple(q.new_empty(parts, batch, heads, width, head_dim, dtype=torch.float32) for _ in range(2))
+        places = torch.arange(width, dtype=torch.int32, device=q.device).expand(batch, width)
+        slots = torch.full((batch, columns + 1), -1, dtype=torch.int32, device=q.device)
+        slots = slots.scatter_(1, torch.where(index < 0, columns, index).long(), places)[:, :-1].contiguous()
+    arguments: dict[str, Any] = {
+        **run.arguments,
+        **_strided(query=q, key=k, value=v, grad_out=do, grad_key=dk, grad_value=dv),
+        "slots": slots,
+        "lse": lse,
+        "delta": delta,
+        "beside_key": beside[0],
+        "beside_value": beside[1],
+        "batch": batch,
+        "parts": parts,
+        "chunk": _chunk(rows, parts),
+        "grad_scale": scale,
+        "WIDE": _wide(*tensors),
+    }
+    config = _config("backward_key_value", q, pattern.window)
+    if index is not None:
+        grid = functools.partial(_grid, batch * heads, width, 1, parts)
+        _launch(kernels.backward_key_value, grid, config, **arguments, BESIDE=True)
+    grid = functools.partial(_grid, batch * heads, columns, run.gap, 1)
+    _launch(kernels.backward_key_value, grid, config, **arguments, BESIDE=False)
+
+
+# ---- how the work is cut
+
+
+class _Run(NamedTuple):
+    """Neighbouring heads of one dilation, which one launch serves."""
+
+    batch: int
+    heads: slice
+    gap: int
+    arguments: dict[str, Any]
+
+    def programs(self, rows: int, block: int) -> int:
+        return _grid(self.batch * (self.heads.stop - self.heads.start), rows, self.gap, 1, {"BN": block})[0]
+
+
+def _grid(lines: int, tokens: int, gap: int, parts: int, meta: dict[str, int]) -> tuple[int, int]:
+    """Programs for the tokens of ``lines`` heads, each class modulo ``gap`` cut into blocks of its own."""
+    return lines * gap * math.ceil(math.ceil(tokens / gap) / meta["BN"]), parts
+
+
+def _runs(
+    query: Tensor, key: Tensor, pattern: Pattern, scale: float, dropout_p: float, seed: Tensor | None
+) -> Iterator[_Run]:
+    """What all kernels are told of each run of heads."""
+    batch, heads, rows, head_dim = query.shape
+    columns, index, mask = key.shape[2], pattern.global_index, pattern.key_mask
+    left, right = (rows + columns,) * 2 if pattern.window is None else (min(w, columns) for w in pattern.window)
+    dropped = min(round(dropout_p * 2**31), 2**31 - 1)
+    common = {
+        "key_mask": None if mask is None else mask.contiguous().view(torch.uint8),
+        "index": None if index is None else index.to(torch.int32).contiguous(),
+        "count": None if index is None else (index >= 0).sum(1, dtype=torch.int32),
+        "seed": seed if dropped else None,
+        "rows": rows,
+        "columns": columns,
+        "all_heads": heads,
+        "width": 0 if index is None else index.shape[1],
+        "left": left,
+        "right": right,
+        "causal": int(pattern.causal),
+        "scale": scale / math.log(2),
+        "keep_scale": 1 / (1 - dropped / 2**31),
+        "draws": 2 if pattern.window is None else 0,
+        "dropped": dropped,
+        "D": head_dim,
+        "BD": _padded(head_dim),
+        "PADDED_ROWS": mask is not None and pattern.window is not None,
+        "PRECISION": _precision(query),
+    }
+    first = 0
+    for stop in range(1, heads + 1):
+        if stop == heads or pattern.dilation[stop] != pattern.dilation[first]:
+            gap = min(pattern.dilation[first], columns)
+            yield _Run(
+                batch, slice(first, stop), gap, {**common, "heads": stop - first, "first_head": first, "gap": gap}
+            )
+            first = stop
+
+
+def _parts(programs: int, tokens: int) -> int:
+    """Into how many parts ``tokens`` are split where without it only so many programs would run."""
+    return max(1, min(PROGRAMS // programs, -(-tokens // CHUNK)))
+
+
+def _chunk(tokens: int, parts: int) -> int:
+    return -(-tokens // (parts * CHUNK)) * CHUNK
+
+
+def _padded(head_dim: int) -> int:
+    """The least size of a matrix product's side on a GPU, or the next power of two."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def _precision(query: Tensor) -> str:
+    """Whether products of float32 may round to TF32: as torch has been told for its own."""
+    if INTERPRETED and query.dtype == torch.bfloat16:
+        return "interpreted"
+    products = torch.backends.cuda.matmul
+    allowed = products.fp32_precision == "tf32" if hasattr(products, "fp32_precision") else products.allow_tf32
+    return "tf32" if allowed and query.dtype == torch.float32 and not torch.version.hip else "ieee"
+
+
+def _wide(*tensors: Tensor) -> bool:
+    """Whether an offset within a head may pass what 32 bits hold."""
+    return any((x.shape[-2] - 1) * x.stride(-2) + (x.shape[-1] - 1) * x.stride(-1) >= 2**31 for x in tensors)
+
+
+def _new(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A (B, H, S, D) that lies in memory as (B, S, H, D), the layout in which a model reads it on."""
+    batch, heads, seq_len, head_dim = x.shape
+    return x.new_empty(batch, seq_len, heads, head_dim, dtype=dtype).transpose(1, 2)
+
+
+def _strided(**tensors: Tensor) -> dict[str, Any]:
+    """Each tensor with the strides of its last four dimensions, as the kernels call them."""
+    strides = {f"{name}_strides": tuple(x.stride()[-4:]) for name, x in tensors.items()}
+    return {**tensors, **strides}
+
+
+# ---- launching
+
+
+# BM rows and BN columns of a block, warps, stages, by head dimension: what fits into a program's registers on an H100.
+CONFIGS = {
+    (2, "forward"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    (2, "backward_query"): {64: (64, 64, 4, 3), 128: (64, 64, 4, 2), 256: (64, 32, 8, 2)},
+    (2, "backward_key_value"): {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
+    (4, "forward"): {64: (128, 64, 8, 3), 128: (32, 32, 8, 2), 256: (32, 32, 8, 1)},
+    (4, "backward_query"): {64: (64, 32, 8, 2), 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)},
+    (4, "backward_key_value"): {64: (32, 64, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 1)},
+}
+
+
+def _config(kernel: str, query: Tensor, window: tuple[int, int] | None) -> dict[str, int]:
+    """Size of blocks, warps and stages. A narrow window wants few rows: the rest of its blocks lies off the band."""
+    config = dict(_configs(kernel, query.element_size(), query.shape[-1])[0])
+    owned, other = ("BN", "BM") if kernel == "backward_key_value" else ("BM", "BN")
+    if window is not None and owned == "BM" and sum(window) < 2 * config["BM"]:
+        config["BM"] = max(config["BM"] // 2, 16)
+    row_bytes, most = _padded(query.shape[-1]) * query.element_size(), _shared_memory(query.device)
+    # Two tensors' rows of either side, those of the side that is walked once a stage.
+    while 2 * row_bytes * (config[owned] + config["num_stages"] * config[other]) + 2048 > most:
+        least = "num_stages" if config["num_stages"] > 1 else max((owned, other), key=lambda side: config[side])
+        if config[least] == 16:
+            break
+        config[least] = config[least] - 1 if least == "num_stages" else config[least] // 2
+    return config
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of it that a program may have."""
+    if INTERPRETED:
+        return 227 * 1024
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return int(properties["max_shared_mem"])
+
+
+def _configs(kernel: str, itemsize: int, head_dim: int) -> list[dict[str, int]]:
+    """The configuration to take, and what autotuning tries beside it."""
+    table = CONFIGS[itemsize, kernel]
+    rows, columns, warps, stages = table[min(size for size in table if size >= head_dim)]
+    tried = [
+        (rows, columns, warps, stages),
+        (rows, columns, 12 - warps, stages),
+        (rows, columns, warps, stages + 1),
+        (max(16, rows // 2), columns, 4, stages),
+        (rows, max(16, columns // 2), warps, stages),
+        (rows, 2 * columns, 8, 2),
+    ]
+    return [{"BM": m, "BN": n, "num_warps": w, "num_stages": s} for m, n, w, s in tried]
+
+
+def _launch(kernel: Any, grid: Any, config: dict[str, int], **arguments: Any) -> None:
+    known = {name: x for name, x in arguments.items() if name in kernel.arg_names}
+    if "BN" in kernel.arg_names and os.environ.get("LONGFORMER_AUTOTUNE") == "1" and not INTERPRETED:
+        kernel, config = _tuned(kernel, known["query"].element_size(), known["D"]), {}
+    device = next(x.device for x in known.values() if isinstance(x, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+        kernel[grid](**known, **config)
+
+
+@functools.cache
+def _tuned(kernel: Any, itemsize: int, head_dim: int) -> Any:
+    """``kernel`` with the best of its configurations for a window and head size, measured once and kept on disk."""
+    tried = _configs(kernel.fn.__name__, itemsize, head_dim)
+    configs = [
+        triton.Config({"BM": c["BM"], "BN": c["BN"]}, num_warps=c["num_warps"], num_stages=c["num_stages"])
+        for c in tried
+    ]
+    return triton.autotune(configs, key=["left", "right", "D"], cache_results=True)(kernel)
