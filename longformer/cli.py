@@ -407,7 +407,7 @@ def _windows(context: click.Context, parameter: click.Parameter, value: str) -> 
 @cli.command()
 @click.argument("source", metavar="SRC")
 @click.argument("folder", metavar="DST")
-@click.option("--to-long", is_flag=True, help="Make a Longformer of a BERT or RoBERTa checkpoint, to be trained on.")
+@click.option("--to-long", is_flag=True, help="Make a long Longformer of a BERT, RoBERTa or Longformer checkpoint.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
@@ -424,7 +424,14 @@ def _windows(context: click.Context, parameter: click.Parameter, value: str) -> 
     callback=_windows,
     help="With --to-long: the two-sided window, one for all layers or one a layer.",
 )
-@click.option("--keep", multiple=True, metavar="PART", help="With --to-long: keep this head too, such as qa_outputs.")
+@click.option("--keep", multiple=True, metavar="PART", help="With --to-long: keep this head too, such as lm_head.")
+@click.option(
+    "--positions",
+    type=click.Choice(["copied", "random"]),
+    default="copied",
+    show_default=True,
+    help="With --to-long: repeat the source's position embeddings, or draw them afresh, to compare.",
+)
 @click.option("--dtype", type=click.Choice(DTYPES), help="Without --to-long: store the weights in this precision.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of SRC on the hub.")
 def convert(
@@ -434,11 +441,12 @@ def convert(
     max_tokens: int,
     attention_window: int | list[int],
     keep: tuple[str, ...],
+    positions: str,
     dtype: str | None,
     revision: str | None,
 ) -> None:
     """Write the checkpoint SRC (folder or name on the hub) to the folder DST, as safetensors with today's names."""
-    given = _first_given(*(("dtype",) if to_long else ("max_tokens", "attention_window", "keep")))
+    given = _first_given(*(("dtype",) if to_long else ("max_tokens", "attention_window", "keep", "positions")))
     if given is not None:
         raise click.UsageError(f"{given} {'does not go with' if to_long else 'needs'} --to-long")
 
@@ -448,7 +456,13 @@ def convert(
 
     if to_long:
         done = conversion.to_long(
-            source, folder, max_tokens=max_tokens, attention_window=attention_window, keep=keep, revision=revision
+            source,
+            folder,
+            max_tokens=max_tokens,
+            attention_window=attention_window,
+            keep=keep,
+            positions=positions,
+            revision=revision,
         )
     else:
         done = conversion.convert(

@@ -45,7 +45,10 @@ class Task(Protocol):
     fingerprint: str
 
     def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
-        """The model's arguments for some rows, and of how many terms the loss it returns is the mean."""
+        """Tensors of some rows, and of how many terms their loss is the mean."""
+
+    def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean loss of what ``collate`` gave, by a model that may be wrapped; it depends on the rows alone."""
 
     def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:
         """Scores of ``model``, the same in all processes."""
@@ -159,7 +162,7 @@ class Trainer:
         """Forward and backward of a part whose loss is ``share`` of the step's; returns that."""
         device = self.group.device
         with self.autocast():
-            loss: Tensor = self.parallel.run(**{name: x.to(device) for name, x in inputs.items()})[0]
+            loss = self.task.loss(self.parallel.run, {name: x.to(device) for name, x in inputs.items()})
         (loss * (share * self.group.size)).backward()  # DDP and FSDP take the mean over the processes
         return loss.item() * share if part.counts else 0.0
 

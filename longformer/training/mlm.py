@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,6 +139,11 @@ class MaskedLMTask:
             ids[i, random] = anything[random]
         arguments = {"input_ids": ids, "attention_mask": (torch.stack(list(rows)) != self.pad).long()}
         return {**arguments, "labels": labels}, int((labels != IGNORED).sum())
+
+    def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of the tokens to be predicted."""
+        loss: Tensor = model(**inputs)[0]
+        return loss
 
     def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:
         """Bits per predicted token on the documents held out, whose rows the processes share."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from longformer.checkpoint import Pretrained
 from longformer.distributed import Processes
@@ -141,7 +143,7 @@ class QuestionAnsweringTask:
         self.fingerprint = digest.hexdigest()
 
     def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
-        """input_ids and attention_mask (B, S), start_ and end_positions (B,); and B."""
+        """input_ids and attention_mask (B, S), spans (B, 2), first and last token of the answer; and B."""
         features = [self.features[row] for row in rows]
         longest = max(len(feature.input_ids) for feature in features)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
@@ -150,8 +152,19 @@ class QuestionAnsweringTask:
             ids[i, : len(feature.input_ids)] = torch.tensor(feature.input_ids)
             mask[i, : len(feature.input_ids)] = 1
         spans = torch.tensor([self._span(row, epoch) for row in rows])
-        arguments = {"input_ids": ids, "attention_mask": mask}
-        return {**arguments, "start_positions": spans[:, 0], "end_positions": spans[:, 1]}, len(rows)
+        return {"input_ids": ids, "attention_mask": mask, "spans": spans}, len(rows)
+
+    def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean over rows, and over start and end, of the cross-entropy among the row's own tokens.
+
+        The loss that the model computes by itself, as the reference does, has the logits of padding in it too, so that
+        a row's share depends on how long the rows beside it are.
+        """
+        mask = inputs["attention_mask"]
+        total = mask.new_zeros((), dtype=torch.float32)
+        for logits, places in zip(model(inputs["input_ids"], mask), inputs["spans"].unbind(dim=1), strict=True):
+            total = total + F.cross_entropy(logits.float().masked_fill(mask == 0, -math.inf), places)
+        return total / 2
 
     def _span(self, row: int, epoch: int) -> tuple[int, int]:
         spans = self.features[row].spans
