@@ -106,8 +106,8 @@ def to_long(
 
     Position embeddings are repeated until they serve ``max_tokens`` tokens; the projections for global attention start
     as copies of the local ones. A Longformer is made longer, or given other windows, in the same way; it keeps the
-    projections for global attention that it has. The tokenizer comes along without the short encoder's limits, in Longformer's layout:
-    ``[CLS] question [SEP][SEP] context [SEP]`` for one of BERT's kind.
+    projections for global attention that it has. The tokenizer comes along without the short encoder's limits, in
+    Longformer's layout: ``[CLS] question [SEP][SEP] context [SEP]`` for one of BERT's kind.
 
     Args:
         source: a BERT, RoBERTa or Longformer checkpoint: a folder, or a name on the hub.
@@ -116,7 +116,7 @@ def to_long(
         attention_window: two-sided window, one for all layers or one a layer.
         keep: which parts beyond the encoder to keep, such as ``"pooler"``, ``"qa_outputs"`` or ``"lm_head"``, the head
             for masked language modelling (BERT's is the same under other names). All others are dropped.
-        positions: "copied", or "random" to draw them all afresh (from torch's generator), with which the paper compares.
+        positions: "copied", or "random" to draw them all afresh by torch's generator, with which the paper compares.
         revision, local_files_only: as for ``from_pretrained``.
 
     Raises:
