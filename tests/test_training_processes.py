@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import QUESTIONS, last_state, qa_options, run, squad_file, together
+from training_runs import QUESTIONS, command, last_state, qa_options, run, squad_file, together
 
 from longformer import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.distributed import processes
@@ -123,24 +123,14 @@ def test_fewer_questions_a_step_than_processes(setting: dict[str, Any], tmp_path
         assert "batch_size is 1, which 2 processes cannot share" in message
 
 
-def predict(*arguments: str) -> int:
-    from longformer.cli import main
-
-    try:
-        main(arguments)
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    raise AssertionError("the command did not end")
-
-
 def test_predict_and_evaluate_share_the_questions(setting: dict[str, Any], tmp_path: Path) -> None:
     model = ("--model", str(setting["source"]))
-    assert predict("predict", setting["file"], "-o", str(tmp_path / "one.json"), *model) == 0
+    assert command("predict", setting["file"], "-o", str(tmp_path / "one.json"), *model) == 0
     arguments = ("predict", setting["file"], "-o", str(tmp_path / "two.json"), *model)
-    assert together(predict, [arguments, arguments, arguments]) == [0, 0, 0]
+    assert together(command, [arguments, arguments, arguments]) == [0, 0, 0]
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
     arguments = ("evaluate", setting["file"], *model)
-    assert together(predict, [arguments, arguments]) == [0, 0]
+    assert together(command, [arguments, arguments]) == [0, 0]
 
 
 def test_without_torchrun_there_is_one() -> None:

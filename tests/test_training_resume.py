@@ -39,7 +39,7 @@ def test_killed_at_random_moments(setting: dict[str, Any], tmp_path: Path) -> No
     duration = time.monotonic() - began
     killed = qa_options(output=tmp_path / "killed", **setting)
     chance, kills = random.Random(5), 0
-    for _ in range(8):
+    for _ in range(6):
         process = start(killed, resume=True)
         process.join(chance.uniform(0.1, 1.0) * duration)
         if process.exitcode is None:

@@ -75,6 +75,17 @@ def run(options: QAOptions | MLMOptions, resume: bool = False) -> None:
         train_mlm(options, resume=resume)
 
 
+def command(*arguments: str) -> int:
+    """The exit status of the ``longformer`` command."""
+    from longformer.cli import main
+
+    try:
+        main(arguments)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    raise AssertionError("the command did not end")
+
+
 def context() -> Any:
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload([__name__])
@@ -104,9 +115,13 @@ def together(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]])
     ]
     for process in processes:
         process.start()
-    found = dict(results.get() for _ in processes)
     for process in processes:
-        process.join()
+        process.join(120)
+    found = {}
+    while not results.empty():
+        rank, result = results.get()
+        found[rank] = result
+    assert len(found) == len(processes), "a process ended without a result, or not at all"
     return [found[rank] for rank in range(len(processes))]
 
 
