@@ -34,7 +34,7 @@ case $kind in
     $run train qa "$work/encoder" "$work/spans-first" "$work/spans.json" $common --freeze positions --epochs 4 \
       --batch-size 32 --learning-rate 3e-4 $limit --resume
     $run train qa "$work/spans-first" "$work/spans" $squad "$work/long.json" "$work/covid-train.json" $common \
-      --freeze positions --epochs 8 --learning-rate 2e-4 --layer-decay 0.85 --annotator random --patience 4 \
-      --max-length 2048 --empty-windows 1 $limit --resume ;;
+      --freeze positions --epochs 4 --learning-rate 2e-4 --layer-decay 0.85 --annotator random --patience 4 \
+      --max-length 2048 --empty-windows 1 --evaluate-every 500 $limit --resume ;;
   *) echo "no such candidate: $kind" >&2; exit 2 ;;
 esac

@@ -1,4 +1,4 @@
-"""Texts of SQuAD-format files as documents, a line each: what to train a masked language model on, and what to hold out."""
+"""Texts of SQuAD-format files as documents, a line each: to train a masked language model on, and to hold out."""
 
 from __future__ import annotations
 
