@@ -80,13 +80,8 @@ def test_a_full_disk(setting: dict[str, Any], tmp_path: Path, monkeypatch: pytes
     with pytest.raises(CheckpointError, match=r"step-00000006 cannot be written .*step-00000004, is intact"):
         run(options)
     monkeypatch.undo()
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == [
-        "step-00000002",
-        "step-00000004",
-    ] or [path.name for path in checkpoints.saved_steps(tmp_path / "out" / "checkpoints")] == [
-        "step-00000002",
-        "step-00000004",
-    ]
+    left = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert left == ["step-00000002", "step-00000004"]
     run(options, resume=True)
     run(qa_options(output=tmp_path / "whole", **setting))
     assert_same_bits(last_state(tmp_path / "out"), last_state(tmp_path / "whole"))
