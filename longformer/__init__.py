@@ -7,7 +7,7 @@ from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
 
 if TYPE_CHECKING:
-    from longformer.heads import LongformerForQuestionAnswering
+    from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
     from longformer.model import LongformerModel
     from longformer.question_answering import Answer, QuestionAnswerer
     from longformer.tokenizer import LongformerTokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "DataError",
     "LongformerConfig",
     "LongformerError",
+    "LongformerForMaskedLM",
     "LongformerForQuestionAnswering",
     "LongformerModel",
     "LongformerTokenizer",
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 # Importing torch takes seconds, and `longformer --help` has no need of it: these come when they are first asked for.
 _HOMES = {
     "Answer": "question_answering",
+    "LongformerForMaskedLM": "heads",
     "LongformerForQuestionAnswering": "heads",
     "LongformerModel": "model",
     "LongformerTokenizer": "tokenizer",

@@ -119,6 +119,8 @@ class Pretrained(nn.Module):
             check_tensors({name: tensors[source] for name, source in chosen.items()}, shapes)
         except CheckpointError as error:
             raise CheckpointError(f"{name_or_path}: {error}") from None
+        if "lm_head.bias" in shapes and not new_head:
+            check_tied(name_or_path, {todays_name(name): tensors[name] for name in (*chosen.values(), *dropped)})
         if dropped:
             log.info("%s: not used by %s: %s", name_or_path, cls.__name__, ", ".join(dropped))
         state = unaliased({name: tensors[source] for name, source in chosen.items()})
@@ -253,6 +255,13 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size
     kinds = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if kinds:
         raise CheckpointError(f"weights must be floating point, but there are {some(kinds)}")
+
+
+def check_tied(source: PathOrName, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where second names, by today's names, hold other weights than their first ones."""
+    for copy, original in TIED.items():
+        if copy in tensors and original in tensors and not torch.equal(tensors[copy], tensors[original]):
+            raise CheckpointError(f"{source}: {copy} is not {original}; this model has one weight in both places")
 
 
 def dtype_name(tensors: Iterable[Tensor]) -> str:

@@ -21,8 +21,11 @@ from click.core import ParameterSource
 from longformer.bench.cli import bench
 from longformer.errors import DataError, LongformerError
 from longformer.parity.cli import parity
+from longformer.training.cli import train
 
 if TYPE_CHECKING:
+    import torch
+
     from longformer.question_answering import Answer, QuestionAnswerer
     from longformer.squad import Example
 
@@ -92,6 +95,18 @@ def answer_options(command: Command) -> Command:
     """Options that say what counts as an answer and how a long document is read."""
     for option in (
         click.option(
+            "--null-threshold",
+            type=float,
+            metavar="X",
+            help="For a model trained on SQuAD v2: answer nothing where that scores more than X above the best answer.",
+        ),
+        click.option(
+            "--max-length",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Tokens read at once; as many as the model has positions for unless given.",
+        ),
+        click.option(
             "--stride",
             type=click.IntRange(min=1),
             metavar="N",
@@ -122,7 +137,9 @@ def batch_option(command: Command) -> Command:
     )(command)
 
 
-def _load(model: str | None, revision: str | None, device: str | None, dtype: str, impl: str) -> QuestionAnswerer:
+def _load(
+    model: str | None, revision: str | None, device: torch.device | str | None, dtype: str, impl: str
+) -> QuestionAnswerer:
     import torch
 
     from longformer.question_answering import QuestionAnswerer
@@ -161,6 +178,8 @@ def answer(
     as_json: bool,
     max_answer_tokens: int,
     stride: int | None,
+    max_length: int | None,
+    null_threshold: float | None,
     **model: Any,
 ) -> None:
     """Answer QUESTION from the file DOCUMENT (- for standard input)."""
@@ -173,7 +192,15 @@ def answer(
     from longformer.question_answering import check_pair
 
     check_pair((question, text))
-    answers = _load(**model).answer(question, text, top_k=top_k, max_answer_tokens=max_answer_tokens, stride=stride)
+    answers = _load(**model).answer(
+        question,
+        text,
+        top_k=top_k,
+        max_answer_tokens=max_answer_tokens,
+        stride=stride,
+        max_length=max_length,
+        null_threshold=null_threshold,
+    )
     if as_json:
         click.echo(json.dumps([asdict(found) for found in answers], indent=2))
     else:
@@ -204,6 +231,8 @@ def read_document(path: str) -> str:
 
 def describe(found: Answer, document: str) -> str:
     """An answer as a reader wants it: its text, how probable, where, and the sentence around it."""
+    if not found.text:
+        return f"no answer\n  probability {found.probability:.1%}"
     text = click.style(printable(found.text), bold=True)
     before, after = surroundings(document, found.start, found.end)
     line = document.count("\n", 0, found.start) + 1
@@ -249,36 +278,35 @@ def printable(text: str) -> str:
 @batch_option
 @answer_options
 @model_options
-def predict(
-    file: str,
-    output: str,
-    limit: int | None,
-    batch_tokens: int,
-    max_answer_tokens: int,
-    stride: int | None,
-    **model: Any,
-) -> None:
-    """Answer every question of the SQuAD-format FILE."""
+def predict(file: str, output: str, limit: int | None, **settings: Any) -> None:
+    """Answer every question of the SQuAD-format FILE. Under torchrun the processes share them."""
     check_output(output)
     from longformer.squad import read_squad
 
-    examples = read_squad(file, require_answers=False)[:limit]
-    predictions = _predict(
-        examples, _load(**model), batch_tokens=batch_tokens, max_answer_tokens=max_answer_tokens, stride=stride
-    )
-    write_json(output, predictions)
-    click.echo(f"wrote {len(predictions)} answers to {output}", err=True)
+    predictions = _predict(read_squad(file, require_answers=False)[:limit], **settings)
+    if predictions is not None:
+        write_json(output, predictions)
+        click.echo(f"wrote {len(predictions)} answers to {output}", err=True)
 
 
-def _predict(examples: Sequence[Example], answerer: QuestionAnswerer, **settings: Any) -> dict[str, str]:
-    """Question ids to answer texts, under a progress bar on standard error where that is a terminal."""
-    from tqdm import tqdm
+MODEL_OPTIONS = ("model", "revision", "device", "dtype", "impl")
 
-    with tqdm(total=len(examples), unit=" questions", disable=None) as bar:
-        answers = answerer.answer_batch(
-            [(example.question, example.context) for example in examples], progress=bar.update, **settings
-        )
-    return {example.id: found[0].text for example, found in zip(examples, answers, strict=True)}
+
+def _predict(examples: Sequence[Example], **settings: Any) -> dict[str, str] | None:
+    """Question ids to answer texts, under a progress bar; in all processes but the first None.
+
+    Args:
+        settings: the options of ``model_options``, ``answer_options`` and ``batch_option``.
+    """
+    from longformer.distributed import processes, together
+    from longformer.evaluation import predict
+
+    model = {name: settings.pop(name) for name in MODEL_OPTIONS}
+    with processes(model["device"]) as group:
+        with together(group):
+            answerer = _load(**{**model, "device": group.device if group.joined else model["device"]})
+        predictions = predict(examples, answerer, group, progress=True, **settings)
+        return predictions if group.is_first else None
 
 
 def check_output(path: str) -> None:
@@ -314,18 +342,13 @@ def write_json(path: str, value: Mapping[str, str]) -> None:
 @batch_option
 @answer_options
 @model_options
-def evaluate(
-    file: str,
-    predictions: str | None,
-    as_json: bool,
-    batch_tokens: int,
-    max_answer_tokens: int,
-    stride: int | None,
-    **model: Any,
-) -> None:
-    """Exact match and F1 on the SQuAD-format FILE, as the official script computes them."""
+def evaluate(file: str, predictions: str | None, as_json: bool, **settings: Any) -> None:
+    """Exact match and F1 on the SQuAD-format FILE, as the official script computes them, with 95 % intervals.
+
+    Under torchrun the processes share the questions.
+    """
     if predictions is not None:
-        given = _first_given("batch_tokens", "max_answer_tokens", "stride", *model)
+        given = _first_given(*settings)
         if given is not None:
             raise click.UsageError(f"{given} says how to predict, but --predictions has it done; leave one out")
 
@@ -333,40 +356,39 @@ def evaluate(
 
     examples = read_squad(file)
     offsets = offset_report(examples)
-    if offsets.realigned or offsets.unusable:
+    if (offsets.realigned or offsets.unusable) and is_first_process():
         click.echo(f"{file}: {offsets}", err=True)
     impossible = sum(example.is_impossible for example in examples)
     if predictions is not None:
-        texts = read_predictions(predictions)
-    else:
-        if impossible:
-            click.echo(f"{file}: {impossible} of {len(examples)} questions have no answer; all get one", err=True)
-        texts = _predict(
-            examples, _load(**model), batch_tokens=batch_tokens, max_answer_tokens=max_answer_tokens, stride=stride
+        _report_scores(examples, read_predictions(predictions), as_json)
+        return
+    if impossible and settings["null_threshold"] is None and is_first_process():
+        click.echo(
+            f"{file}: {impossible} of {len(examples)} questions have no answer; all get one (see --null-threshold)",
+            err=True,
         )
-    _report_scores(examples, texts, as_json)
+    texts = _predict(examples, **settings)
+    if texts is not None:
+        _report_scores(examples, texts, as_json)
+
+
+def is_first_process() -> bool:
+    """Whether this process, of those that torchrun started, is the one that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _report_scores(examples: Sequence[Example], predictions: Mapping[str, str], as_json: bool) -> None:
-    from longformer.squad import bootstrap_interval, score
-    from longformer.squad import evaluate as official_scores
+    from longformer import evaluation
+    from longformer.squad import score
 
-    scores = score(examples, predictions)
+    found = evaluation.summary(examples, predictions)
+    missing = score(examples, predictions).missing
     unknown = sorted(predictions.keys() - {example.id for example in examples})
-    if scores.missing:
-        click.echo(f"{_listed(scores.missing)} without a prediction, scored 0", err=True)
+    if missing:
+        click.echo(f"{_listed(missing)} without a prediction, scored 0", err=True)
     if unknown:
         click.echo(f"{_listed(unknown)} predicted but not in the file, left out", err=True)
-    official = official_scores(examples, predictions)
-    if as_json:
-        click.echo(json.dumps(official))
-        return
-    clusters = scores.articles if len(set(scores.articles)) > 1 else None
-    unit = "questions" if clusters is None else "articles"
-    for name, key, values in (("exact match", "exact_match", scores.exact_match), ("F1", "f1", scores.f1)):
-        low, high = bootstrap_interval(values, clusters=clusters)
-        click.echo(f"{name:<11}  {official[key]:6.2f}   95% interval over {unit} {low:.2f} to {high:.2f}")
-    click.echo(f"{'questions':<11}  {official['total']}")
+    click.echo(json.dumps(found) if as_json else evaluation.describe(found))
 
 
 def _listed(ids: Sequence[str]) -> str:
@@ -385,7 +407,7 @@ def _windows(context: click.Context, parameter: click.Parameter, value: str) -> 
 @cli.command()
 @click.argument("source", metavar="SRC")
 @click.argument("folder", metavar="DST")
-@click.option("--to-long", is_flag=True, help="Make a Longformer of a BERT or RoBERTa checkpoint, to be trained on.")
+@click.option("--to-long", is_flag=True, help="Make a long Longformer of a BERT, RoBERTa or Longformer checkpoint.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
@@ -402,7 +424,14 @@ def _windows(context: click.Context, parameter: click.Parameter, value: str) -> 
     callback=_windows,
     help="With --to-long: the two-sided window, one for all layers or one a layer.",
 )
-@click.option("--keep", multiple=True, metavar="PART", help="With --to-long: keep this head too, such as qa_outputs.")
+@click.option("--keep", multiple=True, metavar="PART", help="With --to-long: keep this head too, such as lm_head.")
+@click.option(
+    "--positions",
+    type=click.Choice(["copied", "random"]),
+    default="copied",
+    show_default=True,
+    help="With --to-long: repeat the source's position embeddings, or draw them afresh, to compare.",
+)
 @click.option("--dtype", type=click.Choice(DTYPES), help="Without --to-long: store the weights in this precision.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of SRC on the hub.")
 def convert(
@@ -412,11 +441,12 @@ def convert(
     max_tokens: int,
     attention_window: int | list[int],
     keep: tuple[str, ...],
+    positions: str,
     dtype: str | None,
     revision: str | None,
 ) -> None:
     """Write the checkpoint SRC (folder or name on the hub) to the folder DST, as safetensors with today's names."""
-    given = _first_given(*(("dtype",) if to_long else ("max_tokens", "attention_window", "keep")))
+    given = _first_given(*(("dtype",) if to_long else ("max_tokens", "attention_window", "keep", "positions")))
     if given is not None:
         raise click.UsageError(f"{given} {'does not go with' if to_long else 'needs'} --to-long")
 
@@ -426,7 +456,13 @@ def convert(
 
     if to_long:
         done = conversion.to_long(
-            source, folder, max_tokens=max_tokens, attention_window=attention_window, keep=keep, revision=revision
+            source,
+            folder,
+            max_tokens=max_tokens,
+            attention_window=attention_window,
+            keep=keep,
+            positions=positions,
+            revision=revision,
         )
     else:
         done = conversion.convert(
@@ -437,84 +473,6 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-@cli.group()
-def train() -> None:
-    """Train a model further."""
-
-
-@train.command("qa")
-@click.argument("source", metavar="SRC")
-@click.argument("folder", metavar="DST")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--hold-out", multiple=True, metavar="TITLE", help="Article to leave out and to measure on afterwards.")
-@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, metavar="N")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4, show_default=True)
-@click.option("--attention-dropout", type=click.FloatRange(0, 1, max_open=True), help="Instead of the model's own.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--train-embeddings", is_flag=True, help="Train the embeddings too; they stay as they are otherwise.")
-@click.option("--store", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision of DST.")
-@click.option("--seed", type=int, default=0, show_default=True)
-def train_qa(
-    source: str,
-    folder: str,
-    files: tuple[str, ...],
-    hold_out: tuple[str, ...],
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    attention_dropout: float | None,
-    precision: str,
-    train_embeddings: bool,
-    store: str,
-    seed: int,
-) -> None:
-    """Fine-tune the encoder SRC (folder or name on the hub) on the SQuAD-format FILEs, and save it in DST.
-
-    The head for question answering is drawn afresh if SRC has none.
-    """
-    from longformer.squad import read_squad
-
-    examples = [example for file in files for example in read_squad(file)]
-    titles = {example.title for example in examples}
-    for title in hold_out:
-        if title not in titles:
-            raise DataError(f"--hold-out {title!r}: no file has an article of that title")
-    kept = [example for example in examples if example.title not in hold_out]
-    held = [example for example in examples if example.title in hold_out]
-
-    import torch
-
-    from longformer.attention import LongformerSelfAttention
-    from longformer.heads import LongformerForQuestionAnswering
-    from longformer.question_answering import QuestionAnswerer
-    from longformer.tokenizer import LongformerTokenizer
-    from longformer.training import Recipe, finetune_qa
-    from longformer.weights import find_weights, read_tensors
-
-    recipe = Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        precision=precision,
-        freeze_embeddings=not train_embeddings,
-        seed=seed,
-    )
-    has_head = any(name.startswith("qa_outputs.") for name in read_tensors(find_weights(source)))
-    tokenizer = LongformerTokenizer.from_pretrained(source)
-    torch.manual_seed(seed)
-    model = LongformerForQuestionAnswering.from_pretrained(source, new_head=not has_head)
-    for part in model.modules():
-        if isinstance(part, LongformerSelfAttention) and attention_dropout is not None:
-            part.dropout_p = attention_dropout
-    finetune_qa(model, tokenizer, kept, recipe)
-    model.to(getattr(torch, store)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    click.echo(f"wrote {folder}", err=True)
-    if held:
-        answerer = QuestionAnswerer.from_pretrained(folder)
-        _report_scores(held, _predict(held, answerer), as_json=False)
-
-
 cli.add_command(bench)
 cli.add_command(parity)
+cli.add_command(train)

@@ -16,6 +16,7 @@ from longformer.checkpoint import (
     POSITION_IDS,
     by_todays_name,
     check_tensors,
+    check_tied,
     dtype_name,
     find_config,
     fit_names,
@@ -28,6 +29,15 @@ from longformer.hub import PathOrName, find_files
 from longformer.model import LongformerModel
 from longformer.tokenizer import TOKENIZER_FILES, LongformerTokenizer
 from longformer.weights import find_weights, read_tensors, some
+
+POSITIONS = "longformer.embeddings.position_embeddings.weight"
+# BERT's head for masked language modelling, and what Longformer calls its parts.
+BERT_HEAD = {
+    "cls.predictions.transform.dense.": "lm_head.dense.",
+    "cls.predictions.transform.LayerNorm.": "lm_head.layer_norm.",
+    "cls.predictions.decoder.": "lm_head.decoder.",
+    "cls.predictions.bias": "lm_head.bias",
+}
 
 
 class Converted(NamedTuple):
@@ -88,21 +98,25 @@ def to_long(
     max_tokens: int = 4096,
     attention_window: int | Sequence[int] = 512,
     keep: Sequence[str] = (),
+    positions: str = "copied",
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Converted:
-    """Make a Longformer of a short encoder, by the paper's recipe; it is then to be trained further.
+    """Make a Longformer of a short encoder, by the paper's recipe (§5); it is then to be trained further.
 
     Position embeddings are repeated until they serve ``max_tokens`` tokens; the projections for global attention start
-    as copies of the local ones. The tokenizer comes along without the short encoder's limits, in Longformer's layout:
-    ``[CLS] question [SEP][SEP] context [SEP]`` for one of BERT's kind.
+    as copies of the local ones. A Longformer is made longer, or given other windows, in the same way; it keeps the
+    projections for global attention that it has. The tokenizer comes along without the short encoder's limits, in
+    Longformer's layout: ``[CLS] question [SEP][SEP] context [SEP]`` for one of BERT's kind.
 
     Args:
-        source: a BERT or RoBERTa checkpoint: a folder, or a name on the hub.
+        source: a BERT, RoBERTa or Longformer checkpoint: a folder, or a name on the hub.
         folder: where to write; not the source itself.
         max_tokens: longest sequence that the new model reads.
         attention_window: two-sided window, one for all layers or one a layer.
-        keep: which parts beyond the encoder to keep, such as ``"pooler"`` or ``"qa_outputs"``. All others are dropped.
+        keep: which parts beyond the encoder to keep, such as ``"pooler"``, ``"qa_outputs"`` or ``"lm_head"``, the head
+            for masked language modelling (BERT's is the same under other names). All others are dropped.
+        positions: "copied", or "random" to draw them all afresh by torch's generator, with which the paper compares.
         revision, local_files_only: as for ``from_pretrained``.
 
     Raises:
@@ -119,12 +133,16 @@ def to_long(
         raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
     raw = _read_json(config_file)
     model_type = raw.get("model_type")
-    if model_type not in ("bert", "roberta"):
-        raise ConfigError(f"{source} has model_type {model_type!r}; only bert and roberta can be made long")
+    if model_type not in ("bert", "roberta", "longformer"):
+        raise ConfigError(f"{source} has model_type {model_type!r}; only bert, roberta and longformer can be made long")
+    if positions not in ("copied", "random"):
+        raise ConfigError(f"positions is {positions!r}; it must be 'copied' or 'random'")
     tokenizer = LongformerTokenizer.from_pretrained(source, **where)
     config = _long_config(source, raw, tokenizer, max_tokens, attention_window)
 
     read = read_tensors(find_weights(source, **where))
+    if "lm_head" in keep and model_type == "bert":
+        read = _with_lm_head(source, read, config)
     there = [part for part, start in PARTS.items() if any(todays_name(name).startswith(start) for name in read)]
     absent = [part for part in keep if part not in there or part == "cls"]  # Longformer has no place for the latter
     if absent:
@@ -133,16 +151,36 @@ def to_long(
     tensors = _rename(source, read)
     # Row pad_token_id is the padding's and those before it are unused; RoBERTa has them already, BERT counts from 0.
     unused = config.pad_token_id + 1
-    _lengthen_positions(source, tensors, unused, max_tokens, source_unused=unused if model_type == "roberta" else 0)
-    _copy_to_global(tensors)
+    _lengthen_positions(source, tensors, unused, max_tokens, source_unused=0 if model_type == "bert" else unused)
+    if positions == "random":
+        torch.nn.init.normal_(tensors[POSITIONS][unused:], std=config.initializer_range)
+    if model_type != "longformer":
+        _copy_to_global(tensors)
     _check_base(source, tensors, config)
 
-    architecture = "LongformerForQuestionAnswering" if "qa_outputs" in keep else "LongformerModel"
+    if "lm_head" in keep:
+        check_tied(source, tensors)
+    heads = {"qa_outputs": "LongformerForQuestionAnswering", "lm_head": "LongformerForMaskedLM"}
+    architecture = next((name for part, name in heads.items() if part in keep), "LongformerModel")
     extra = {"architectures": [architecture], "dtype": dtype_name(tensors.values())}
     dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
     tokenizer.model_max_length = max_tokens
     tokenizer.save_pretrained(folder)
     return Converted(folder, dropped)
+
+
+def _with_lm_head(source: PathOrName, read: Mapping[str, Tensor], config: LongformerConfig) -> dict[str, Tensor]:
+    """The weights of a BERT with its head for masked language modelling under Longformer's names."""
+    if config.hidden_act != "gelu":
+        raise ConfigError(
+            f"{source} has hidden_act {config.hidden_act!r}; Longformer's lm_head has gelu, and cannot be it"
+        )
+    result = {}
+    for name, tensor in read.items():
+        today = todays_name(name)
+        found = next((start for start in BERT_HEAD if today.startswith(start)), None)
+        result[name if found is None else BERT_HEAD[found] + today.removeprefix(found)] = tensor
+    return result
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -187,13 +225,12 @@ def _lengthen_positions(
     source: PathOrName, tensors: dict[str, Tensor], unused: int, max_tokens: int, *, source_unused: int
 ) -> None:
     """Position embeddings (rows, C) to (unused + max_tokens, C), the source's used rows over and over."""
-    name = "longformer.embeddings.position_embeddings.weight"
-    short = tensors.get(name)
+    short = tensors.get(POSITIONS)
     if short is None or short.dim() != 2 or len(short) <= source_unused:
         raise CheckpointError(f"{source} has no position embeddings to repeat")
     used = short[source_unused:]
     first = short[:source_unused] if source_unused else short.new_zeros(unused, short.shape[1])
-    tensors[name] = torch.cat([first, used[torch.arange(max_tokens) % len(used)]])
+    tensors[POSITIONS] = torch.cat([first, used[torch.arange(max_tokens) % len(used)]])
 
 
 def _copy_to_global(tensors: dict[str, Tensor]) -> None:

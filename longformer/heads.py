@@ -1,4 +1,4 @@
-"""What is put on the encoder to solve a task: question answering."""
+"""What is put on the encoder to solve a task: question answering, masked language modelling."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from longformer.config import LongformerConfig
 from longformer.errors import ConfigError, LongformerError
 from longformer.linear import Linear
 from longformer.model import LongformerModel, init_weights
+
+IGNORED = -100  # label of a token that is not to be predicted
 
 
 class QuestionAnsweringOutput(NamedTuple):
@@ -96,7 +98,8 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
         if global_attention_mask is None:
             global_attention_mask = self.question_mask(input_ids)
         hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
-        start_logits, end_logits = self.qa_outputs(hidden.last_hidden_state).unbind(dim=-1)
+        with torch.autocast(input_ids.device.type, enabled=False):  # two columns cost nothing, and decide everything
+            start_logits, end_logits = self.qa_outputs(hidden.last_hidden_state).unbind(dim=-1)
         if start_positions is None or end_positions is None:
             return QuestionAnsweringOutput(start_logits, end_logits)
         loss = (_cross_entropy(start_logits, start_positions) + _cross_entropy(end_logits, end_positions)) / 2
@@ -133,3 +136,99 @@ def _cross_entropy(logits: Tensor, positions: Tensor) -> Tensor:
     positions = positions.clamp(0, outside)
     total = F.cross_entropy(logits, positions, ignore_index=outside, reduction="sum")
     return total / (positions < outside).sum().clamp(min=1)
+
+
+class MaskedLMOutput(NamedTuple):
+    """logits: (B, S, V), the unnormalised log-probability of each word of the vocabulary at each token."""
+
+    logits: Tensor
+
+
+class MaskedLMLoss(NamedTuple):
+    """loss: scalar, mean cross-entropy. logits: (M, V), of the M tokens that have a label, in order."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class LongformerLMHead(nn.Module):
+    """dense, GELU, LayerNorm, then a product with the word embeddings, whose weights are shared, and a bias."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        """(..., C) and (V, C) to (..., V)."""
+        hidden = self.layer_norm(F.gelu(self.dense(hidden)))
+        return F.linear(hidden.to(word_embeddings.dtype), word_embeddings, self.bias)
+
+
+class LongformerForMaskedLM(Pretrained, nn.Module):
+    """Masked language modelling: a score for every word at every token. No token is global unless told so.
+
+    The output's matrix is that of the word embeddings (``lm_head.decoder.weight`` in checkpoints), so that training
+    one trains the other.
+
+    Args:
+        config: architecture of the encoder.
+        impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+    """
+
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.longformer = LongformerModel(config, add_pooling_layer=False, impl=impl)
+        self.lm_head = LongformerLMHead(config)
+        init_weights(self.lm_head, config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+    ) -> MaskedLMOutput | MaskedLMLoss:
+        """Score every word at every token, or, with labels, at those tokens that have one: a sixth of the work.
+
+        Args:
+            input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids: as for
+                :class:`LongformerModel`.
+            labels: (B, S) int64, the words to be found, -100 where none is.
+
+        Returns:
+            ``MaskedLMOutput``, or ``MaskedLMLoss`` if labels are given. Both unpack. The loss is 0 without any label.
+
+        Raises:
+            LongformerError: labels of a wrong shape, dtype or value, or what :class:`LongformerModel` refuses.
+        """
+        if labels is not None:
+            self._check_labels(labels, input_ids)
+        hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
+        states = hidden.last_hidden_state
+        words = self.longformer.embeddings.word_embeddings.weight
+        if labels is None:
+            return MaskedLMOutput(self.lm_head(states, words))
+        chosen = labels != IGNORED
+        logits = self.lm_head(states[chosen], words)
+        raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = F.cross_entropy(raised, labels[chosen], reduction="sum")
+        return MaskedLMLoss(total / chosen.sum().clamp(min=1), logits)
+
+    def _check_labels(self, labels: Tensor, input_ids: Tensor) -> None:
+        if labels.shape != input_ids.shape or labels.dtype != torch.int64:
+            raise LongformerError(
+                f"labels is {labels.dtype} of shape {tuple(labels.shape)}; it must be int64 of input_ids' shape, "
+                f"{tuple(input_ids.shape)}"
+            )
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= self.config.vocab_size))
+        if bool(wrong.any()):
+            raise LongformerError(
+                f"labels holds {int(labels[wrong][0])}; it may hold {IGNORED} (not to be predicted) and the words 0 to "
+                f"{self.config.vocab_size - 1}"
+            )

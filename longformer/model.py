@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from longformer.attention import Document, LongformerSelfAttention, Padded
 from longformer.checkpoint import Pretrained
@@ -183,16 +184,23 @@ class LongformerLayer(nn.Module):
 
 
 class LongformerEncoder(nn.Module):
-    """The stack of layers."""
+    """The stack of layers.
+
+    Attributes:
+        gradient_checkpointing: in training keep the input of each layer alone, and compute the rest again on the way
+            back: memory of one layer instead of all, for a third more time.
+    """
 
     def __init__(self, config: LongformerConfig, *, impl: str) -> None:
         super().__init__()
         self.layer = nn.ModuleList(LongformerLayer(config, i, impl=impl) for i in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
 
     def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
         """(N, C) to (N, C)."""
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layer:
-            hidden = layer(hidden, documents)
+            hidden = checkpoint(layer, hidden, documents, use_reentrant=False) if again else layer(hidden, documents)
         return hidden
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longformer.distributed import check_device
 from longformer.errors import DataError, LongformerError
 from longformer.heads import LongformerForQuestionAnswering
 from longformer.tokenizer import LongformerTokenizer
@@ -36,10 +37,10 @@ class Answer:
     """A span of the document.
 
     Args:
-        text: the answer, ``document[start:end]``, without space around it.
+        text: the answer, ``document[start:end]``, without space around it; "" for no answer.
         probability: of this span among all spans of the document of at most ``max_answer_tokens``; those of different
             answers sum to at most 1. It says which span the model takes the answer to be, given that the document has
-            one; it does not say whether the document has one.
+            one; it does not say whether the document has one. With ``null_threshold`` no answer is one of them.
         start, end: characters of the document.
     """
 
@@ -108,7 +109,7 @@ class QuestionAnswerer:
             ConfigError: a config of another architecture.
             LongformerError: a device that this machine does not have.
         """
-        _check_device(device)
+        check_device(device)
         source = PRETRAINED if name_or_path is None else name_or_path
         tokenizer = LongformerTokenizer.from_pretrained(source, revision=revision, local_files_only=local_files_only)
         model = LongformerForQuestionAnswering.from_pretrained(
@@ -125,6 +126,7 @@ class QuestionAnswerer:
         max_answer_tokens: int = 30,
         stride: int | None = None,
         max_length: int | None = None,
+        null_threshold: float | None = None,
     ) -> list[Answer]:
         """The best answers to a question in a document, best first. Text like ``</s>`` is ordinary text in both.
 
@@ -139,6 +141,9 @@ class QuestionAnswerer:
                 ``max_answer_tokens`` wants it.
             max_length: tokens that the model reads at once, question and special tokens included; None is as many as
                 it has positions for.
+            null_threshold: for a model trained on SQuAD v2, which points at the first token where the text has no
+                answer: the first answer is "" where that scores more than this above the best span. None always
+                answers.
 
         Raises:
             DataError: a question or document that is no text, is blank, or has no tokens; a question so long that too
@@ -151,6 +156,7 @@ class QuestionAnswerer:
             max_answer_tokens=max_answer_tokens,
             stride=stride,
             max_length=max_length,
+            null_threshold=null_threshold,
         )[0]
 
     def answer_batch(
@@ -161,6 +167,7 @@ class QuestionAnswerer:
         max_answer_tokens: int = 30,
         stride: int | None = None,
         max_length: int | None = None,
+        null_threshold: float | None = None,
         batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], object] | None = None,
     ) -> list[list[Answer]]:
@@ -168,7 +175,7 @@ class QuestionAnswerer:
 
         Args:
             pairs: (question, document) each. Documents that occur more than once are tokenised once.
-            top_k, max_answer_tokens, stride, max_length: as for :meth:`answer`.
+            top_k, max_answer_tokens, stride, max_length, null_threshold: as for :meth:`answer`.
             batch_tokens: most tokens of a batch, padding counted; a longer window goes alone.
             progress: called with the number of questions that were finished since its last call.
 
@@ -186,6 +193,8 @@ class QuestionAnswerer:
             max_length=max_length,
             batch_tokens=batch_tokens,
         )
+        if null_threshold is not None and not math.isfinite(null_threshold):
+            raise LongformerError(f"null_threshold is {null_threshold}; it must be a number, such as 0.0")
         limit = self._limit(max_length)
         readings: list[_Reading] = []
         documents: dict[str, _Document] = {}
@@ -208,7 +217,7 @@ class QuestionAnswerer:
                 finished += readings[r].is_complete
             if progress is not None and finished:
                 progress(finished)
-        return [reading.answers(top_k) for reading in readings]
+        return [reading.answers(top_k, null_threshold) for reading in readings]
 
     def _limit(self, max_length: int | None) -> int:
         positions: int = self.model.config.max_tokens
@@ -300,6 +309,7 @@ class _Reading:
         self.sep_token_id = sep_token_id
         self.windows = windows
         self.best: dict[tuple[int, int], float] = {}  # characters to score
+        self.null = math.inf  # score of no answer, the least over the windows: one that holds it denies it
         self.totals: dict[int, float] = {}  # window to the logarithm of its spans' summed exponentials
 
     def row(self, w: int) -> np.ndarray:
@@ -310,6 +320,7 @@ class _Reading:
     def add(self, w: int, logits: Tensor, top_k: int, max_answer_tokens: int) -> None:
         """Score the spans of window ``w`` by the logits (2, S) of its row."""
         window = self.windows[w]
+        self.null = min(self.null, float(logits[:, 0].sum()))
         start_logits, end_logits = logits[:, len(self.prefix) : -1]
         if not bool(start_logits.isfinite().all() and end_logits.isfinite().all()):
             raise LongformerError(
@@ -344,11 +355,16 @@ class _Reading:
         """Whether every window has been scored."""
         return len(self.totals) == len(self.windows)
 
-    def answers(self, top_k: int) -> list[Answer]:
+    def answers(self, top_k: int, null_threshold: float | None) -> list[Answer]:
+        """The best ``top_k``, best first; "" first among them where it beats the others by the threshold."""
         # In the order of the windows, whatever order they were read in: a sum's last digit depends on it.
         totals = torch.tensor([self.totals[w] for w in range(len(self.windows))], dtype=torch.float64)
         total = float(totals.logsumexp(dim=0))
         ranked = sorted((-score, start, end) for (start, end), score in self.best.items())
+        if null_threshold is not None:
+            total = float(np.logaddexp(total, self.null))
+            if self.null - max(self.best.values()) > null_threshold:
+                ranked.insert(0, (-self.null, 0, 0))
         return [
             Answer(self.text[start:end], min(1.0, math.exp(-negative - total)), start, end)
             for negative, start, end in ranked[:top_k]
@@ -454,14 +470,6 @@ def check_settings(**settings: int | None) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise LongformerError(f"{name} is {value!r}; it must be an int of at least 1")
-
-
-def _check_device(device: torch.device | str | None) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0].rstrip(".")
-        raise LongformerError(f"device {str(device)!r} cannot be used here ({said}); 'cpu' always can") from None
 
 
 @contextmanager

@@ -87,6 +87,11 @@ def squad_file(path: Path, *contexts: str, **more: object) -> str:
     return str(path)
 
 
+def scores(out: str) -> dict[str, float]:
+    """The official scores among what ``evaluate --json`` printed."""
+    return {name: value for name, value in json.loads(out).items() if name in ("exact_match", "f1", "total")}
+
+
 def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
 
@@ -131,6 +136,8 @@ class TestAnswer:
             "top_k": 1,
             "max_answer_tokens": 30,
             "stride": None,
+            "max_length": None,
+            "null_threshold": None,
         }
         options = (
             "--model m/n --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 --stride 9"
@@ -234,13 +241,16 @@ class TestPredict:
     def test_writes_an_answer_for_every_question(self, run, stub, tmp_path):
         file = squad_file(tmp_path / "q.json", "Anna sang.", "Züri is.", "Paul ran.")
         out = tmp_path / "p.json"
-        options = ["--batch-tokens", "77", "--max-answer-tokens", "5", "--stride", "6"]
+        options = ["--batch-tokens", "77", "--max-answer-tokens", "5", "--stride", "6", "--max-length", "8"]
+        options += ["--null-threshold", "-0.5"]
         status, printed, err = run("predict", file, "-o", str(out), *options)
         assert (status, printed) == (0, "")
         assert err == f"wrote 3 answers to {out}\n"
         assert json.loads(out.read_text(encoding="utf-8")) == {"id0": "Anna", "id1": "Züri", "id2": "Paul"}
         assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] == []
-        assert stub.asked == {"batch_tokens": 77, "max_answer_tokens": 5, "stride": 6}
+        assert stub.asked == {
+            "batch_tokens": 77, "max_answer_tokens": 5, "stride": 6, "max_length": 8, "null_threshold": -0.5
+        }  # fmt: skip
 
     def test_some_of_them(self, run, stub, tmp_path):
         file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.")
@@ -298,7 +308,10 @@ class TestEvaluate:
         (tmp_path / "p.json").write_text(json.dumps({"id0": "the Anna!", "id1": "Paul ran", "other": "x"}))
         status, out, err = run("evaluate", file, "--predictions", str(tmp_path / "p.json"), "--json")
         assert status == 0
-        assert json.loads(out) == pytest.approx({"exact_match": 100 / 3, "f1": 500 / 9, "total": 3})
+        assert scores(out) == pytest.approx({"exact_match": 100 / 3, "f1": 500 / 9, "total": 3})
+        assert json.loads(out)["interval_over"] == "questions"
+        low, high = json.loads(out)["f1_interval"]
+        assert low < 500 / 9 < high
         assert err == (
             "1 question (id2) without a prediction, scored 0\n"
             "1 question (other) predicted but not in the file, left out\n"
@@ -319,8 +332,10 @@ class TestEvaluate:
         file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.")
         status, out, _ = run("evaluate", file, "--json", "--stride", "9")
         assert status == 0
-        assert json.loads(out) == {"exact_match": 100.0, "f1": 100.0, "total": 2}
-        assert stub.asked == {"batch_tokens": 4096, "max_answer_tokens": 30, "stride": 9}
+        assert scores(out) == {"exact_match": 100.0, "f1": 100.0, "total": 2}
+        assert stub.asked == {
+            "batch_tokens": 4096, "max_answer_tokens": 30, "stride": 9, "max_length": None, "null_threshold": None
+        }  # fmt: skip
 
     def test_wrong_offsets_are_reported(self, run, stub, tmp_path):
         answers = [{"text": "sang", "answer_start": 4}, {"text": "absent", "answer_start": 0}]
@@ -332,7 +347,7 @@ class TestEvaluate:
     def test_unanswerable_questions_are_mentioned(self, run, stub, tmp_path):
         file = squad_file(tmp_path / "q.json", "Anna sang.", answers=[], is_impossible=True)
         status, out, err = run("evaluate", file, "--json")
-        assert json.loads(out) == {"exact_match": 0.0, "f1": 0.0, "total": 1}
+        assert scores(out) == {"exact_match": 0.0, "f1": 0.0, "total": 1}
         assert "1 of 1 questions have no answer; all get one" in err
 
     def test_real_questions(self, run, data_dir, tmp_path):
@@ -343,7 +358,7 @@ class TestEvaluate:
         (tmp_path / "p.json").write_text(json.dumps(predictions))
         status, out, _ = run("evaluate", str(file), "--predictions", str(tmp_path / "p.json"), "--json")
         assert status == 0
-        assert json.loads(out) == evaluate(examples, predictions)
+        assert scores(out) == evaluate(examples, predictions)
 
     @pytest.mark.parametrize("option", ["--model", "--stride", "--max-answer-tokens", "--batch-tokens", "--device"])
     def test_options_that_would_do_nothing(self, run, tmp_path, option):
@@ -381,6 +396,7 @@ class TestConvert:
         assert (status, err) == (0, "wrote long\nleft out: pooler.dense.weight, pooler.dense.bias\n")
         run("convert", "s", "l", "--to-long", "--max-tokens", "99", "--attention-window", "4,8", "--keep", "qa_outputs")
         plain = {"source": "short", "folder": "long", "max_tokens": 4096, "attention_window": 512, "keep": ()}
+        plain["positions"] = "copied"
         assert seen[0] == {**plain, "revision": None}
         assert seen[1]["max_tokens"] == 99
         assert seen[1]["attention_window"] == [4, 8]

@@ -16,6 +16,7 @@ from longformer import (
     CheckpointError,
     ConfigError,
     LongformerConfig,
+    LongformerForMaskedLM,
     LongformerForQuestionAnswering,
     LongformerModel,
     LongformerTokenizer,
@@ -166,11 +167,51 @@ def test_a_head_for_questions_can_be_kept(kind: str, tmp_path: Path) -> None:
         to_long(tmp_path / "short", tmp_path / "other", keep=["pooler", "qa_outputs", "classifier"])
 
 
+def test_a_head_for_masked_words_can_be_kept(kind: str, tmp_path: Path) -> None:
+    """BERT's and RoBERTa's alike: the same text gives the same scores, here and in transformers."""
+    short = short_encoder(kind, tmp_path / "short", "ForMaskedLM")
+    dropped = to_long(
+        tmp_path / "short", tmp_path / "long", max_tokens=64, attention_window=2 * SHORT, keep=["lm_head"]
+    )
+    assert not [name for name in dropped.dropped if "pooler" not in name]
+    long = LongformerForMaskedLM.from_pretrained(tmp_path / "long")
+    ids = torch.randint(5, 40, (2, SHORT))
+    want = short(ids).logits
+    torch.testing.assert_close(long(ids).logits, want, rtol=1e-4, atol=1e-4)
+    theirs, report = transformers.LongformerForMaskedLM.from_pretrained(tmp_path / "long", output_loading_info=True)
+    assert {key: list(value) for key, value in report.items() if value} == {}
+    torch.testing.assert_close(theirs(ids).logits, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_longformer_is_made_longer_still(kind: str, tmp_path: Path) -> None:
+    """Its own global projections stay; positions go on where they were repeated, or are drawn afresh."""
+    short_encoder(kind, tmp_path / "short")
+    to_long(tmp_path / "short", tmp_path / "long", max_tokens=SHORT, attention_window=8)
+    model = LongformerModel.from_pretrained(tmp_path / "long", add_pooling_layer=False)
+    with torch.no_grad():
+        model.encoder.layer[0].attention.self.query_global.weight.add_(1)
+    model.save_pretrained(tmp_path / "long")
+    to_long(tmp_path / "long", tmp_path / "longer", max_tokens=40, attention_window=[4, 6])
+    longer = LongformerModel.from_pretrained(tmp_path / "longer", add_pooling_layer=False)
+    assert longer.config.attention_window == (4, 6)
+    given, got = model.state_dict(), longer.state_dict()
+    assert all(torch.equal(got[name], given[name]) for name in given if name != POSITIONS)
+    assert torch.equal(got[POSITIONS][: len(given[POSITIONS])], given[POSITIONS])
+    assert torch.equal(got[POSITIONS][-8:], given[POSITIONS][-SHORT : -SHORT + 8])
+    to_long(tmp_path / "long", tmp_path / "random", max_tokens=40, attention_window=8, positions="random")
+    drawn = LongformerModel.from_pretrained(tmp_path / "random", add_pooling_layer=False).state_dict()[POSITIONS]
+    unused = longer.config.pad_token_id + 1
+    assert torch.equal(drawn[:unused], given[POSITIONS][:unused])
+    assert 0 < float(drawn[unused:].std()) < 0.05 < float(given[POSITIONS].std())
+    with pytest.raises(ConfigError, match="positions is 'none'"):
+        to_long(tmp_path / "long", tmp_path / "other", positions="none")
+
+
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"model_type": "distilbert"}, ConfigError, "model_type 'distilbert'; only bert and roberta"),
-        ({"model_type": "longformer"}, ConfigError, "model_type 'longformer'"),
+        ({"model_type": "distilbert"}, ConfigError, "model_type 'distilbert'; only bert, roberta and longformer"),
+        ({"model_type": "longformer"}, CheckpointError, r"missing .*query_global"),
         ({"is_decoder": True}, ConfigError, "is a decoder"),
         ({"position_embedding_type": "relative_key"}, ConfigError, "relative_key"),
         ({"hidden_act": "mish"}, ConfigError, "mish"),

@@ -14,7 +14,7 @@ from longformer import LongformerConfig, LongformerForQuestionAnswering, Longfor
 def byte_level_tokenizer(folder: Path) -> LongformerTokenizer:
     """RoBERTa's kind, without merges: every byte is a token, so that one character may be several."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *alphabet])}
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *alphabet, "<mask>"])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")

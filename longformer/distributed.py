@@ -1,0 +1,134 @@
+"""Several processes as one: started by torchrun, joined through torch.distributed (gloo on CPUs, NCCL on GPUs).
+
+Without torchrun everything here is the trivial case of one process, so that callers need not tell the two apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longformer.errors import LongformerError
+
+Item = TypeVar("Item")
+
+
+class Processes(NamedTuple):
+    """rank: number of this process. size: how many there are. device: where this one computes.
+
+    joined: whether torch.distributed is in use, as it is under torchrun even with a single process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    joined: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files and talks to the user."""
+        return self.rank == 0
+
+    def gather(self, value: Item) -> list[Item]:
+        """The ``value`` of every process, in order of rank; all must call this."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes, element by element; all must call this."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This process's part of ``items``, dealt one by one."""
+        return list(items[self.rank :: self.size])
+
+
+@contextmanager
+def processes(device: torch.device | str | None = None) -> Iterator[Processes]:
+    """Join the processes that torchrun started, and leave them in the end; or be the only one.
+
+    Args:
+        device: "cpu" (None means that) or "cuda"; of several GPUs each process takes the one of its local rank.
+
+    Raises:
+        LongformerError: the device cannot be used, or the other processes cannot be reached.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Processes(0, 1, check_device(device), joined=False)
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    own = torch.device("cpu" if device is None else device)
+    if str(own) == "cuda":
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    own = check_device(own)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    if dist.is_initialized():
+        yield Processes(rank, size, own, joined=True)
+        return
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise LongformerError(f"process {rank} of {size} cannot join the others: {said}") from None
+    try:
+        yield Processes(rank, size, own, joined=True)
+    finally:
+        dist.destroy_process_group()
+
+
+def check_device(device: torch.device | str | None) -> torch.device:
+    """``device`` as torch has it, None being the CPU. Raises LongformerError where it cannot be used here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise LongformerError(f"device {str(device)!r} cannot be used here ({said}); 'cpu' always can") from None
+    return torch.device("cpu" if device is None else device)
+
+
+@contextmanager
+def together(group: Processes) -> Iterator[None]:
+    """Let an error of one process be raised by all of them, so that none waits for one that is gone."""
+    error: LongformerError | None = None
+    try:
+        yield
+    except LongformerError as raised:
+        error = raised
+    messages = group.gather(None if error is None else str(error))
+    if error is not None:
+        raise error
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise LongformerError(f"process {rank} of {group.size}: {message}")
+
+
+def check_agreement(group: Processes, **values: str) -> None:
+    """Raise LongformerError, in every process, where the processes differ in one of the named ``values``."""
+    everyone = group.gather(values)
+    for name, value in everyone[0].items():
+        for rank, theirs in enumerate(everyone):
+            if theirs.get(name) != value:
+                raise LongformerError(
+                    f"the processes disagree about {name}: {value} in process 0, {theirs.get(name)} in process {rank}; "
+                    "start them with the same arguments, on the same files and versions"
+                )
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded over processes, whole; all must call this."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered.detach()

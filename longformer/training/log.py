@@ -1,0 +1,145 @@
+"""What a run tells: a progress bar, a log with a JSON object a line, and a picture of the curves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from longformer.errors import LongformerError
+from longformer.weights import replace_file
+
+LOG = "log.jsonl"
+CURVES = "curves.png"
+MEMORY = 0.98  # share of the average loss shown that is left after a step
+
+
+class Log:
+    """The log file of a run, and the progress bar on standard error where that is a terminal.
+
+    Lines of training hold ``step``, ``epoch``, ``loss`` (mean since the last line), ``learning_rate``, ``grad_norm``,
+    ``tokens`` and ``tokens_per_second``; lines of an evaluation hold ``step`` and its scores.
+
+    Args:
+        folder: of the run.
+        step: steps done; of a resumed run, lines of later ones are removed, since these steps are done again.
+        steps: of the whole run.
+        every: steps between lines.
+        active: False in all processes but the first: nothing is written or shown.
+    """
+
+    def __init__(self, folder: Path, *, step: int, steps: int, every: int, active: bool) -> None:
+        self.path = folder / LOG
+        self.every, self.steps, self.active = every, steps, active
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=None if active else True)
+        self.average, self.weight = 0.0, 0.0
+        self._start_interval()
+        if active:
+            kept = [line for line in read_log(folder) if line["step"] <= step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            replace_file(self.path, lambda new: _write(new, text))
+
+    def _start_interval(self) -> None:
+        self.losses: list[float] = []
+        self.tokens, self.since = 0, time.perf_counter()
+
+    def step(self, *, step: int, epoch: int, loss: float, rate: float, grad_norm: float, tokens: int) -> None:
+        """Record a finished step."""
+        self.losses.append(loss)
+        self.tokens += tokens
+        self.average = MEMORY * self.average + (1 - MEMORY) * loss
+        self.weight = MEMORY * self.weight + (1 - MEMORY)
+        speed = self.tokens / max(1e-9, time.perf_counter() - self.since)
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {self.average / self.weight:.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s")
+        if step % self.every and step != self.steps:
+            return
+        self._append(
+            step=step,
+            epoch=epoch,
+            loss=sum(self.losses) / len(self.losses),
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens=self.tokens,
+            tokens_per_second=round(speed, 1),
+        )
+        self._start_interval()
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """Record the scores of an evaluation."""
+        self._append(step=step, **scores)
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        self.since = time.perf_counter() - 1e-9 if not self.tokens else self.since
+
+    def say(self, message: str) -> None:
+        """Write a line to standard error, above the bar."""
+        if self.active:
+            tqdm.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+    def _append(self, **values: Any) -> None:
+        if self.active:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(values) + "\n")
+            except OSError as error:
+                raise LongformerError(
+                    f"{self.path} cannot be written: {error.strerror}; mend that, then go on with --resume"
+                ) from None
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; one that was cut off when the run was killed is left out."""
+    lines = []
+    if (folder / LOG).exists():
+        for line in (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict) and isinstance(value.get("step"), int):
+                lines.append(value)
+    return lines
+
+
+def check_plotting() -> None:
+    """Raise LongformerError where curves cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise LongformerError("plot needs matplotlib, which is not installed; `pip install 'longformer[plot]'` does it")
+
+
+def plot_curves(folder: Path) -> None:
+    """Draw loss and learning rate, and the scores of evaluations if there are any, into ``curves.png``."""
+    from matplotlib.figure import Figure
+
+    lines = read_log(folder)
+    training = [line for line in lines if "loss" in line]
+    scores = [line for line in lines if "loss" not in line]
+    names = sorted({name for line in scores for name in line if name not in ("step", "total")})
+    figure = Figure(figsize=(5 + 5 * bool(names), 3.5), layout="constrained")
+    panels = figure.subplots(1, 1 + bool(names), squeeze=False)[0]
+    steps = [line["step"] for line in training]
+    panels[0].plot(steps, [line["loss"] for line in training], color="#24608a", label="loss")
+    panels[0].set(xlabel="step", ylabel="loss")
+    rate = panels[0].twinx()
+    rate.plot(steps, [line["learning_rate"] for line in training], color="#b9b9b9", linewidth=1)
+    rate.set_ylabel("learning rate")
+    for name in names:
+        points = [(line["step"], line[name]) for line in scores if name in line]
+        panels[1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name.replace("_", " "))
+    if names:
+        panels[1].set(xlabel="step", ylabel="evaluation")
+        panels[1].legend()
+    replace_file(folder / CURVES, lambda new: figure.savefig(new, dpi=110, format="png"))

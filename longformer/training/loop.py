@@ -1,0 +1,267 @@
+"""The training loop: steps, accumulated over parts and processes; evaluations; checkpoints; nothing else.
+
+What is trained on is a :class:`Task`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from longformer.checkpoint import Pretrained, dtype_name, write_checkpoint
+from longformer.distributed import Processes, full, together
+from longformer.errors import LongformerError
+from longformer.training import checkpoints
+from longformer.training.batches import Part, parts_of_step, steps_of_epoch
+from longformer.training.log import Log, plot_curves
+from longformer.training.optimizer import make_optimizer, set_learning_rate
+from longformer.training.options import TrainingOptions
+from longformer.training.parallel import Parallel
+
+CHECKPOINTS = "checkpoints"
+
+
+class Task(Protocol):
+    """What a model is trained on.
+
+    Attributes:
+        lengths: tokens of each row.
+        score: which entry of an evaluation says what is best; the highest if ``higher``, else the lowest.
+        some_unused: whether a step may leave parameters without a gradient.
+        fingerprint: of all data, such that equal ones are the same rows in the same order.
+    """
+
+    score: str
+    higher: bool
+    some_unused: bool
+    lengths: list[int]
+    fingerprint: str
+
+    def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
+        """Tensors of some rows, and of how many terms their loss is the mean."""
+
+    def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean loss of what ``collate`` gave, by a model that may be wrapped; it depends on the rows alone."""
+
+    def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:
+        """Scores of ``model``, the same in all processes."""
+
+
+class Done(NamedTuple):
+    """What a step gave: mean loss over all processes, norm of the gradient before clipping, tokens."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        model: with the weights to start from.
+        task: what to train it on.
+        options: the choices.
+        group: the processes.
+        folder: of the run; it exists.
+    """
+
+    def __init__(self, model: Pretrained, task: Task, options: TrainingOptions, group: Processes, folder: Path) -> None:
+        self.task, self.options, self.group, self.folder = task, options, group, folder
+        self.parallel = Parallel(model, options, group, some_unused=task.some_unused)
+        self.optimizer = make_optimizer(self.parallel.model, options, fused=not self.parallel.sharded)
+        self.per_epoch = math.ceil(len(task.lengths) / options.batch_size)
+        whole = options.epochs * self.per_epoch
+        self.steps = whole if options.max_steps is None else min(whole, options.max_steps)
+        self.step = 0
+        self.best: float | None = None
+        self.best_step = 0
+        self.worse = 0  # evaluations since the best
+        self.stopped = False
+        # Each process draws dropout of its own.
+        torch.manual_seed(options.seed + group.rank)
+
+    def run(self) -> None:
+        """Train until the end, from wherever :meth:`resume` put it.
+
+        Raises:
+            LongformerError: the loss is not finite, memory or disk do not suffice. The last checkpoint is intact.
+        """
+        options = self.options
+        with together(self.group):
+            log = Log(
+                self.folder, step=self.step, steps=self.steps, every=options.log_every, active=self.group.is_first
+            )
+        self.parallel.model.train()
+        try:
+            while self._unfinished():
+                epoch, done = divmod(self.step, self.per_epoch)
+                order = steps_of_epoch(self.task.lengths, options.batch_size, seed=options.seed, epoch=epoch)
+                for rows in order[done : done + self.steps - self.step]:
+                    self._advance(rows, epoch, log)
+                    if not self._unfinished():
+                        break
+        except torch.cuda.OutOfMemoryError:
+            raise LongformerError(
+                f"the device's memory does not suffice for parts of {options.batch_tokens} tokens; "
+                "lower batch_tokens, or set gradient_checkpointing"
+            ) from None
+        finally:
+            log.close()
+        with together(self.group):
+            if not options.evaluates:
+                self._save_weights()
+            if options.plot and self.group.is_first:
+                plot_curves(self.folder)
+
+    def _unfinished(self) -> bool:
+        return self.step < self.steps and not self.stopped
+
+    def _advance(self, rows: Sequence[int], epoch: int, log: Log) -> None:
+        """One step, and what is due after it."""
+        rate = set_learning_rate(self.optimizer, self.options, self.step, self.steps)
+        done = self._train(rows, epoch)
+        self.step += 1
+        log.step(step=self.step, epoch=epoch + 1, rate=rate, **done._asdict())
+        last = self.step == self.steps
+        every = self.options.evaluate_every
+        due = self.step % self.per_epoch == 0 if every is None else self.step % every == 0
+        if self.options.evaluates and (due or last):
+            self._evaluate(log)
+        if last or self.stopped or self.step % self.options.checkpoint_every == 0:
+            self.save()
+
+    def _train(self, rows: Sequence[int], epoch: int) -> Done:
+        group, options = self.group, self.options
+        parts = parts_of_step(rows, self.task.lengths, options.batch_tokens, rank=group.rank, size=group.size)
+        collated = [self.task.collate(part.rows, epoch) for part in parts]
+        terms = sum(count for part, (_, count) in zip(parts, collated, strict=True) if part.counts)
+        tokens = sum(self.task.lengths[row] for part in parts if part.counts for row in part.rows)
+        all_terms, all_tokens = group.sum([terms, tokens])
+        self.optimizer.zero_grad()
+        loss = 0.0
+        for i, (part, (inputs, count)) in enumerate(zip(parts, collated, strict=True)):
+            share = count / max(1.0, all_terms) if part.counts else 0.0
+            with self.parallel.accumulating(last=i == len(parts) - 1):
+                loss += self._backward(part, inputs, share)
+        (loss,) = group.sum([loss])
+        self._check_finite("loss", loss)
+        norm = float(full(clip_grad_norm_(self.parallel.model.parameters(), options.max_grad_norm)))
+        self._check_finite("norm of the gradient", norm)
+        self.optimizer.step()
+        return Done(loss, norm, int(all_tokens))
+
+    def _backward(self, part: Part, inputs: dict[str, Tensor], share: float) -> float:
+        """Forward and backward of a part whose loss is ``share`` of the step's; returns that."""
+        device = self.group.device
+        with self.autocast():
+            loss = self.task.loss(self.parallel.run, {name: x.to(device) for name, x in inputs.items()})
+        (loss * (share * self.group.size)).backward()  # DDP and FSDP take the mean over the processes
+        return loss.item() * share if part.counts else 0.0
+
+    def autocast(self) -> Any:
+        """Matrix products in bfloat16 where the options say so."""
+        if self.options.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.group.device.type, torch.bfloat16)
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        saved = checkpoints.saved_steps(self.folder / CHECKPOINTS)
+        kept = f"; the weights of {saved[-1]} are from before it" if saved else ""
+        raise LongformerError(
+            f"the {what} is {value} in step {self.step + 1}; try a lower learning_rate, a longer warmup or a smaller "
+            f"max_grad_norm{kept}"
+        )
+
+    def _evaluate(self, log: Log) -> None:
+        with self.parallel.plain() as model, self.autocast():
+            scores = self.task.evaluate(model, self.group)
+        log.evaluation(self.step, scores)
+        value = scores[self.task.score]
+        better = self.best is None or (value > self.best if self.task.higher else value < self.best)
+        if better:
+            self.best, self.best_step, self.worse = value, self.step, 0
+            self._save_weights()
+            return
+        self.worse += 1
+        if self.options.patience is not None and self.worse >= self.options.patience:
+            log.say(f"stopped: no better {self.task.score} since step {self.best_step}")
+            self.stopped = True
+
+    def _save_weights(self) -> None:
+        """Write the weights as they are as the run's result; all processes must call this."""
+        weights = self.parallel.weights()
+        with together(self.group):
+            if self.group.is_first:
+                dtype = getattr(torch, self.options.store)
+                tensors = {name: tensor.to("cpu", dtype) for name, tensor in weights.items()}
+                extra = {"architectures": [self.parallel.kind.__name__], "dtype": dtype_name(tensors.values())}
+                write_checkpoint(self.folder, tensors, lambda path: self.parallel.config.save(path, **extra))
+
+    def save(self) -> None:
+        """Write a checkpoint to resume from; all processes must call this."""
+        weights = {f"model/{name}": tensor.cpu() for name, tensor in self.parallel.weights().items()}
+        moments = self.parallel.optimizer_state(self.optimizer)
+        rng = {"cpu": torch.get_rng_state()}
+        if self.group.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.group.device)
+        tensors = {**weights, **moments, **checkpoints.rng_tensors(self.group.gather(rng))}
+        values = {
+            "step": self.step,
+            "steps": self.steps,
+            "best": self.best,
+            "best_step": self.best_step,
+            "worse": self.worse,
+            "stopped": self.stopped,
+            "processes": self.group.size,
+            "data": self.task.fingerprint,
+        }
+        with together(self.group):
+            if self.group.is_first:
+                state = checkpoints.RunState(tensors, values)
+                checkpoints.save_state(self.folder / CHECKPOINTS, state, keep=self.options.keep_checkpoints)
+
+    def resume(self) -> bool:
+        """Go back to the last checkpoint of the run's folder; False if it has none. All processes must call this.
+
+        Raises:
+            CheckpointError: it is corrupt.
+            LongformerError: it was made on other data.
+        """
+        state = None
+        with together(self.group):
+            if self.group.is_first:
+                state = checkpoints.load_state(self.folder / CHECKPOINTS)
+                if state is not None and state.values["data"] != self.task.fingerprint:
+                    raise LongformerError(
+                        f"{self.folder} was trained on other data than the files hold now; "
+                        "resume with the files as they were, or begin anew in another folder"
+                    )
+        values = self.group.gather(None if state is None else state.values)[0]
+        if values is None:
+            return False
+        tensors = {} if state is None else state.tensors
+        self.parallel.restore(self.optimizer, tensors)
+        rng = self.group.gather({rank: checkpoints.rng_of(tensors, rank) for rank in range(self.group.size)})[0]
+        self._restore_rng(rng[self.group.rank], values)
+        self.step, self.best, self.best_step = values["step"], values["best"], values["best_step"]
+        self.worse, self.stopped = values["worse"], values["stopped"]
+        return True
+
+    def _restore_rng(self, rng: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Random states are of a process; among another number of processes new ones are drawn."""
+        if values["processes"] != self.group.size:
+            torch.manual_seed(self.options.seed + self.group.rank + 1_000_003 * values["step"])
+            return
+        torch.set_rng_state(rng["cpu"])
+        if self.group.device.type == "cuda" and "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"], self.group.device)

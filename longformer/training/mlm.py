@@ -1,0 +1,168 @@
+"""Masked language modelling as a task: documents packed into rows, of which 15 % of the tokens are to be predicted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longformer.checkpoint import Pretrained
+from longformer.distributed import Processes
+from longformer.errors import DataError, LongformerError
+from longformer.heads import IGNORED
+from longformer.tokenizer import LongformerTokenizer
+from longformer.training.batches import generator
+from longformer.training.options import MLMOptions
+
+MASKED, RANDOM = 0.8, 0.1  # of the tokens to predict: shown as the mask, as any token; the others stay as they are
+FIXED = 2**20  # stands for the epoch where an evaluation masks: always the same tokens
+
+
+def read_documents(path: str | Path) -> list[str]:
+    """The documents of a file: the whole of a text file, or each line's ``"text"`` of a ``.jsonl`` file.
+
+    Raises:
+        DataError: no such file, not UTF-8, empty, or a line that holds no text; names file and line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    documents = list(_lines(path, text)) if str(path).endswith(".jsonl") else [text]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise DataError(f"{path} is empty")
+    return documents
+
+
+def _lines(path: str | Path, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+        if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+            raise DataError(f'{path}, line {number}: must be an object with a string "text"')
+        yield value["text"]
+
+
+def pack_documents(documents: Iterable[str], tokenizer: LongformerTokenizer, max_length: int) -> Tensor:
+    """Documents one after another, each ended by ``</s>``, cut into rows ``<s> ... </s>``: (N, max_length) int64.
+
+    What is left at the end is dropped, unless it is all there is.
+
+    Raises:
+        DataError: documents of no tokens at all.
+    """
+    stream: list[int] = []
+    for document in documents:
+        ids = tokenizer(document, return_offsets=False, split_special_tokens=True)["input_ids"]
+        stream += ids[1:]
+    content = max_length - 2
+    if len(stream) < 2:
+        raise DataError("the files hold no tokens")
+    rows = [stream[i : i + content] for i in range(0, len(stream), content)]
+    if len(rows) > 1 and len(rows[-1]) < content:
+        rows.pop()
+    cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    return torch.tensor([[cls, *row, sep] + [pad] * (content - len(row)) for row in rows])
+
+
+class MaskedLMTask:
+    """Rows to train on, and rows to measure on.
+
+    Args:
+        train: documents to train on.
+        held: documents to measure on; may be none.
+        tokenizer: the model's, with a mask token.
+        options: the choices.
+
+    Raises:
+        DataError, LongformerError: nothing to train on; rows that do not fit; no mask token.
+    """
+
+    score = "bits_per_token"
+    higher = False
+    some_unused = True  # the global projections: no token is global
+
+    def __init__(
+        self, train: Sequence[str], held: Sequence[str], tokenizer: LongformerTokenizer, options: MLMOptions
+    ) -> None:
+        if tokenizer.mask_token_id is None:
+            raise LongformerError("the tokenizer has no mask token, without which nothing can be predicted")
+        if options.max_length > options.batch_tokens:
+            raise LongformerError(
+                f"batch_tokens is {options.batch_tokens} and max_length {options.max_length}, which cannot be cut; "
+                f"give batch_tokens of at least {options.max_length}"
+            )
+        self.options = options
+        self.mask, self.vocabulary = tokenizer.mask_token_id, tokenizer.vocab_size
+        self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
+        self.pad = tokenizer.pad_token_id
+        self.rows = pack_documents(train, tokenizer, options.max_length)
+        self.held = pack_documents(held, tokenizer, options.max_length) if held else None
+        self.lengths: list[int] = (self.rows != self.pad).sum(dim=1).tolist()
+        digest = hashlib.sha256(self.rows.numpy().tobytes())
+        if self.held is not None:
+            digest.update(self.held.numpy().tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
+        """input_ids, attention_mask and labels, (B, S) each; and how many tokens are to be predicted."""
+        return self._mask([self.rows[row] for row in rows], [(epoch, row) for row in rows])
+
+    def _mask(self, rows: Sequence[Tensor], numbers: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], int]:
+        """Tokens are drawn anew for each pair of ``numbers`` (epoch, row), and by nothing else."""
+        ids = torch.stack(list(rows))
+        labels = torch.full_like(ids, IGNORED)
+        for i, number in enumerate(numbers):
+            draw = generator(self.options.seed, *number)
+            chance = torch.rand(ids.shape[1], generator=draw)
+            chosen = (chance < self.options.mask_probability) & ~torch.isin(ids[i], self.special)
+            labels[i, chosen] = ids[i, chosen]
+            kind = torch.rand(ids.shape[1], generator=draw)
+            ids[i, chosen & (kind < MASKED)] = self.mask
+            anything = torch.randint(self.vocabulary, ids.shape[1:], generator=draw)
+            random = chosen & (kind >= MASKED) & (kind < MASKED + RANDOM)
+            # A padding or separating token in the text would move positions, or count as padding.
+            random &= ~torch.isin(anything, self.special)
+            ids[i, random] = anything[random]
+        arguments = {"input_ids": ids, "attention_mask": (torch.stack(list(rows)) != self.pad).long()}
+        return {**arguments, "labels": labels}, int((labels != IGNORED).sum())
+
+    def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of the tokens to be predicted."""
+        loss: Tensor = model(**inputs)[0]
+        return loss
+
+    def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:
+        """Bits per predicted token on the documents held out, whose rows the processes share."""
+        assert self.held is not None
+        bits, tokens = 0.0, 0
+        for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held)))):
+            bits += row_bits
+            tokens += row_tokens
+        all_bits, all_tokens = group.sum([bits, tokens])
+        return {"bits_per_token": all_bits / max(1.0, all_tokens)}
+
+    def bits_by_row(self, model: Pretrained, rows: Iterable[int]) -> Iterator[tuple[float, int]]:
+        """For each of some held-out rows the bits that its predicted tokens take, and how many they are."""
+        assert self.held is not None
+        device = next(model.parameters()).device
+        for row in rows:
+            inputs, count = self._mask([self.held[row]], [(FIXED, row)])
+            with torch.inference_mode():
+                loss: Tensor = model(**{name: x.to(device) for name, x in inputs.items()})[0]
+            if not bool(loss.isfinite()):
+                raise LongformerError("the model's scores are not finite; its weights are damaged")
+            yield loss.item() * count / math.log(2), count

@@ -1,0 +1,138 @@
+"""Small training runs for tests: questions, a checkpoint, and processes that may be killed or that work together.
+
+Processes are forked from a server that has imported everything already, so that one starts in a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from longformer.errors import LongformerError
+from longformer.training import MLMOptions, QAOptions
+from longformer.training.checkpoints import TENSORS, saved_steps
+from longformer.training.run import train_mlm, train_qa
+
+QUESTIONS = [
+    ("Who met?", "Ann met Bob.", "Ann"),
+    ("Who was met?", "Ann met Bob.", "Bob"),
+    ("Who fell?", "Dan fell down.", "Dan"),
+    ("What is red?", "A red hat.", "hat"),
+    ("Where?", "It is in Rome.", "Rome"),
+    ("When?", "In 1066, at noon.", "1066"),
+]
+
+
+def squad_file(
+    path: Path,
+    questions: Sequence[tuple[str, str, str | None]] = QUESTIONS,
+    *,
+    titles: Sequence[str] = ("many", "last"),
+) -> str:
+    """A SQuAD file whose last question stands alone in a second article; an answer of None makes it unanswerable."""
+    entries: list[dict[str, Any]] = []
+    for i, (question, context, answer) in enumerate(questions):
+        entry: dict[str, Any] = {"id": f"q{i}", "question": question, "answers": [], "is_impossible": answer is None}
+        if answer is not None:
+            entry["answers"] = [{"text": answer, "answer_start": context.find(answer)}]
+        entries.append({"context": context, "qas": [entry]})
+    data = [{"title": titles[0], "paragraphs": entries[:-1]}, {"title": titles[1], "paragraphs": entries[-1:]}]
+    path.write_text(json.dumps({"data": data}), encoding="utf-8")
+    return str(path)
+
+
+def qa_options(source: Path, output: Path, file: str, **changes: Any) -> QAOptions:
+    """A run of a dozen steps, with dropout as in the checkpoint."""
+    values: dict[str, Any] = {"epochs": 4, "batch_size": 2, "max_length": 48, "learning_rate": 1e-3, "warmup": 0.2}
+    return QAOptions(source=str(source), output=str(output), files=(file,), **{**values, **changes})
+
+
+def last_state(folder: Path) -> dict[str, Tensor]:
+    """Weights, moments and random states of a run's last checkpoint."""
+    return load_file(saved_steps(folder / "checkpoints")[-1] / TENSORS)
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def run(options: QAOptions | MLMOptions, resume: bool = False) -> None:
+    """Train with one thread, so that sums are taken in one order wherever this runs."""
+    torch.set_num_threads(1)
+    if isinstance(options, QAOptions):
+        train_qa(options, resume=resume)
+    else:
+        train_mlm(options, resume=resume)
+
+
+def command(*arguments: str) -> int:
+    """The exit status of the ``longformer`` command."""
+    from longformer.cli import main
+
+    try:
+        main(arguments)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    raise AssertionError("the command did not end")
+
+
+def context() -> Any:
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload([__name__])
+    return made
+
+
+def start(options: QAOptions | MLMOptions, *, resume: bool) -> Any:
+    """A process that trains; to be killed, or joined."""
+    process = context().Process(target=run, args=(options, resume))
+    process.start()
+    return process
+
+
+def together(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What ``function`` returns in each of as many processes as there are ``arguments``, joined as by torchrun.
+
+    An error that it raises is returned in its place, as text.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = context()
+    results = made.SimpleQueue()
+    processes = [
+        made.Process(target=_member, args=(results, rank, len(arguments), port, function, theirs))
+        for rank, theirs in enumerate(arguments)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    found = {}
+    while not results.empty():
+        rank, result = results.get()
+        found[rank] = result
+    assert len(found) == len(processes), "a process ended without a result, or not at all"
+    return [found[rank] for rank in range(len(processes))]
+
+
+def _member(results: Any, rank: int, size: int, port: int, function: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in where.items()}
+    try:
+        results.put((rank, function(*arguments)))
+    except LongformerError as error:
+        results.put((rank, f"{type(error).__name__}: {error}"))
+    except BaseException as error:
+        results.put((rank, f"unexpected {type(error).__name__}: {error}"))
+        raise
