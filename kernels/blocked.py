@@ -1,10 +1,9 @@
 """The implementation to run on a CPU: tiles of queries against the keys that they see, in linear memory.
 
-A tile is T rows and the at most T + W - 1 columns of their band. What of that rectangle lies off the band are two
-triangles at its ends: these, and nothing else, are masked. The global columns outside the band are a tile of their
-own. A tile's scores stay in the processor's cache and are never written to memory as a whole. It gives a row's
-largest score m, the sum l of exp(s - m), and the values weighted by these exponentials, O; two tiles of the same rows
-become one:
+A tile is T rows and the at most T + W - 1 columns of their band (``tiles.py`` says which). The global columns outside
+the band are a tile of their own. A tile's scores stay in the processor's cache and are never written to memory as a
+whole. It gives a row's largest score m, the sum l of exp(s - m), and the values weighted by these exponentials, O; two
+tiles of the same rows become one:
 
     m = max(m₁, m₂)        l = exp(m₁ - m) l₁ + exp(m₂ - m) l₂        O = exp(m₁ - m) O₁ + exp(m₂ - m) O₂
 
@@ -27,63 +26,17 @@ float16: that is both faster and more exact. In float32 it is faster by a sevent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Rows of a tile, by bytes a number: its triangles cost T/W of the arithmetic, but small products are slow.
-ROWS = {2: 128, 4: 64, 8: 64}
-FUSED_ROWS = {2: 256, 4: 64, 8: 64}
-FUSED_COLUMNS = 1024  # up to which it serves global rows faster
-DENSE_ROWS = 256  # and in a sequence that lies whole inside everybody's window
-BLOCK_ROWS = 512  # of neighbouring tiles that are handled together where they can be
+from .scratch import Dropout, Scratch
+from .tiles import Block, Piece, band_pieces, global_pieces, shifted
+
+FUSED_COLUMNS = 1024  # up to which torch's fused attention serves global rows faster
 LOG2_E = math.log2(math.e)
-MOST_SCORES = 1 << 20  # the most scores of global rows or columns at a time, so that they stay in the cache
-
-
-class _Block(NamedTuple):
-    """``repeats`` tiles of equal shape: ``rows`` that meet ``columns``, and again each a tile's rows further on.
-
-    ceilings: ranges of a tile's columns with the (rows, range) most that a score there may be: -inf where a row does
-        not see a column, +inf elsewhere.
-    global_hidden: (repeats · rows, G), True where a global column is not for a row: it stands in the row's band, where
-        it counts already, or is later than a causal row may see. None if there is no such place.
-    """
-
-    rows: slice
-    columns: slice
-    repeats: int
-    ceilings: list[tuple[slice, Tensor]]
-    global_hidden: Tensor | None
-
-    @property
-    def all_rows(self) -> slice:
-        """The rows of all tiles."""
-        return slice(self.rows.start, self.rows.start + self.repeats * (self.rows.stop - self.rows.start))
-
-    def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of each tile."""
-        for shift in range(0, self.all_rows.stop - self.rows.start, self.rows.stop - self.rows.start):
-            yield _shifted(self.rows, shift), _shifted(self.columns, shift)
-
-
-class _Piece(NamedTuple):
-    """One independent attention problem: heads of an example, or one residue class of a dilated window.
-
-    Index of its rows and columns in (B, H, S, D), the blocks over them, a mask of columns that are not padding (None:
-    none is), the global columns' positions, and whether the mask is of the rows too.
-    """
-
-    batch: int
-    heads: slice
-    rows: slice
-    columns: slice
-    blocks: list[_Block]
-    column_mask: Tensor | None
-    global_index: Tensor | None
-    padded_rows: bool
 
 
 def sliding_window_attention(
@@ -103,7 +56,7 @@ def sliding_window_attention(
     """See :func:`longformer.kernels.sliding_window_attention`, which checks the arguments."""
     if fused:
         query, key, value = (_without_gaps(x) for x in (query, key, value))
-    pieces = _band_pieces(query, window, dilation, causal, key_mask, global_mask, fused)
+    pieces = band_pieces(query, window, dilation, causal, key_mask, global_mask, fused)
     return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused)
 
 
@@ -118,19 +71,10 @@ def global_attention(
     fused: bool = False,
 ) -> Tensor:
     """See :func:`longformer.kernels.global_attention`, which checks the arguments."""
-    heads, rows = query.shape[1], query.shape[2]
     fused &= key.shape[2] <= FUSED_COLUMNS
     if fused:
         query, key, value = (_without_gaps(x) for x in (query, key, value))
-    pieces = []
-    for b in range(query.shape[0]):
-        span, mask = _occupied(key_mask, b, key.shape[2])
-        if span.start == span.stop:
-            continue
-        step = rows if fused else max(1, MOST_SCORES // (heads * (span.stop - span.start)))
-        columns = slice(0, span.stop - span.start)
-        blocks = [_Block(slice(r, min(r + step, rows)), columns, 1, [], None) for r in range(0, rows, step)]
-        pieces.append(_Piece(b, slice(0, heads), slice(0, rows), span, blocks, mask, None, False))
+    pieces = global_pieces(query, key, key_mask, fused)
     return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused)
 
 
@@ -143,7 +87,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pieces: list[_Piece],
+    pieces: list[Piece],
     whole: bool,
     scale: float,
     dropout_p: float,
@@ -168,131 +112,6 @@ def _without_gaps(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-# ---- which rows meet which columns
-
-
-def _band_pieces(
-    query: Tensor,
-    window: tuple[int, int],
-    dilation: Sequence[int],
-    causal: bool,
-    key_mask: Tensor | None,
-    global_mask: Tensor | None,
-    fused: bool,
-) -> list[_Piece]:
-    batch, _, seq_len, _ = query.shape
-    pieces = []
-    ceilings: dict[tuple[int, int, int, bool], Tensor] = {}
-    for b in range(batch):
-        span, mask = _occupied(key_mask, b, seq_len)
-        index = None
-        if global_mask is not None:
-            index = global_mask[b].nonzero().squeeze(1)
-            index = index if len(index) else None
-        for heads, gap in _head_runs(dilation):
-            for first in range(span.start, min(span.start + gap, span.stop)):
-                rows = slice(first, span.stop, gap)  # tokens that a window with this gap can join
-                length = len(range(first, span.stop, gap))
-                piece_mask = None if mask is None else mask[first - span.start :: gap]
-                if piece_mask is not None and bool(piece_mask.all()):
-                    piece_mask = None
-                # Where everybody's window holds the whole sequence, global columns stand in it already.
-                beside = index if gap > 1 or length > min(window) + 1 else None
-                most = BLOCK_ROWS
-                if beside is not None:
-                    most = min(most, MOST_SCORES // ((heads.stop - heads.start) * len(beside)))
-                blocks = list(_band_blocks(length, window, most, ceilings, query, fused))
-                if beside is not None:
-                    blocks = [
-                        block._replace(global_hidden=_global_hidden(beside, first, gap, block.all_rows, window, causal))
-                        for block in blocks
-                    ]
-                pieces.append(_Piece(b, heads, rows, rows, blocks, piece_mask, beside, True))
-    return pieces
-
-
-def _band_blocks(
-    length: int,
-    window: tuple[int, int],
-    most: int,
-    ceilings: dict[tuple[int, int, int, bool], Tensor],
-    like: Tensor,
-    fused: bool,
-) -> Iterator[_Block]:
-    """Blocks over a sequence: tiles whose band lies whole inside it together, up to ``most`` rows, the others alone."""
-    left, right = window
-    step = (FUSED_ROWS if fused else ROWS)[like.element_size()]
-    if length <= min(left, right) + 1:  # it lies whole inside everybody's window
-        step = length if fused else DENSE_ROWS
-
-    def ceiling(rows: int, width: int, diagonal: int, lower: bool) -> Tensor:
-        shape = (rows, width, diagonal, lower)
-        if shape not in ceilings:
-            ones = torch.ones(rows, width, dtype=torch.bool, device=like.device)
-            hidden = ones.tril_(diagonal) if lower else ones.triu_(diagonal)
-            ceilings[shape] = like.new_full(hidden.shape, math.inf).masked_fill_(hidden, -math.inf)
-        return ceilings[shape]
-
-    top = 0
-    while top < length:
-        bottom = min(top + step, length)
-        first, last = max(0, top - left), min(length, bottom + right)
-        found = []
-        ahead = bottom - 1 - left - first  # columns too far left for the last row
-        if ahead > 0:
-            found.append((slice(0, ahead), ceiling(bottom - top, ahead, top - left - first - 1, True)))
-        behind = last - (top + right + 1)  # columns too far right for the first row
-        if behind > 0:
-            width = last - first
-            found.append((slice(width - behind, width), ceiling(bottom - top, behind, 0, False)))
-        repeats = 1
-        if top >= left and top + step + right <= length:
-            repeats = max(1, min(most, length - right - top) // step)
-        yield _Block(slice(top, bottom), slice(first, last), repeats, found, None)
-        top += repeats * step
-
-
-def _global_hidden(
-    index: Tensor, first: int, gap: int, rows: slice, window: tuple[int, int], causal: bool
-) -> Tensor | None:
-    """See :class:`_Block`."""
-    row = torch.arange(first + rows.start * gap, first + rows.stop * gap, gap, device=index.device)
-    distance = index - row[:, None]
-    hidden = (distance >= -window[0] * gap) & (distance <= window[1] * gap)
-    if gap > 1:
-        hidden &= distance % gap == 0
-    if causal:
-        hidden |= distance > 0
-    return hidden if bool(hidden.any()) else None
-
-
-def _occupied(key_mask: Tensor | None, b: int, seq_len: int) -> tuple[slice, Tensor | None]:
-    """The range from the first to the last token that is no padding, and a mask of that range if it has holes."""
-    if key_mask is None:
-        return slice(0, seq_len), None
-    present = key_mask[b].nonzero().squeeze(1)
-    if not len(present):
-        return slice(0, 0), None
-    first, stop = int(present[0]), int(present[-1]) + 1
-    return slice(first, stop), None if len(present) == stop - first else key_mask[b, first:stop]
-
-
-def _head_runs(dilation: Sequence[int]) -> Iterator[tuple[slice, int]]:
-    """Neighbouring heads of one dilation, as slices."""
-    start = 0
-    for head in range(1, len(dilation) + 1):
-        if head == len(dilation) or dilation[head] != dilation[start]:
-            yield slice(start, head), dilation[start]
-            start = head
-
-
-def _shifted(span: slice, by: int) -> slice:
-    return slice(span.start + by, span.stop + by)
-
-
-# ---- what a tile computes
-
-
 class _Views(NamedTuple):
     """A piece's rows and columns in the tensors, as (H, T, D) views, and its gathered global columns."""
 
@@ -303,7 +122,7 @@ class _Views(NamedTuple):
     global_value: Tensor | None
 
 
-def _views(piece: _Piece, query: Tensor, key: Tensor, value: Tensor) -> _Views:
+def _views(piece: Piece, query: Tensor, key: Tensor, value: Tensor) -> _Views:
     b, heads, index = piece.batch, piece.heads, piece.global_index
     return _Views(
         query[b, heads, piece.rows],
@@ -314,58 +133,8 @@ def _views(piece: _Piece, query: Tensor, key: Tensor, value: Tensor) -> _Views:
     )
 
 
-class _Scratch:
-    """Memory that one tile after the other uses: the products' results, and float32 beside a lower precision."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.dtypes = (like.dtype, torch.promote_types(like.dtype, torch.float32))
-        self.like = like
-        self.held: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: Sequence[int], *, wide: bool = False) -> Tensor:
-        """Uninitialised; valid until ``name`` is taken again."""
-        size, name = math.prod(shape), f"{name} wide" if wide else name
-        if name not in self.held or self.held[name].numel() < size:
-            self.held[name] = self.like.new_empty(size, dtype=self.dtypes[wide])
-        return self.held[name][:size].view(shape)
-
-    def product(self, name: str, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
-        """(H, m, k) by (H, k, n), times a factor. The result has no gaps, or torch would compute it head by head."""
-        return self.take(name, (a.shape[0], a.shape[1], b.shape[2])).baddbmm_(a, b, beta=0.0, alpha=factor)
-
-    def exp2_of_difference(self, scores: Tensor, shift: Tensor) -> Tensor:
-        """2 ** (scores - shift) in at least float32; ``scores`` are overwritten where they have that precision."""
-        return self.widen("powers", scores).sub_(shift).exp2_()
-
-    def widen(self, name: str, x: Tensor) -> Tensor:
-        """``x`` in at least float32."""
-        return x if x.dtype == self.dtypes[1] else self.take(name, x.shape, wide=True).copy_(x)
-
-    def narrow(self, name: str, x: Tensor) -> Tensor:
-        """``x`` in the inputs' precision."""
-        return x if x.dtype == self.dtypes[0] else self.take(name, x.shape).copy_(x)
-
-
-class _Dropout:
-    """Which probabilities a pass over tiles keeps, drawn tile by tile in their order."""
-
-    def __init__(self, probability: float, seed: int, device: torch.device) -> None:
-        # In steps of 2⁻¹⁶: one draw serves four entries.
-        self.dropped = round(probability * 65536)
-        self.factor = 65536 / (65536 - self.dropped)  # of those that are kept
-        self.generator = torch.Generator(device=device).manual_seed(seed)
-
-    def kept(self, shape: torch.Size, to: _Scratch) -> Tensor:
-        """1 and 0, a number for each entry of a tile."""
-        size = math.prod(shape)
-        draws = torch.empty((size + 3) // 4, dtype=torch.int64, device=self.generator.device)
-        draws.random_(-(2**63), None, generator=self.generator)
-        kept = to.take("kept", shape, wide=True).copy_(draws.view(torch.int16)[:size].view(shape))
-        return kept.sub_(self.dropped - 32769).clamp_(0, 1)  # faster by far than comparing
-
-
 def _band_scores(
-    piece: _Piece, block: _Block, columns: slice, queries: Tensor, keys: Tensor, scale: float, to: _Scratch
+    piece: Piece, block: Block, columns: slice, queries: Tensor, keys: Tensor, scale: float, to: Scratch
 ) -> Tensor:
     """Scores (H, T, columns) of a tile, times log₂ e, and -inf where a row does not see a column."""
     scores = to.product("scores", queries, keys.transpose(1, 2), scale * LOG2_E)
@@ -377,13 +146,13 @@ def _band_scores(
     return scores
 
 
-def _global_scores(block: _Block, queries: Tensor, keys: Tensor, scale: float, to: _Scratch) -> Tensor:
+def _global_scores(block: Block, queries: Tensor, keys: Tensor, scale: float, to: Scratch) -> Tensor:
     """The same (H, rows, G) of all of a block's rows and the global columns."""
     scores = to.product("scores", queries, keys.transpose(1, 2), scale * LOG2_E)
     return scores if block.global_hidden is None else scores.masked_fill_(block.global_hidden, -math.inf)
 
 
-def _tile_forward(scores: Tensor, values: Tensor, drop: _Dropout, to: _Scratch) -> tuple[Tensor, Tensor, Tensor]:
+def _tile_forward(scores: Tensor, values: Tensor, drop: Dropout, to: Scratch) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of a tile (H, T, D), still to be divided by its sum of weights, and the row's top and sum (H, T, 1)."""
     # The least number instead of -inf, so that the weights of a row that sees nothing are 0 and not NaN.
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min).to(to.dtypes[1])
@@ -404,14 +173,14 @@ class _TileGradient(NamedTuple):
     dropped: Tensor
     grad_probs: Tensor
 
-    def sums(self, to: _Scratch) -> Tensor:
+    def sums(self, to: Scratch) -> Tensor:
         """(H, T, 1), what the tile adds to δ: the row sums of weights ∘ dP."""
         products = torch.mul(self.weights, self.grad_probs, out=to.take("products", self.weights.shape, wide=True))
         return products.sum(-1, keepdim=True)
 
 
 def _tile_gradient(
-    scores: Tensor, top: Tensor, grad: Tensor, values: Tensor, drop: _Dropout, to: _Scratch
+    scores: Tensor, top: Tensor, grad: Tensor, values: Tensor, drop: Dropout, to: Scratch
 ) -> _TileGradient:
     weights = to.exp2_of_difference(scores, top)
     grad_probs = to.widen("grad", to.product("grad", grad, values.transpose(1, 2), drop.factor))
@@ -431,8 +200,8 @@ def _tile_backward(
     keys: Tensor,
     grad_columns: Sequence[Tensor],
     scale: float,
-    drop: _Dropout,
-    to: _Scratch,
+    drop: Dropout,
+    to: Scratch,
 ) -> Tensor:
     """Adds to the gradients of a tile's keys and values, and gives that of its queries (H, T, D), in scratch memory."""
     grad_scores = to.narrow("grad", tile.grad_probs.sub_(delta).mul_(tile.weights))
@@ -443,7 +212,7 @@ def _tile_backward(
     return to.product("out", grad_scores, keys, scale)
 
 
-def _fused_forward(piece: _Piece, block: _Block, views: _Views, scale: float) -> tuple[Tensor, Tensor]:
+def _fused_forward(piece: Piece, block: Block, views: _Views, scale: float) -> tuple[Tensor, Tensor]:
     """Attention within the band of all of a block's tiles, in one call: (H, rows, D), and log-sum-exp (H, rows, 1)."""
     step = block.rows.stop - block.rows.start
 
@@ -470,7 +239,7 @@ def _fused_forward(piece: _Piece, block: _Block, views: _Views, scale: float) ->
     return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1)[..., None] * LOG2_E
 
 
-def _merge(rows: Sequence[Tensor], part: Sequence[Tensor], to: _Scratch) -> None:
+def _merge(rows: Sequence[Tensor], part: Sequence[Tensor], to: Scratch) -> None:
     """Attention, top and sum of some rows joined by those of another tile of theirs, in place; attention is divided."""
     (out, top, total), (part_out, part_top, part_total) = rows, part
     both = torch.maximum(top, part_top)
@@ -496,7 +265,7 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        pieces: list[_Piece],
+        pieces: list[Piece],
         whole: bool,
         scale: float,
         dropout_p: float,
@@ -504,8 +273,8 @@ class _Attention(torch.autograd.Function):
         fused: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         out = _new(query, query.dtype, zero=not whole)
-        to = _Scratch(query)
-        drop, drop_global = (_Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
+        to = Scratch(query)
+        drop, drop_global = (Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
         top = query.new_full((*query.shape[:3], 1), math.inf, dtype=to.dtypes[1])
         total = torch.ones_like(top)
         for piece in pieces:
@@ -561,14 +330,14 @@ class _AttentionBackward(torch.autograd.Function):
         value: Tensor,
         top: Tensor,
         total: Tensor,
-        pieces: list[_Piece],
+        pieces: list[Piece],
         whole: bool,
         scale: float,
         dropout_p: float,
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        to, to_global = _Scratch(query), _Scratch(query)
-        drop, drop_global = (_Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
+        to, to_global = Scratch(query), Scratch(query)
+        drop, drop_global = (Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
         grad_query = _new(query, query.dtype, zero=not whole)
         # A key's gradient is a sum over the tiles that see it: held in float32 at least, to be rounded once.
         grad_key, grad_value = (_new(x, to.dtypes[1], zero=True) for x in (key, value))
@@ -591,7 +360,7 @@ class _AttentionBackward(torch.autograd.Function):
                     deltas += beside.sums(to_global)
                 for rows, columns in block.tiles():
                     queries, keys = views.query[:, rows], views.key[:, columns]
-                    within = _shifted(rows, -block.rows.start)
+                    within = shifted(rows, -block.rows.start)
                     grad, delta = grads[:, within], deltas[:, within]
                     scores = _band_scores(piece, block, columns, queries, keys, scale, to)
                     tile = _tile_gradient(scores, piece_top[:, rows], grad, views.value[:, columns], drop, to)

@@ -262,7 +262,7 @@ def test_global_attention(rows: int, seq_len: int, padding: bool) -> None:
 
 
 def test_global_attention_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longformer.kernels.blocked.MOST_SCORES", 2 * 60 * 7)
+    monkeypatch.setattr("longformer.kernels.tiles.MOST_SCORES", 2 * 60 * 7)
     query = torch.randn(1, 2, 20, 4, dtype=torch.float64)
     _, key, value = random_qkv(1, 2, 60, 4)
     out = global_attention(query, key, value, impl="blocked")

@@ -1,0 +1,59 @@
+"""What ``blocked.py`` computes a tile in: memory that is used again and again, and dropout's zeros and ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Memory that one tile after the other uses: the products' results, and float32 beside a lower precision."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.dtypes = (like.dtype, torch.promote_types(like.dtype, torch.float32))
+        self.like = like
+        self.held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], *, wide: bool = False) -> Tensor:
+        """Uninitialised; valid until ``name`` is taken again."""
+        size, name = math.prod(shape), f"{name} wide" if wide else name
+        if name not in self.held or self.held[name].numel() < size:
+            self.held[name] = self.like.new_empty(size, dtype=self.dtypes[wide])
+        return self.held[name][:size].view(shape)
+
+    def product(self, name: str, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
+        """(H, m, k) by (H, k, n), times a factor. The result has no gaps, or torch would compute it head by head."""
+        return self.take(name, (a.shape[0], a.shape[1], b.shape[2])).baddbmm_(a, b, beta=0.0, alpha=factor)
+
+    def exp2_of_difference(self, scores: Tensor, shift: Tensor) -> Tensor:
+        """2 ** (scores - shift) in at least float32; ``scores`` are overwritten where they have that precision."""
+        return self.widen("powers", scores).sub_(shift).exp2_()
+
+    def widen(self, name: str, x: Tensor) -> Tensor:
+        """``x`` in at least float32."""
+        return x if x.dtype == self.dtypes[1] else self.take(name, x.shape, wide=True).copy_(x)
+
+    def narrow(self, name: str, x: Tensor) -> Tensor:
+        """``x`` in the inputs' precision."""
+        return x if x.dtype == self.dtypes[0] else self.take(name, x.shape).copy_(x)
+
+
+class Dropout:
+    """Which probabilities a pass over tiles keeps, drawn tile by tile in their order."""
+
+    def __init__(self, probability: float, seed: int, device: torch.device) -> None:
+        # In steps of 2⁻¹⁶: one draw serves four entries.
+        self.dropped = round(probability * 65536)
+        self.factor = 65536 / (65536 - self.dropped)  # of those that are kept
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+
+    def kept(self, shape: torch.Size, to: Scratch) -> Tensor:
+        """1 and 0, a number for each entry of a tile."""
+        size = math.prod(shape)
+        draws = torch.empty((size + 3) // 4, dtype=torch.int64, device=self.generator.device)
+        draws.random_(-(2**63), None, generator=self.generator)
+        kept = to.take("kept", shape, wide=True).copy_(draws.view(torch.int16)[:size].view(shape))
+        return kept.sub_(self.dropped - 32769).clamp_(0, 1)  # faster by far than comparing
