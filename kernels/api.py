@@ -148,9 +148,10 @@ def global_attention(
     if traced or chosen == "triton":
         return ops.attention(query, key, value, impl=chosen, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
     match chosen:
-        case "blocked" | "fused" as name:
+        case "blocked" | "fused":
+            fused = chosen == "fused" and (impl == "fused" or seq_len <= blocked.FUSED_COLUMNS)
             return blocked.global_attention(
-                query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=name == "fused"
+                query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=fused
             )
         case _:  # a few dense rows: the banded formulation has nothing of its own to say about them
             return reference.global_attention(query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
@@ -173,6 +174,10 @@ def sliding_window_probabilities(
     ``column_index`` (B, G).
     """
     _check_qkv(query, key, key)
+    if key.shape != query.shape:
+        raise ValueError(
+            f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}; a sliding window needs them equal"
+        )
     batch, heads, seq_len, head_dim = query.shape
     key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
     global_mask = _check_mask("global_mask", global_mask, batch, seq_len, query.device)
@@ -293,7 +298,7 @@ def _check_window(window: tuple[int, int], seq_len: int, *, clamp: bool = True) 
 
 
 def _check_dilation(dilation: int | Sequence[int], heads: int) -> tuple[int, ...]:
-    each = (dilation,) * heads if isinstance(dilation, int) else tuple(dilation)
+    each = tuple(dilation) if isinstance(dilation, Sequence) else (dilation,) * heads
     if len(each) != heads or not all(_is_count(d, 1) for d in each):
         raise ValueError(f"dilation is {dilation!r}; it must be an int >= 1, or one for each of the {heads} heads")
     return each

@@ -7,8 +7,8 @@ tiles of the same rows become one:
 
     m = max(m₁, m₂)        l = exp(m₁ - m) l₁ + exp(m₂ - m) l₂        O = exp(m₁ - m) O₁ + exp(m₂ - m) O₂
 
-and in the end O is divided by l. The backward pass keeps the inputs, m and l; m and l apart, since log l + m would
-round away what float32 has. A tile's probabilities are P = exp(S - m) / l once more, and with dO the gradient of the
+and in the end O is divided by l. The backward pass keeps the inputs and m. It computes a tile's exponentials once
+more, and l from them, so that a row's probabilities P sum to 1 whatever m was rounded to. With dO the gradient of the
 output,
 
     dV += Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - δ)      dQ += dS K · scale      dK += dSᵀ Q · scale
@@ -20,7 +20,7 @@ multiplies P by a mask drawn tile by tile from a seed, which is kept; dP is mult
 
 Everything here is written out in products, powers of two (of scores times log₂ e) and sums. ``fused`` leaves a band
 tile's forward to torch's own fused attention, which keeps a tile's scores in float32 where the inputs are bfloat16 or
-float16: that is both faster and more exact. In float32 it is faster by a seventh, but gives l and m as one number only.
+float16: that is both faster and more exact. It gives m + log l as one number, which then is m.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ from .tiles import Block, Piece, band_pieces, global_pieces, shifted
 
 FUSED_COLUMNS = 1024  # up to which torch's fused attention serves global rows faster
 LOG2_E = math.log2(math.e)
+NO_TRANSFORM = 'impl="blocked" and "fused" do not work under torch.func.vmap; use impl="reference" there'
+NO_FORWARD_MODE = (
+    'impl="blocked" and "fused" have no derivative in forward mode; use impl="reference" where one is needed'
+)
+NO_SECOND_DERIVATIVE = 'impl="blocked" and "fused" have no second derivative; use impl="reference" where one is needed'
 
 
 def sliding_window_attention(
@@ -52,12 +57,13 @@ def sliding_window_attention(
     scale: float,
     dropout_p: float,
     fused: bool = False,
+    seed: int | None = None,
 ) -> Tensor:
     """See :func:`longformer.kernels.sliding_window_attention`, which checks the arguments."""
     if fused:
         query, key, value = (_without_gaps(x) for x in (query, key, value))
     pieces = band_pieces(query, window, dilation, causal, key_mask, global_mask, fused)
-    return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused)
+    return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused, seed)
 
 
 def global_attention(
@@ -69,13 +75,13 @@ def global_attention(
     scale: float,
     dropout_p: float,
     fused: bool = False,
+    seed: int | None = None,
 ) -> Tensor:
     """See :func:`longformer.kernels.global_attention`, which checks the arguments."""
-    fused &= key.shape[2] <= FUSED_COLUMNS
     if fused:
         query, key, value = (_without_gaps(x) for x in (query, key, value))
     pieces = global_pieces(query, key, key_mask, fused)
-    return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused)
+    return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused, seed)
 
 
 def can_fuse(query: Tensor) -> bool:
@@ -92,8 +98,10 @@ def _attend(
     scale: float,
     dropout_p: float,
     fused: bool,
+    seed: int | None,
 ) -> Tensor:
-    seed = int(torch.randint(2**62, ())) if dropout_p else 0
+    if seed is None:
+        seed = int(torch.randint(2**62, ())) if dropout_p else 0
     differentiated = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     # Short inputs notice what autograd's machinery costs.
     run = _Attention.apply if differentiated or _transformed() else _Attention.forward
@@ -103,8 +111,8 @@ def _attend(
 
 
 def _transformed() -> bool:
-    """Whether a transform of torch.func is at work, which has to see the autograd function."""
-    return torch._C._functorch.maybe_current_level() is not None
+    """Whether a transform of torch.func or forward mode is at work, which has to see the autograd function."""
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _without_gaps(x: Tensor) -> Tensor:
@@ -146,10 +154,11 @@ def _band_scores(
     return scores
 
 
-def _global_scores(block: Block, queries: Tensor, keys: Tensor, scale: float, to: Scratch) -> Tensor:
+def _global_scores(piece: Piece, rows: slice, queries: Tensor, keys: Tensor, scale: float, to: Scratch) -> Tensor:
     """The same (H, rows, G) of all of a block's rows and the global columns."""
     scores = to.product("scores", queries, keys.transpose(1, 2), scale * LOG2_E)
-    return scores if block.global_hidden is None else scores.masked_fill_(block.global_hidden, -math.inf)
+    hidden = piece.global_hidden(rows)
+    return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)
 
 
 def _tile_forward(scores: Tensor, values: Tensor, drop: Dropout, to: Scratch) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,13 +167,17 @@ def _tile_forward(scores: Tensor, values: Tensor, drop: Dropout, to: Scratch) ->
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min).to(to.dtypes[1])
     weights = to.exp2_of_difference(scores, top)
     total = weights.sum(-1, keepdim=True)
+    if to.is_narrow:  # float16 has no room for sums of values that are yet to be divided
+        weights.div_(total.clamp(min=1))
+        top.add_(total.log2())
+        total.fill_(1)
     if drop.dropped:
         weights.mul_(drop.kept(weights.shape, to))
     return to.product("out", to.narrow("scores", weights), values, drop.factor), top, total
 
 
 class _TileGradient(NamedTuple):
-    """What the backward pass knows of a tile before its rows' δ: (H, T, columns) each, in at least float32.
+    """What the backward pass knows of a tile before its rows' sums: (H, T, columns) each, in at least float32.
 
     Weights, the same after dropout, and the gradient of the probabilities.
     """
@@ -173,10 +186,11 @@ class _TileGradient(NamedTuple):
     dropped: Tensor
     grad_probs: Tensor
 
-    def sums(self, to: Scratch) -> Tensor:
-        """(H, T, 1), what the tile adds to δ: the row sums of weights ∘ dP."""
+    def add_sums(self, total: Tensor, delta: Tensor, to: Scratch) -> None:
+        """Adds to (H, T, 1) the row sums of weights and of weights ∘ dP."""
+        total.add_(self.weights.sum(-1, keepdim=True))
         products = torch.mul(self.weights, self.grad_probs, out=to.take("products", self.weights.shape, wide=True))
-        return products.sum(-1, keepdim=True)
+        delta.add_(products.sum(-1, keepdim=True))
 
 
 def _tile_gradient(
@@ -194,6 +208,7 @@ def _tile_gradient(
 
 def _tile_backward(
     tile: _TileGradient,
+    total: Tensor,
     delta: Tensor,
     grad: Tensor,
     queries: Tensor,
@@ -204,11 +219,12 @@ def _tile_backward(
     to: Scratch,
 ) -> Tensor:
     """Adds to the gradients of a tile's keys and values, and gives that of its queries (H, T, D), in scratch memory."""
-    grad_scores = to.narrow("grad", tile.grad_probs.sub_(delta).mul_(tile.weights))
+    probs = tile.weights.div_(total)
+    dropped = tile.dropped.div_(total) if drop.dropped else probs
+    grad_scores = to.narrow("grad", tile.grad_probs.sub_(delta).mul_(probs))
     grad_keys, grad_values = grad_columns
     grad_keys.add_(to.product("received", grad_scores.transpose(1, 2), queries, scale))
-    dropped = to.narrow("scores", tile.dropped)
-    grad_values.add_(to.product("received", dropped.transpose(1, 2), grad, drop.factor))
+    grad_values.add_(to.product("received", to.narrow("scores", dropped).transpose(1, 2), grad, drop.factor))
     return to.product("out", grad_scores, keys, scale)
 
 
@@ -258,7 +274,7 @@ def _new(x: Tensor, dtype: torch.dtype, *, zero: bool) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """Attention over pieces, and its log-sum-exp (B, H, S, 1); the module's docstring has the mathematics."""
+    """Attention over pieces, and each row's top (B, H, S, 1); the module's docstring has the mathematics."""
 
     @staticmethod
     def forward(
@@ -271,7 +287,7 @@ class _Attention(torch.autograd.Function):
         dropout_p: float,
         seed: int,
         fused: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         out = _new(query, query.dtype, zero=not whole)
         to = Scratch(query)
         drop, drop_global = (Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
@@ -291,24 +307,24 @@ class _Attention(torch.autograd.Function):
                         part = _tile_forward(scores, views.value[:, columns], drop, to)
                         for result, found in zip(results, part, strict=True):
                             result[:, rows] = found
-                        if views.global_key is None:
+                        if views.global_key is None and not to.is_narrow:
                             results[0][:, rows].div_(part[2])
                 if views.global_key is not None and views.global_value is not None:
                     rows = block.all_rows
-                    scores = _global_scores(block, views.query[:, rows], views.global_key, scale, to)
+                    scores = _global_scores(piece, rows, views.query[:, rows], views.global_key, scale, to)
                     part = _tile_forward(scores, views.global_value, drop_global, to)
                     _merge([x[:, rows] for x in results], part, to)
             if piece.column_mask is not None and piece.padded_rows:
                 # Padding has perhaps nothing to attend to, and is 0 in any case. Its weights 2 ** (s - ∞) are 0.
                 for result, nothing in zip(results, (0.0, math.inf, 1.0), strict=True):
                     result.masked_fill_(~piece.column_mask[:, None], nothing)
-        return out, top, total
+        return out, top
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         query, key, value, *ctx.arguments, _ = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(query, key, value, *output[1:])
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(query, key, value, output[1])
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -316,7 +332,11 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def vmap(*_: Any) -> None:
-        raise RuntimeError('impl="blocked" does not work under torch.func.vmap; use impl="reference" there')
+        raise RuntimeError(NO_TRANSFORM)
+
+    @staticmethod
+    def jvp(*_: Any) -> None:
+        raise RuntimeError(NO_FORWARD_MODE)
 
 
 class _AttentionBackward(torch.autograd.Function):
@@ -329,7 +349,6 @@ class _AttentionBackward(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         top: Tensor,
-        total: Tensor,
         pieces: list[Piece],
         whole: bool,
         scale: float,
@@ -344,35 +363,45 @@ class _AttentionBackward(torch.autograd.Function):
         for piece in pieces:
             views = _views(piece, query, key, value)
             b, heads, index = piece.batch, piece.heads, piece.global_index
-            piece_grad, piece_top, piece_total, to_query = (
-                x[b, heads, piece.rows] for x in (grad_out, top, total, grad_query)
-            )
+            piece_grad, piece_top, to_query = (x[b, heads, piece.rows] for x in (grad_out, top, grad_query))
             of_columns = [x[b, heads, piece.columns] for x in (grad_key, grad_value)]
-            global_sums = [x.new_zeros(x.shape[0], 0 if index is None else len(index), x.shape[2]) for x in of_columns]
+            of_globals = [x.new_zeros(x.shape[0], 0 if index is None else len(index), x.shape[2]) for x in of_columns]
             for block in piece.blocks:
-                # P is the weights over their sum, and the sum divides dO and δ instead, which are smaller.
-                grads = (piece_grad[:, block.all_rows] / piece_total[:, block.all_rows]).to(query.dtype)
-                deltas = torch.zeros_like(piece_total[:, block.all_rows])
+                every, first = block.all_rows, block.rows.start
+                totals, deltas = (torch.zeros_like(piece_top[:, every]) for _ in range(2))
                 if views.global_key is not None and views.global_value is not None:
-                    block_queries, block_top = views.query[:, block.all_rows], piece_top[:, block.all_rows]
-                    scores = _global_scores(block, block_queries, views.global_key, scale, to_global)
-                    beside = _tile_gradient(scores, block_top, grads, views.global_value, drop_global, to_global)
-                    deltas += beside.sums(to_global)
+                    block_grad, block_queries = piece_grad[:, every], views.query[:, every]
+                    scores = _global_scores(piece, every, block_queries, views.global_key, scale, to_global)
+                    beside = _tile_gradient(
+                        scores, piece_top[:, every], block_grad, views.global_value, drop_global, to_global
+                    )
+                    beside.add_sums(totals, deltas, to_global)
                 for rows, columns in block.tiles():
-                    queries, keys = views.query[:, rows], views.key[:, columns]
-                    within = shifted(rows, -block.rows.start)
-                    grad, delta = grads[:, within], deltas[:, within]
+                    queries, keys, grad = views.query[:, rows], views.key[:, columns], piece_grad[:, rows]
+                    total, delta = (x[:, shifted(rows, -first)] for x in (totals, deltas))
                     scores = _band_scores(piece, block, columns, queries, keys, scale, to)
                     tile = _tile_gradient(scores, piece_top[:, rows], grad, views.value[:, columns], drop, to)
-                    delta.add_(tile.sums(to)).div_(piece_total[:, rows])
+                    tile.add_sums(total, delta, to)
+                    delta.div_(total.clamp_(min=torch.finfo(total.dtype).tiny))  # of padding both are 0
                     received = [x[:, columns] for x in of_columns]
-                    to_query[:, rows] = _tile_backward(tile, delta, grad, queries, keys, received, scale, drop, to)
+                    to_query[:, rows] = _tile_backward(
+                        tile, total, delta, grad, queries, keys, received, scale, drop, to
+                    )
                 if views.global_key is not None:
-                    to_query[:, block.all_rows] += _tile_backward(
-                        beside, deltas, grads, block_queries, views.global_key, global_sums, scale, drop, to_global
+                    to_query[:, every] += _tile_backward(
+                        beside,
+                        totals,
+                        deltas,
+                        block_grad,
+                        block_queries,
+                        views.global_key,
+                        of_globals,
+                        scale,
+                        drop_global,
+                        to_global,
                     )
             if index is not None:
-                for grads, sums in zip((grad_key, grad_value), global_sums, strict=True):
+                for grads, sums in zip((grad_key, grad_value), of_globals, strict=True):
                     grads[b, heads].index_add_(1, index, sums)
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
@@ -382,8 +411,12 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError('impl="blocked" has no second derivative; use impl="reference" where one is needed')
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
     @staticmethod
     def vmap(*_: Any) -> None:
-        raise RuntimeError('impl="blocked" does not work under torch.func.vmap; use impl="reference" there')
+        raise RuntimeError(NO_TRANSFORM)
+
+    @staticmethod
+    def jvp(*_: Any) -> None:
+        raise RuntimeError(NO_FORWARD_MODE)

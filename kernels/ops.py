@@ -250,7 +250,7 @@ _attention.register_autograd(_differentiate, setup_context=_remember)
 _attention_backward.register_autograd(_refuse, setup_context=_remember_impl)
 
 
-# ---- the blocked kernel, which draws its seed from torch's generator and differentiates itself
+# ---- the blocked kernel, which differentiates itself
 
 
 def _blocked(
@@ -264,27 +264,21 @@ def _blocked(
     seed: Tensor | None,
 ) -> Tensor:
     window, dilation, causal, key_mask, global_index = pattern
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(int(seed))
-        if window is None:
-            return blocked.global_attention(
-                query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=impl == "fused"
-            )
-        global_mask, seq_len = None, query.shape[2]
-        if global_index is not None:
-            global_mask = torch.zeros(query.shape[0], seq_len + 1, dtype=torch.bool, device=query.device)
-            global_mask = global_mask.scatter_(1, torch.where(global_index < 0, seq_len, global_index), True)[:, :-1]
-        return blocked.sliding_window_attention(
-            query,
-            key,
-            value,
-            (min(window[0], seq_len - 1), min(window[1], seq_len - 1)),
-            dilation=dilation,
-            causal=causal,
-            key_mask=key_mask,
-            global_mask=global_mask,
-            scale=scale,
-            dropout_p=dropout_p,
-            fused=impl == "fused",
-        )
+    drawn = None if seed is None else int(seed)
+    arguments: dict[str, Any] = {
+        "key_mask": key_mask,
+        "scale": scale,
+        "dropout_p": dropout_p,
+        "fused": impl == "fused",
+        "seed": drawn,
+    }
+    if window is None:
+        return blocked.global_attention(query, key, value, **arguments)
+    global_mask, seq_len = None, query.shape[2]
+    if global_index is not None:
+        global_mask = torch.zeros(query.shape[0], seq_len + 1, dtype=torch.bool, device=query.device)
+        global_mask = global_mask.scatter_(1, torch.where(global_index < 0, seq_len, global_index), True)[:, :-1]
+    within = (min(window[0], seq_len - 1), min(window[1], seq_len - 1))
+    return blocked.sliding_window_attention(
+        query, key, value, within, dilation=dilation, causal=causal, global_mask=global_mask, **arguments
+    )

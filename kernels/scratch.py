@@ -40,13 +40,18 @@ class Scratch:
         """``x`` in the inputs' precision."""
         return x if x.dtype == self.dtypes[0] else self.take(name, x.shape).copy_(x)
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the inputs' precision is lower than float32."""
+        return self.dtypes[0] != self.dtypes[1]
+
 
 class Dropout:
     """Which probabilities a pass over tiles keeps, drawn tile by tile in their order."""
 
     def __init__(self, probability: float, seed: int, device: torch.device) -> None:
         # In steps of 2⁻¹⁶: one draw serves four entries.
-        self.dropped = round(probability * 65536)
+        self.dropped = min(round(probability * 65536), 65535)
         self.factor = 65536 / (65536 - self.dropped)  # of those that are kept
         self.generator = torch.Generator(device=device).manual_seed(seed)
 

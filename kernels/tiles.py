@@ -9,7 +9,8 @@ no piece.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,15 +29,12 @@ class Block(NamedTuple):
 
     ceilings: ranges of a tile's columns with the (rows, range) most that a score there may be: -inf where a row does
         not see a column, +inf elsewhere.
-    global_hidden: (repeats · rows, G), True where a global column is not for a row: it stands in the row's band, where
-        it counts already, or is later than a causal row may see. None if there is no such place.
     """
 
     rows: slice
     columns: slice
     repeats: int
     ceilings: list[tuple[slice, Tensor]]
-    global_hidden: Tensor | None
 
     @property
     def all_rows(self) -> slice:
@@ -53,7 +51,8 @@ class Piece(NamedTuple):
     """One independent attention problem: heads of an example, or one residue class of a dilated window.
 
     Index of its rows and columns in (B, H, S, D), the blocks over them, a mask of columns that are not padding (None:
-    none is), the global columns' positions, and whether the mask is of the rows too.
+    none is), the global columns' positions, for a block's rows the mask of global columns that are not for them, and
+    whether the mask of columns is of the rows too.
     """
 
     batch: int
@@ -63,6 +62,7 @@ class Piece(NamedTuple):
     blocks: list[Block]
     column_mask: Tensor | None
     global_index: Tensor | None
+    global_hidden: Callable[[slice], Tensor | None]
     padded_rows: bool
 
 
@@ -98,12 +98,8 @@ def band_pieces(
                 if beside is not None:
                     most = min(most, MOST_SCORES // ((heads.stop - heads.start) * len(beside)))
                 blocks = list(_band_blocks(length, window, most, ceilings, query, fused))
-                if beside is not None:
-                    blocks = [
-                        block._replace(global_hidden=_global_hidden(beside, first, gap, block.all_rows, window, causal))
-                        for block in blocks
-                    ]
-                pieces.append(Piece(b, heads, rows, rows, blocks, piece_mask, beside, True))
+                hidden = partial(_global_hidden, beside, first, gap, window, causal)
+                pieces.append(Piece(b, heads, rows, rows, blocks, piece_mask, beside, hidden, True))
     return pieces
 
 
@@ -116,8 +112,8 @@ def global_pieces(query: Tensor, key: Tensor, key_mask: Tensor | None, fused: bo
         length = span.stop - span.start
         if length:
             step = rows if fused else max(1, MOST_SCORES // (heads * length))
-            blocks = [Block(slice(r, min(r + step, rows)), slice(0, length), 1, [], None) for r in range(0, rows, step)]
-            pieces.append(Piece(b, slice(0, heads), slice(0, rows), span, blocks, mask, None, False))
+            blocks = [Block(slice(r, min(r + step, rows)), slice(0, length), 1, []) for r in range(0, rows, step)]
+            pieces.append(Piece(b, slice(0, heads), slice(0, rows), span, blocks, mask, None, lambda rows: None, False))
     return pieces
 
 
@@ -158,14 +154,19 @@ def _band_blocks(
         repeats = 1
         if top >= left and top + step + right <= length:
             repeats = max(1, min(most, length - right - top) // step)
-        yield Block(slice(top, bottom), slice(first, last), repeats, found, None)
+        yield Block(slice(top, bottom), slice(first, last), repeats, found)
         top += repeats * step
 
 
 def _global_hidden(
-    index: Tensor, first: int, gap: int, rows: slice, window: tuple[int, int], causal: bool
+    index: Tensor | None, first: int, gap: int, window: tuple[int, int], causal: bool, rows: slice
 ) -> Tensor | None:
-    """See :class:`Block`."""
+    """(rows, G), True where a global column is not for a row; None if there is no such place.
+
+    It may stand in the row's band, where it counts already, or be later than a causal row may see.
+    """
+    if index is None:
+        return None
     row = torch.arange(first + rows.start * gap, first + rows.stop * gap, gap, device=index.device)
     distance = index - row[:, None]
     hidden = (distance >= -window[0] * gap) & (distance <= window[1] * gap)
@@ -184,7 +185,8 @@ def _occupied(key_mask: Tensor | None, b: int, seq_len: int) -> tuple[slice, Ten
     if not len(present):
         return slice(0, 0), None
     first, stop = int(present[0]), int(present[-1]) + 1
-    return slice(first, stop), None if len(present) == stop - first else key_mask[b, first:stop]
+    # A copy, since the backward pass reads it again, and the caller's mask may have changed by then.
+    return slice(first, stop), None if len(present) == stop - first else key_mask[b, first:stop].clone()
 
 
 def _head_runs(dilation: Sequence[int]) -> Iterator[tuple[slice, int]]:

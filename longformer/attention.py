@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
 from longformer.kernels import choose, global_attention, ops, sliding_window_attention
-from longformer.linear import Linear
+from longformer.linear import Linear, is_plain
 
 # Documents of fewer tokens are projected to global keys and values, by bytes a number: that is more arithmetic than to
 # carry the queries to the hidden states, but few large products instead of many small ones. Measured on a Xeon.
@@ -185,6 +185,7 @@ class LongformerSelfAttention(nn.Module):
         # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C. But the
         # GPU's kernels take no heads so wide.
         carried = len(index) * self.num_heads < hidden.shape[1] + len(index)
+        carried = carried and is_plain(self.key_global, self.value_global)
         if carried and choose(query, impl=self.impl, dropout_p=dropout_p).impl != "triton":
             return self._global_rows_unprojected(hidden, query, _row(document.key_mask))
         return self._attend_globally(

@@ -21,6 +21,19 @@ TERMS = 192  # of a dot product that oneDNN adds up at once
 FEWEST_OUTPUTS = 16  # of which oneDNN is worth its while: a head's two MKL computes as fast, and rounds less
 
 
+def is_plain(*layers: nn.Module) -> bool:
+    """Whether all are our own linear layers that nobody watches, so that their weights may be used without calling them."""
+    return all(type(layer) is Linear and not is_observed(layer) for layer in layers)
+
+
+def is_observed(*modules: nn.Module) -> bool:
+    """Whether any has a hook, which expects to be called once, with what the module takes and gives."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` that takes its input in whatever precision it comes, and computes in that of its weight."""
 
@@ -35,7 +48,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``: x (..., I) weightᵀ (I, O) + bias (O,), all of one dtype."""
     if len(weight) < FEWEST_OUTPUTS or not _served_by_onednn(x):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias)):
         out: Tensor = _Linear.apply(x, weight, bias)
         return out
     return _product(x, weight, bias)
@@ -62,11 +75,14 @@ def _has_onednn(x: Tensor) -> bool:
     return bool(
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
+        and x.dim() > 1
         and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and torch._C._functorch.maybe_current_level() is None
+        and torch.autograd.forward_ad._current_level < 0
     )
 
 

@@ -18,7 +18,7 @@ from longformer.attention import Document, LongformerSelfAttention, Padded
 from longformer.checkpoint import Pretrained
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.linear import Linear, linear_gelu
+from longformer.linear import Linear, is_observed, is_plain, linear_gelu
 
 FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists for so many tokens at a time
 
@@ -121,7 +121,7 @@ class LongformerOutput(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """(N, in_features) and (N, C) to (N, C)."""
         update = self.dropout(self.dense(x))
-        if torch.is_grad_enabled() or update.dtype != residual.dtype:
+        if torch.is_grad_enabled() or update.dtype != residual.dtype or is_observed(self.dense, self.dropout):
             return self.LayerNorm(residual + update)
         return self.LayerNorm(update.add_(residual))
 
@@ -158,7 +158,7 @@ class LongformerIntermediate(nn.Module):
         """(N, C) to (N, intermediate_size)."""
         dense = self.dense
         # Both at once, unless somebody wants to see what comes between, or has put another layer here.
-        if self.activation is F.gelu and type(dense) is Linear and not dense._forward_hooks:
+        if self.activation is F.gelu and is_plain(dense):
             return linear_gelu(hidden.to(dense.weight.dtype), dense.weight, dense.bias)
         return self.activation(dense(hidden))
 
@@ -175,7 +175,7 @@ class LongformerLayer(nn.Module):
     def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
         """(N, C) to (N, C)."""
         hidden = self.attention(hidden, documents)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_observed(self.intermediate, self.output):
             return self.output(self.intermediate(hidden), hidden)
         out = torch.empty_like(hidden)
         for rows, result in zip(hidden.split(FEED_FORWARD_ROWS), out.split(FEED_FORWARD_ROWS), strict=True):

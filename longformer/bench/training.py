@@ -80,8 +80,8 @@ def contender(name: str, step: Callable[[], Step]) -> Contender:
 
     def prepare() -> None:
         made.prepare()
-        for part in switches:  # none in ours; one model of transformers' runs with and without it in turns
-            part.gradient_checkpointing = RIVALS[name]
+        for part in switches:  # one model of transformers' runs with and without it in turns
+            part.gradient_checkpointing = RIVALS.get(name, False)
 
     return Contender(name, made.run, prepare, made.check)
 

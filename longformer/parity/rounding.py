@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longformer.attention import LongformerSelfAttention
+from longformer.attention import Document, LongformerSelfAttention
 from longformer.heads import LongformerForQuestionAnswering
 from longformer.kernels import global_attention
 from longformer.model import LongformerModel
@@ -87,6 +87,7 @@ class Truth:
         for part in double.modules():
             if isinstance(part, LongformerSelfAttention):
                 part._global_rows = partial(_global_rows, part)  # type: ignore[method-assign]
+                part._short_global_rows = lambda rows, documents: {}  # type: ignore[method-assign]
         return double.eval()
 
     def noise(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -123,8 +124,8 @@ class Truth:
         return total
 
 
-def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, index: Tensor, key_mask: Tensor | None) -> Tensor:
-    """(G, C): the rows ``index`` of global attention over ``hidden`` (L, C), by the formula as it stands.
+def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: Document) -> Tensor:
+    """(G, C): a document's global rows over its ``hidden`` (L, C), by the formula as it stands.
 
     Ours rearranges it where that is cheaper, to which end it never computes the keys. The truth must not, for its own
     sake, and since the noise comes from moving what the modules compute.
@@ -132,11 +133,12 @@ def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, index: Tens
     query, key, value = (
         projection(x).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(0, 1)[None]  # (1, H, ., D)
         for projection, x in (
-            (attention.query_global, hidden[index]),
+            (attention.query_global, hidden[document.global_index]),
             (attention.key_global, hidden),
             (attention.value_global, hidden),
         )
     )
+    key_mask = None if document.key_mask is None else document.key_mask[None]
     out = global_attention(query, key, value, key_mask=key_mask, impl="reference")
     return out[0].transpose(0, 1).flatten(1)
 
