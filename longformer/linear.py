@@ -22,7 +22,7 @@ FEWEST_OUTPUTS = 16  # of which oneDNN is worth its while: a head's two MKL comp
 
 
 def is_plain(*layers: nn.Module) -> bool:
-    """Whether all are our own linear layers that nobody watches, so that their weights may be used without calling them."""
+    """Whether all are our own linear layers, and unobserved: then their weights may be used without calling them."""
     return all(type(layer) is Linear and not is_observed(layer) for layer in layers)
 
 

@@ -114,10 +114,17 @@ def test_any_arguments(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_loses_no_more_than_a_plain_softmax(impl: str, dtype: torch.dtype) -> None:
-    """Distance from float64, of outputs and gradients, within twice that of the dense formula in the same precision."""
+@pytest.mark.parametrize(("sharpness", "mean"), [(1, 0), (10, 3)])
+def test_low_precision_loses_no_more_than_a_plain_softmax(
+    impl: str, dtype: torch.dtype, sharpness: float, mean: float
+) -> None:
+    """Distance from float64, of outputs and gradients, within twice that of the dense formula in the same precision.
+
+    Also where scores are large, and where values have much in common, which must cancel in the gradient.
+    """
     seq_len, arguments = 300, {"global_mask": torch.arange(300)[None] < 4}
-    qkv = [x.to(dtype) for x in random_qkv(1, 4, seq_len, 32)]
+    query, key, value = random_qkv(1, 4, seq_len, 32)
+    qkv = [x.to(dtype) for x in (query * sharpness, key, value + mean)]
     grad = torch.randn_like(qkv[0])
     truth = run("reference", [x.double() for x in qkv], grad.double(), (64, 64), **arguments)
     plain = run("reference", qkv, grad, (64, 64), **arguments)
@@ -149,32 +156,82 @@ def test_padding_of_very_negative_scores_has_finite_gradients_in_half() -> None:
         assert torch.isfinite(grad).all()
 
 
-def test_memory_that_was_used_before_is_not_read() -> None:
-    qkv = random_qkv(1, 3, 130, 16, torch.float32)
-    keep = torch.arange(130)[None] < 100
-    expected = sliding_window_attention(*qkv, (20, 20), key_mask=keep, impl="reference")
+@pytest.mark.parametrize("impl", ["blocked", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_that_was_used_before_is_not_read(impl: str, dtype: torch.dtype) -> None:
+    qkv, grad = random_qkv(1, 3, 130, 16, dtype), random_qkv(1, 3, 130, 16, dtype)[0]
+    arguments = {"key_mask": torch.arange(130)[None] < 100, "global_mask": torch.arange(130)[None] == 7}
+    expected = run(impl, qkv, grad, (20, 20), **arguments)
     before = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty gives NaN
     try:
-        out = sliding_window_attention(*qkv, (20, 20), key_mask=keep)
+        results = run(impl, qkv, grad, (20, 20), **arguments)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = before
-    torch.testing.assert_close(out, expected)
+    for actual, first in zip(results, expected, strict=True):
+        assert torch.equal(actual, first)
 
 
-def test_same_bits_again() -> None:
+@pytest.mark.parametrize(("impl", "dropout_p"), [("blocked", 0.2), ("blocked", 0.0), ("fused", 0.0)])
+def test_same_bits_again(impl: str, dropout_p: float) -> None:
     qkv = random_qkv(2, 3, 150, 16, torch.float32)
     globals_ = torch.rand(2, 150) < 0.05
     grad = torch.randn_like(qkv[0])
 
     def results() -> list[Tensor]:
         torch.manual_seed(3)
-        return run("blocked", qkv, grad, (20, 20), global_mask=globals_, dropout_p=0.2)
+        return run(impl, qkv, grad, (20, 20), global_mask=globals_, dropout_p=dropout_p)
 
     for first, again in zip(results(), results(), strict=True):
         assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dropout_in_low_precision_is_that_of_float32(dtype: torch.dtype) -> None:
+    """The same draws, forward and backward, so that only rounding is between them."""
+    qkv, grad = [x.to(dtype) for x in random_qkv(1, 2, 150, 16)], random_qkv(1, 2, 150, 16)[0].to(dtype)
+    arguments: dict[str, Any] = {"global_mask": torch.arange(150)[None] < 3, "dropout_p": 0.3}
+    torch.manual_seed(3)
+    results = run("blocked", qkv, grad, (20, 20), **arguments)
+    # Rows of a tile differ by precision, and draws go tile by tile.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longformer.kernels.tiles.ROWS", {4: 128})
+        torch.manual_seed(3)
+        expected = run("blocked", [x.float() for x in qkv], grad.float(), (20, 20), **arguments)
+    for actual, exact in zip(results, expected, strict=True):
+        assert (actual - exact).norm() <= 8 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_half_does_not_overflow_before_it_is_divided() -> None:
+    query = torch.zeros(1, 1, 600, 4, dtype=torch.float16)
+    value = torch.full_like(query, 200.0)
+    for out in (
+        sliding_window_attention(query, query, value, (256, 256), impl="blocked"),
+        sliding_window_attention(query, query, value, (256, 256), global_mask=torch.arange(600)[None] < 400),
+        global_attention(query, query, value, impl="blocked"),
+    ):
+        torch.testing.assert_close(out, value)
+    few = torch.arange(600)[None] < 400
+    small = torch.full_like(query, 3e-5)
+    grads = run("blocked", [query, query, value], small, (256, 256), global_mask=few)
+    expected = run("reference", [query, query, value], small, (256, 256), global_mask=few)
+    assert (grads[3] - expected[3]).norm() <= 0.05 * expected[3].norm()  # near the least that half can hold
+
+
+def test_a_mask_that_changes_afterwards_changes_nothing() -> None:
+    qkv = [x.requires_grad_() for x in random_qkv(1, 1, 40, 4)]
+    keep = torch.arange(40)[None] % 5 != 3
+    grads = []
+    for change in (False, True):
+        mask = keep.clone()
+        out = sliding_window_attention(*qkv, (5, 5), key_mask=mask, impl="blocked")
+        if change:
+            mask.fill_(False)
+        grads.append(torch.autograd.grad(out.sum(), qkv))
+    for first, second in zip(*grads, strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("impl", ["reference", "banded", "blocked"])
@@ -233,6 +290,9 @@ def test_functional_gradient_and_the_clear_end_of_second_derivatives() -> None:
         grad.sum().backward()
     with pytest.raises(RuntimeError, match=r'torch\.func\.vmap; use impl="reference"'):
         torch.func.vmap(lambda q: loss(q, "blocked"))(query.detach()[None])
+    for impl in ("blocked", "fused"):
+        with pytest.raises(RuntimeError, match=r'forward mode; use impl="reference"'):
+            torch.func.jvp(lambda q, impl=impl: loss(q, impl), (query.detach(),), (query.detach(),))
 
 
 # ---- global attention
@@ -251,7 +311,7 @@ def test_global_attention(rows: int, seq_len: int, padding: bool) -> None:
         keep[2, seq_len // 2 :] = False
     grad = torch.randn_like(query)
     results = []
-    for impl in ("reference", "blocked", "banded", "auto"):
+    for impl in ("reference", "blocked", "banded", "fused", "auto"):
         inputs = [x.detach().clone().requires_grad_() for x in (query, key, value)]
         out = global_attention(*inputs, key_mask=keep, impl=impl)
         out.backward(grad)
@@ -358,6 +418,7 @@ BOOL = torch.ones(2, 8, dtype=torch.bool)
         ({"scale": float("nan")}, ValueError, "scale is nan"),
         ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0"),
         ({"dropout_p": -0.1}, ValueError, r"must be a number in \[0, 1\)"),
+        ({"dilation": 2.0}, ValueError, "dilation is 2.0; it must be an int >= 1"),
         ({"impl": "fast"}, ValueError, "impl is 'fast'; it must be one of 'auto', 'reference'"),
     ],
 )
@@ -369,6 +430,16 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
 def test_global_attention_refuses_unlike_heads() -> None:
     with pytest.raises(ValueError, match="they must agree in B, H and D"):
         global_attention(torch.randn(1, 2, 3, 4), torch.randn(1, 3, 8, 4), torch.randn(1, 3, 8, 4))
+
+
+def test_probabilities_refuse_unlike_lengths() -> None:
+    with pytest.raises(ValueError, match="a sliding window needs them equal"):
+        sliding_window_probabilities(torch.randn(1, 2, 8, 4), torch.randn(1, 2, 9, 4), (2, 2))
+
+
+def test_the_most_dropout() -> None:
+    qkv = random_qkv(1, 1, 30, 4)
+    assert torch.isfinite(sliding_window_attention(*qkv, (3, 3), dropout_p=0.999999)).all()
 
 
 def test_choice_is_told() -> None:

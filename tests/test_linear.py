@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import longformer.linear
-from longformer.linear import Linear, linear
+from longformer.linear import Linear, linear, linear_gelu
 
 
 @pytest.fixture(autouse=True, params=["MKL", "oneDNN"])
@@ -32,6 +32,32 @@ def test_outputs_and_gradients(shape: tuple[int, ...], bias: bool) -> None:
         results.append([out.detach(), *(p.grad for p in inputs if p is not None)])
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_may_be_trained_alone() -> None:
+    layer, x = Linear(300, 40), torch.randn(50, 300)
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((40,), 50.0))
+
+
+def test_autocast_and_forward_mode() -> None:
+    layer, x = Linear(300, 40), torch.randn(50, 300)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        assert linear_gelu(x, layer.weight, layer.bias).dtype == torch.bfloat16
+    _, tangent = torch.func.jvp(lambda x: linear(x, layer.weight, None), (x,), (x,))
+    torch.testing.assert_close(tangent, F.linear(x, layer.weight), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_at_once(dtype: torch.dtype) -> None:
+    layer, x = Linear(300, 40).to(dtype), torch.randn(50, 300, dtype=dtype)
+    expected = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()))
+    with torch.no_grad():
+        actual = linear_gelu(x, layer.weight, layer.bias)
+    assert actual.dtype == dtype
+    assert (actual - expected).abs().max() <= {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}[dtype]  # values up to 2
 
 
 def test_no_further_from_float64_than_torch_itself() -> None:

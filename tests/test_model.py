@@ -364,6 +364,50 @@ def test_dropout_of_a_global_row_with_and_without_projection() -> None:
     torch.testing.assert_close(plain.std(dim=0), projected.std(dim=0), rtol=0.15, atol=0)
 
 
+def test_hooks_see_what_a_module_takes_and_gives() -> None:
+    """Also of the layers that are otherwise computed together, in parts, or not called at all."""
+    model = build(dtype=torch.float32).eval()
+    layer = model.encoder.layer[0]
+    ids = random_ids(1, 40)
+    seen: dict[str, list[Tensor]] = {}
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def remember(name: str, tensor: Tensor) -> None:
+        seen.setdefault(name, []).append(tensor.clone())
+
+    with torch.no_grad():
+        plain = states(model, ids)
+        handles = [
+            layer.intermediate.dense.register_forward_pre_hook(lambda _, args: remember("before", args[0])),
+            layer.output.register_forward_hook(lambda _, args, out: remember("output", out)),
+            layer.attention.output.dense.register_forward_hook(lambda _, args, out: kept.append((out, out.clone()))),
+        ]
+        torch.testing.assert_close(states(model, ids), plain)
+        for handle in handles:
+            handle.remove()
+    assert {name: len(calls) for name, calls in seen.items()} == {"before": 1, "output": 1}
+    ((given, as_it_was),) = kept
+    assert torch.equal(given, as_it_was)
+
+
+def test_another_layer_in_place_of_a_projection_is_called() -> None:
+    """An adapter around ``value_global`` counts at every length, though plain layers' weights are read at some."""
+    attention = build().encoder.layer[0].attention.self
+
+    class Doubled(nn.Module):
+        def __init__(self, layer: nn.Linear) -> None:
+            super().__init__()
+            self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.layer(x)
+
+    hidden, documents = torch.randn(30, 32, dtype=torch.float64), [Document(30, None, torch.tensor([3]))]
+    before = attention(hidden, documents)[3]
+    attention.value_global = Doubled(attention.value_global)  # type: ignore[assignment]
+    torch.testing.assert_close(attention(hidden, documents)[3], 2 * before)
+
+
 def test_short_documents_are_projected_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their outputs and gradients are those of documents taken one by one, whatever else is in the batch."""
     attention = build(CONFIG).encoder.layer[0].attention.self
@@ -381,11 +425,15 @@ def test_short_documents_are_projected_together(monkeypatch: pytest.MonkeyPatch)
     for short in (0, 9, 10):
         monkeypatch.setattr(longformer.attention, "SHORT", {8: short})
         calls = []
-        handle = attention.key_global.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+
+        def counted(x: Tensor, calls: list[int] = calls) -> Tensor:
+            calls.append(len(x))
+            return type(attention.key_global).forward(attention.key_global, x)
+
+        attention.key_global.forward = counted  # a hook would have every document projected
         states = hidden.clone().requires_grad_()
         out = attention(states, documents)
-        handle.remove()
-        assert len(calls) == {0: 0, 9: 1, 10: 1}[short]
+        assert calls == {0: [], 9: [8], 10: [17]}[short]  # tokens that are projected
         attention.zero_grad()
         out.backward(grad)
         results.append([out.detach(), states.grad, *(p.grad for layer in projections for p in layer.parameters())])
