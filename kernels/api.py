@@ -149,7 +149,8 @@ def global_attention(
         return ops.attention(query, key, value, impl=chosen, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
     match chosen:
         case "blocked" | "fused":
-            fused = chosen == "fused" and (impl == "fused" or seq_len <= blocked.FUSED_COLUMNS)
+            wide = head_dim > blocked.WIDE and query.element_size() > 2
+            fused = chosen == "fused" and (impl == "fused" or not wide)
             return blocked.global_attention(
                 query, key, value, key_mask=key_mask, scale=scale, dropout_p=dropout_p, fused=fused
             )

@@ -35,7 +35,7 @@ from torch import Tensor
 from .scratch import Dropout, Scratch
 from .tiles import Block, Piece, band_pieces, global_pieces, shifted
 
-FUSED_COLUMNS = 1024  # up to which torch's fused attention serves global rows faster
+WIDE = 256  # heads wider than this torch's fused attention serves slower in float32
 LOG2_E = math.log2(math.e)
 NO_TRANSFORM = 'impl="blocked" and "fused" do not work under torch.func.vmap; use impl="reference" there'
 NO_FORWARD_MODE = (
@@ -219,13 +219,18 @@ def _tile_backward(
     to: Scratch,
 ) -> Tensor:
     """Adds to the gradients of a tile's keys and values, and gives that of its queries (H, T, D), in scratch memory."""
-    probs = tile.weights.div_(total)
-    dropped = tile.dropped.div_(total) if drop.dropped else probs
-    grad_scores = to.narrow("grad", tile.grad_probs.sub_(delta).mul_(probs))
+    weights, dropped = tile.weights, tile.dropped
+    if to.is_narrow:  # P is the weights over their sum
+        weights = weights.div_(total)
+        dropped = dropped.div_(total) if drop.dropped else weights
+    else:  # where there is room, the sum divides the smaller factor of each product instead
+        queries, grad = queries / total, grad / total
+    grad_scores = to.narrow("grad", tile.grad_probs.sub_(delta).mul_(weights))
     grad_keys, grad_values = grad_columns
     grad_keys.add_(to.product("received", grad_scores.transpose(1, 2), queries, scale))
     grad_values.add_(to.product("received", to.narrow("scores", dropped).transpose(1, 2), grad, drop.factor))
-    return to.product("out", grad_scores, keys, scale)
+    grad_queries = to.product("out", grad_scores, keys, scale)
+    return grad_queries if to.is_narrow else grad_queries.div_(total)
 
 
 def _fused_forward(piece: Piece, block: Block, views: _Views, scale: float) -> tuple[Tensor, Tensor]:
@@ -382,7 +387,7 @@ class _AttentionBackward(torch.autograd.Function):
                     scores = _band_scores(piece, block, columns, queries, keys, scale, to)
                     tile = _tile_gradient(scores, piece_top[:, rows], grad, views.value[:, columns], drop, to)
                     tile.add_sums(total, delta, to)
-                    delta.div_(total.clamp_(min=torch.finfo(total.dtype).tiny))  # of padding both are 0
+                    delta.div_(total.masked_fill_(total == 0, 1.0))  # padding's
                     received = [x[:, columns] for x in of_columns]
                     to_query[:, rows] = _tile_backward(
                         tile, total, delta, grad, queries, keys, received, scale, drop, to
