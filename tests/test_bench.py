@@ -13,7 +13,20 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from longformer import LongformerConfig, LongformerError
 from longformer import cli as command
-from longformer.bench import attention, machine, memory, model, peak, qa, report, rivals, scaling, timing, training
+from longformer.bench import (
+    attention,
+    machine,
+    memory,
+    model,
+    peak,
+    precision,
+    qa,
+    report,
+    rivals,
+    scaling,
+    timing,
+    training,
+)
 from longformer.bench.timing import Case, Contender, DisagreementError, Record, UnavailableError
 
 TINY = LongformerConfig(
@@ -298,6 +311,38 @@ def test_model_command(run, config_file, tmp_path):
     assert all(result["difference"] > 0 for result in cases[1]["results"])
     assert (tmp_path / "m.png").is_file()
     assert "tokens/s" in out
+
+
+def test_precision_command(run, tmp_path):
+    """Over the package's own checkpoint: float32 changes nothing against itself, and lower precision takes less."""
+    text = "Ann lives in Rome. Ben lives in Oslo. Zoe went to Lima by train."
+    questions = [
+        {"id": str(i), "question": question, "answers": [{"text": "Rome", "answer_start": text.index("Rome")}]}
+        for i, question in enumerate(["Where does Ann live?", "Where does Ben live?", "How did Zoe go?"])
+    ]
+    data = {"version": "1.1", "data": [{"title": "", "paragraphs": [{"context": text, "qas": questions}]}]}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    json_file = tmp_path / "p.json"
+    status, out, err = run("precision", tmp_path / "data.json", "--rounds", 1, "--threads", 1, "--json", json_file)
+    assert status == 0, err
+    (only,) = json.loads(json_file.read_text())["cases"]
+    settings = only["settings"]
+    assert settings["answers_changed"]["float32"] == 0 and set(settings["answers_changed"]) == set(precision.DEFAULT)
+    sizes = settings["weights_bytes"]
+    assert sizes["int8"] < sizes["mixed"] < sizes["float32"] and sizes["bfloat16"] * 2 == sizes["float32"]
+    differences = {result["name"]: result["difference"] for result in only["results"]}
+    assert differences["float32"] == 0 < differences["mixed"]
+    assert "answers changed of 3" in out and "questions/s" in out
+
+
+@pytest.mark.parametrize(
+    ("precisions", "message"),
+    [("float32,int4", "'int4' is no precision; there are float32"), ("int8", "it must be float32")],
+)
+def test_precisions_that_cannot_be_compared(run, tmp_path, precisions, message):
+    status, _, err = run("precision", tmp_path / "absent.json", "--precisions", precisions, "--rounds", 1)
+    assert status == 2
+    assert message in err
 
 
 def test_training_command(run, config_file, tmp_path):

@@ -253,6 +253,37 @@ def scaling(lengths: tuple[int, ...], dtype: str, most_seconds: float, **options
 
 
 @bench.command()
+@click.argument("data")
+@click.option(
+    "--model", metavar="NAME", help="Checkpoint: a folder or a name on the hub; the package's own if not given."
+)
+@click.option("--limit", type=POSITIVE, metavar="N", help="Take N questions, evenly spaced over the file.")
+@click.option(
+    "--precisions",
+    type=Names(),
+    default="float32,bfloat16,mixed,int8",
+    show_default=True,
+    help="What to compare, float32 first.",
+)
+@common(rounds=3)
+def precision(data: str, model: str | None, limit: int | None, precisions: tuple[str, ...], **options: Any) -> None:
+    """Speed, weights, logits and changed answers over the SQuAD-format file DATA, in each precision."""
+
+    def records(rounds: int) -> list[Record]:
+        from longformer.bench import precision
+
+        return [precision.measure(data, model, precisions, rounds, limit)]
+
+    def figures(records: list[Record]) -> dict[str, float]:
+        from longformer.bench import precision
+
+        return precision.figures(records)
+
+    asked = {"data": Path(data).name, "model": model, "limit": limit, "precisions": precisions}
+    _run("precision", records, asked, options, figures)
+
+
+@bench.command()
 @click.option("--length", type=POSITIVE, default=4096, show_default=True, metavar="S", help="Tokens.")
 @click.option(
     "--globals",
