@@ -425,3 +425,36 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def jvp(*_: Any) -> None:
         raise RuntimeError(NO_FORWARD_MODE)
+
+
+def attention_and_tops(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pieces: list[Piece],
+    whole: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+    fused: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention (B, H, R, D) and tops (B, H, R, 1), unrecorded: an operator records its own derivative."""
+    if fused:
+        query, key, value = (_without_gaps(x) for x in (query, key, value))
+    return _Attention.forward(query, key, value, pieces, whole, scale, dropout_p, seed, fused)
+
+
+def gradients(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    top: Tensor,
+    pieces: list[Piece],
+    whole: bool,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, with what :func:`attention_and_tops` took and gave."""
+    return _AttentionBackward.forward(grad_out, query, key, value, top, pieces, whole, scale, dropout_p, seed)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import blocked
+from .tiles import Piece, band_pieces, global_pieces
 
 TRACED = ("auto", "blocked", "fused", "triton")  # these are operators in a graph; the others are traced through
 
@@ -83,7 +84,7 @@ def _attention(
     dropout_p: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    """Attention (B, H, R, D) and its log-sum-exp (B, H, R)."""
+    """Attention (B, H, R, D), and (B, H, R) for the backward pass: log-sum-exp, or what ``blocked.py`` calls top."""
     impl = _chosen(query, impl, dropout_p)
     if window or global_index is None:
         pattern: Any = (window or None, dilation, causal, key_mask, global_index)
@@ -164,8 +165,11 @@ def _forward(
         from . import triton
 
         return triton.forward(query, key, value, triton.Pattern(*pattern), scale, dropout_p, seed)
-    out = _blocked(query, key, value, impl, pattern, scale, dropout_p, seed)
-    return out, out.new_zeros(out.shape[:3], dtype=_wide(out))
+    pieces, whole, drawn = _cut(impl, query, key, pattern, seed)
+    out, tops = blocked.attention_and_tops(
+        query, key, value, pieces, whole, scale, dropout_p, drawn, fused=impl == "fused"
+    )
+    return out, tops.squeeze(-1)
 
 
 def _backward(
@@ -186,15 +190,8 @@ def _backward(
 
         arguments = (grad_out, query, key, value, out, lse)
         return triton.backward(*arguments, triton.Pattern(*pattern), scale, dropout_p, seed)
-    leaves: Any
-    with torch.enable_grad():
-        # Nothing but the kernel itself is recorded here, so what it would copy first is copied in advance.
-        leaves = [(x if x.stride(-1) == 1 else x.contiguous()).detach() for x in (query, key, value)]
-        leaves = [x.requires_grad_() for x in leaves]
-        again = _blocked(leaves[0], leaves[1], leaves[2], impl, pattern, scale, dropout_p, seed)
-    grads = torch.autograd.grad(again, leaves, grad_out)
-    grad_query, grad_key, grad_value = (_like(x).copy_(g) for x, g in zip((query, key, value), grads, strict=True))
-    return grad_query, grad_key, grad_value
+    pieces, whole, drawn = _cut(impl, query, key, pattern, seed)
+    return blocked.gradients(grad_out, query, key, value, lse[..., None], pieces, whole, scale, dropout_p, drawn)
 
 
 def _chosen(query: Tensor, impl: str, dropout_p: float) -> str:
@@ -250,35 +247,18 @@ _attention.register_autograd(_differentiate, setup_context=_remember)
 _attention_backward.register_autograd(_refuse, setup_context=_remember_impl)
 
 
-# ---- the blocked kernel, which differentiates itself
+# ---- the blocked kernel
 
 
-def _blocked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    impl: str,
-    pattern: Any,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> Tensor:
+def _cut(impl: str, query: Tensor, key: Tensor, pattern: Any, seed: Tensor | None) -> tuple[list[Piece], bool, int]:
+    """The pieces that it works on, whether they hold all rows, and its seed."""
     window, dilation, causal, key_mask, global_index = pattern
-    drawn = None if seed is None else int(seed)
-    arguments: dict[str, Any] = {
-        "key_mask": key_mask,
-        "scale": scale,
-        "dropout_p": dropout_p,
-        "fused": impl == "fused",
-        "seed": drawn,
-    }
+    whole, drawn, fused = key_mask is None, 0 if seed is None else int(seed), impl == "fused"
     if window is None:
-        return blocked.global_attention(query, key, value, **arguments)
+        return global_pieces(query, key, key_mask, fused), whole, drawn
     global_mask, seq_len = None, query.shape[2]
     if global_index is not None:
         global_mask = torch.zeros(query.shape[0], seq_len + 1, dtype=torch.bool, device=query.device)
         global_mask = global_mask.scatter_(1, torch.where(global_index < 0, seq_len, global_index), True)[:, :-1]
     within = (min(window[0], seq_len - 1), min(window[1], seq_len - 1))
-    return blocked.sliding_window_attention(
-        query, key, value, within, dilation=dilation, causal=causal, global_mask=global_mask, **arguments
-    )
+    return band_pieces(query, within, dilation, causal, key_mask, global_mask, fused), whole, drawn

@@ -118,7 +118,7 @@ def forward(
             heads=heads,
             D=head_dim,
             BD=_padded(head_dim),
-            PRECISION=_precision(query),
+            PRECISION=precision(query),
         )
     return out, lse
 
@@ -230,7 +230,6 @@ def _runs(
     """What all kernels are told of each run of heads."""
     batch, heads, rows, head_dim = query.shape
     columns, index, mask = key.shape[2], pattern.global_index, pattern.key_mask
-    left, right = (rows + columns,) * 2 if pattern.window is None else (min(w, columns) for w in pattern.window)
     dropped = min(round(dropout_p * 2**31), 2**31 - 1)
     common = {
         "key_mask": None if mask is None else mask.contiguous().view(torch.uint8),
@@ -241,8 +240,6 @@ def _runs(
         "columns": columns,
         "all_heads": heads,
         "width": 0 if index is None else index.shape[1],
-        "left": left,
-        "right": right,
         "causal": int(pattern.causal),
         "scale": scale / math.log(2),
         "keep_scale": 1 / (1 - dropped / 2**31),
@@ -251,16 +248,24 @@ def _runs(
         "D": head_dim,
         "BD": _padded(head_dim),
         "PADDED_ROWS": mask is not None and pattern.window is not None,
-        "PRECISION": _precision(query),
+        "PRECISION": precision(query),
     }
     first = 0
     for stop in range(1, heads + 1):
         if stop == heads or pattern.dilation[stop] != pattern.dilation[first]:
             gap = min(pattern.dilation[first], columns)
-            yield _Run(
-                batch, slice(first, stop), gap, {**common, "heads": stop - first, "first_head": first, "gap": gap}
-            )
+            left, right = _steps(pattern.window, gap, rows, columns)
+            cut = {"heads": stop - first, "first_head": first, "gap": gap, "left": left, "right": right}
+            yield _Run(batch, slice(first, stop), gap, {**common, **cut})
             first = stop
+
+
+def _steps(window: tuple[int, int] | None, gap: int, rows: int, columns: int) -> tuple[int, int]:
+    """How many steps of ``gap`` a row sees, no more than there are: the kernels multiply the two in 32 bits."""
+    if window is None:
+        return rows + columns, rows + columns
+    most = -(-columns // gap)
+    return min(window[0], most), min(window[1], most)
 
 
 def _parts(programs: int, tokens: int) -> int:
@@ -277,7 +282,7 @@ def _padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def _precision(query: Tensor) -> str:
+def precision(query: Tensor) -> str:
     """Whether products of float32 may round to TF32: as torch has been told for its own."""
     if INTERPRETED and query.dtype == torch.bfloat16:
         return "interpreted"
@@ -368,10 +373,12 @@ def _launch(kernel: Any, grid: Any, config: dict[str, int], **arguments: Any) ->
 
 @functools.cache
 def _tuned(kernel: Any, itemsize: int, head_dim: int) -> Any:
-    """``kernel`` with the best of its configurations for a window and head size, measured once and kept on disk."""
+    """``kernel`` with the best of its configurations for each kind of work, measured once and kept on disk."""
     tried = _configs(kernel.fn.__name__, itemsize, head_dim)
     configs = [
         triton.Config({"BM": c["BM"], "BN": c["BN"]}, num_warps=c["num_warps"], num_stages=c["num_stages"])
         for c in tried
     ]
-    return triton.autotune(configs, key=["left", "right", "D"], cache_results=True)(kernel)
+    # Sums beside the band, and parts of all columns, are other work than a band's, though window and head are the same.
+    kinds = [name for name in ("left", "right", "D", "BESIDE", "PARTIAL", "PRECISION") if name in kernel.arg_names]
+    return triton.autotune(configs, key=kinds, cache_results=True)(kernel)

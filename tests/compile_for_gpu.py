@@ -1,7 +1,10 @@
-"""Compile the GPU's kernels, as they would be launched, for a device that is not here: ``compile_for_gpu.py cuda 90``.
+"""Compile the GPU's kernels, as they would be launched, for a device that is not here.
+
+    compile_for_gpu.py cuda 90 bfloat16-64 float32-128-tf32 ...
 
 Triton's compiler needs no device, only its launcher does. A driver that names the device stands in for it, and each
-launch ends behind the compiler. Prints the kernels that were compiled.
+launch ends behind the compiler. A case is a dtype, a size of head, and what of ``FORMS``, or "tf32", else a window with
+everything. Prints the kernels that were compiled.
 """
 
 import sys
@@ -16,7 +19,7 @@ from triton.runtime import JITFunction
 from longformer.kernels import ops
 from longformer.kernels import triton as launcher
 
-backend, architecture = sys.argv[1], sys.argv[2]
+backend, architecture, *cases = sys.argv[1:]
 target = GPUTarget(backend, int(architecture), 32) if backend == "cuda" else GPUTarget(backend, architecture, 64)
 MOST = {"90": 232448, "80": 166912, "gfx942": 65536}[architecture]  # bytes of shared memory a program may have
 triton.runtime.driver.set_active(
@@ -41,16 +44,29 @@ def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **named: A
 JITFunction.run = compile_only  # type: ignore[method-assign]
 
 
-def both_ways(dtype: torch.dtype, head_dim: int, pattern: launcher.Pattern, rows: int, seed: Any, p: float) -> None:
-    key, value = (torch.randn(1, 512, 2, head_dim).to(dtype).transpose(1, 2) for _ in range(2))
-    query = torch.randn(1, rows, 2, head_dim).to(dtype).transpose(1, 2)
-    out, lse = launcher.forward(query, key, value, pattern, 0.1, p, seed)
-    launcher.backward(torch.randn_like(query), query, key, value, out, lse, pattern, 0.1, p, seed)
+TOKENS, WINDOW = 1024, 256  # a window so wide that blocks have their whole size
+keep = torch.arange(TOKENS)[None] < 900
+globals_ = ops.global_index(torch.arange(TOKENS)[None] % 100 == 3, counted=True)
+Pattern = launcher.Pattern
+FORMS = {
+    "full": Pattern((WINDOW, WINDOW), (1, 2), False, keep, globals_),
+    "plain": Pattern((WINDOW, WINDOW), (1, 1), False, None, None),
+    "causal": Pattern((WINDOW, 0), (1, 1), True, None, globals_),
+    "narrow": Pattern((32, 32), (1, 1), False, None, None),
+    "global": Pattern(None, (1, 1), False, keep, None),
+}
 
 
-keep = torch.arange(512)[None] < 400
-globals_ = ops.global_index(torch.arange(512)[None] % 100 == 3, counted=True)
-full = launcher.Pattern((64, 64), (1, 2), False, keep, globals_)
-both_ways(torch.bfloat16, 64, full, 512, torch.zeros(1, dtype=torch.int64), 0.1)
-both_ways(torch.float16, 80, launcher.Pattern((64, 0), (1, 1), True, None, None), 512, None, 0.0)
-both_ways(torch.float32, 16, launcher.Pattern(None, (1, 1), False, keep, None), 7, None, 0.0)
+def both_ways(dtype: torch.dtype, head_dim: int, form: str) -> None:
+    """Forward and backward; dropout in the full form."""
+    key, value = (torch.randn(1, TOKENS, 2, head_dim).to(dtype).transpose(1, 2) for _ in range(2))
+    query = key[:, :, :7] if form == "global" else torch.randn_like(key)
+    seed, p = (torch.zeros(1, dtype=torch.int64), 0.1) if form == "full" else (None, 0.0)
+    out, lse = launcher.forward(query, key, value, FORMS[form], 0.1, p, seed)
+    launcher.backward(torch.randn_like(query), query, key, value, out, lse, FORMS[form], 0.1, p, seed)
+
+
+for case in cases:
+    dtype_name, size, *more = case.split("-")
+    torch.set_float32_matmul_precision("high" if more == ["tf32"] else "highest")
+    both_ways(getattr(torch, dtype_name), int(size), "full" if more in ([], ["tf32"]) else more[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from longformer import cli as command
-from longformer.bench import attention, gpu, rivals
+from longformer.bench import attention, device, gpu, rivals
 from longformer.bench.attention import Shape
 from longformer.bench.timing import DisagreementError, UnavailableError
 from longformer.errors import LongformerError
@@ -20,12 +22,12 @@ SHAPE = Shape(heads=2, seq_len=64, head_dim=8, window=4, global_tokens=3)
 
 
 def counting_clock() -> Any:
-    """Runs what it is given, and says 1 ms, 2 ms, 3 ms, ..."""
+    """Runs what it is given, and says 1 ms, 2 ms, 3 ms, ...; the host keeps up but with what is called so."""
     number = iter(range(1, 10_000))
 
-    def clock(run: Any) -> float:
+    def clock(run: Any, what: str) -> device.Time:
         run()
-        return float(next(number))
+        return device.Time(float(next(number)), what.startswith("waits"))
 
     return clock
 
@@ -36,6 +38,18 @@ def ours(impl: str, shape: Shape, inputs: Any) -> rivals.Attention:
 
 def wrong(shape: Shape, inputs: Any) -> rivals.Attention:
     return rivals.Attention(lambda: 2 * attention._ours(shape, inputs, "reference"))
+
+
+def failing_after(runs: int, shape: Shape, inputs: Any) -> rivals.Attention:
+    """Ours, until it has run so often on its inputs."""
+    left = iter(range(runs))
+
+    def forward() -> torch.Tensor:
+        if next(left, None) is None:
+            raise OSError("the compiler is gone")
+        return attention._ours(shape, inputs, "blocked")
+
+    return rivals.Attention(forward)
 
 
 def absent(shape: Shape, inputs: Any) -> rivals.Attention:
@@ -57,6 +71,7 @@ def fake_report(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "machine": {"gpu": "a fake", "versions": {"torch": "2"}},
         "peak_tflops": peak,
         "results": [gpu.plain(result, peak) for result in results],
+        "errors": [{"shape": dataclasses.asdict(SHAPE), "error": "RuntimeError: broken"}],
         "left_out": [{}],
     }
 
@@ -95,15 +110,16 @@ def test_the_shape_to_reach_comes_first_and_then_its_neighbours() -> None:
 def test_what_agrees_is_timed_in_turns_and_the_rest_is_missing_with_its_reason() -> None:
     contenders = {
         "longformer": partial(ours, "blocked"),
-        "theirs": partial(ours, "banded"),
+        "waits": partial(ours, "banded"),
         "wrong": wrong,
         "absent": absent,
     }
     results = gpu.measure(SHAPE, "cpu", 3, counting_clock(), contenders)
     mine, theirs, bad, none = results
     assert [len(r.forward) for r in results] == [len(r.backward) for r in results] == [3, 3, 0, 0]
-    # Two rounds of two contenders warm up, eight clockings; then they start in turns.
-    assert (mine.forward, theirs.forward) == ([9.0, 15.0, 17.0], [11.0, 13.0, 19.0])
+    # Three rounds of two contenders warm up, twelve clockings; then they start in turns.
+    assert (mine.forward, theirs.forward) == ([13.0, 19.0, 21.0], [15.0, 17.0, 23.0])
+    assert [r.waited for r in results] == [False, True, False, False]
     assert mine.difference is not None and mine.difference < 1e-6
     assert bad.missing is not None and "differs from ours" in bad.missing
     assert none.missing == "is not installed"
@@ -112,20 +128,71 @@ def test_what_agrees_is_timed_in_turns_and_the_rest_is_missing_with_its_reason()
 def test_nothing_is_timed_where_ours_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_ours", wrong)
     with pytest.raises(DisagreementError, match="from the float64 reference"):
-        gpu.measure(SHAPE, "cpu", 1, lambda run: pytest.fail("was timed"), {"longformer": wrong})
+        gpu.measure(SHAPE, "cpu", 1, lambda *_: pytest.fail("was timed"), {"longformer": wrong})
     with pytest.raises(UnavailableError):
         gpu.measure(SHAPE, "cpu", 1, counting_clock(), {"longformer": absent})
 
 
+def test_who_fails_in_its_turn_is_out_and_the_others_go_on() -> None:
+    # Each set of inputs is run once before the turns, the first one twice; in the turns each is run every third round.
+    contenders = {"longformer": partial(ours, "blocked"), "theirs": partial(failing_after, 3)}
+    mine, theirs = gpu.measure(SHAPE, "cpu", 4, counting_clock(), contenders)
+    assert (len(mine.forward), theirs.forward, theirs.missing) == (4, [], "the compiler is gone")
+    with pytest.raises(OSError, match="the compiler is gone"):
+        gpu.measure(SHAPE, "cpu", 4, counting_clock(), {"longformer": partial(failing_after, 3)})
+
+
+def test_nothing_is_built_after_the_deadline() -> None:
+    contenders = {"longformer": lambda *_: pytest.fail("was built"), "theirs": lambda *_: pytest.fail("was built")}
+    results = gpu.measure(SHAPE, "cpu", 4, counting_clock(), contenders, deadline=time.monotonic() - 1)
+    assert [r.missing for r in results] == ["no time was left"] * 2
+
+    def slow(shape: Shape, inputs: Any) -> rivals.Attention:
+        time.sleep(0.3)
+        return ours("blocked", shape, inputs)
+
+    contenders = {"longformer": slow, "theirs": lambda *_: pytest.fail("was built")}
+    mine, theirs = gpu.measure(SHAPE, "cpu", 50, counting_clock(), contenders, deadline=time.monotonic() + 0.3)
+    assert (len(mine.forward), theirs.missing) == (1, "no time was left")
+
+
+@pytest.mark.parametrize("global_tokens", [0, 3])
+def test_ours_with_its_index_in_advance_is_the_same(global_tokens: int) -> None:
+    shape = SHAPE.replace(global_tokens=global_tokens)
+    contenders = {name: gpu.CONTENDERS[name] for name in (gpu.OURS, gpu.INDEXED)}
+    results = gpu.measure(shape, "cpu", 1, counting_clock(), contenders)
+    assert [r.missing for r in results] == [None] * (2 if global_tokens else 1)
+    assert all(r.products == "ieee" and r.difference is not None and r.difference < 1e-5 for r in results)
+
+
 def test_distance_of_what_is_not_finite_is_infinite() -> None:
-    assert gpu.distance([torch.tensor([float("nan")])], [torch.ones(1)]) == float("inf")
-    assert gpu.distance([torch.ones(4), torch.ones(1)], [torch.ones(4), torch.full((1,), 2.0)]) == 0.5
+    for kind in gpu.ALLOWED:
+        assert gpu.distance([torch.tensor([float("nan")])], [torch.ones(1)], kind) == float("inf")
+
+
+def test_distance_is_by_the_norm_and_in_full_float32_by_the_largest_value() -> None:
+    found, exact = [torch.ones(4), torch.tensor([2.0, 3.0, 4.0])], [torch.ones(4), torch.tensor([2.0, 3.0, 6.0])]
+    assert gpu.distance(found, exact, "tf32") == pytest.approx(2 / 7)
+    assert gpu.distance(found, exact, "ieee") == pytest.approx(2 / 6)
+
+
+def test_products_in_tf32_do_not_pass_for_full_float32() -> None:
+    """Inputs rounded to TF32's ten bits of fraction, as its products round them."""
+    inputs = gpu.make_inputs(SHAPE, "cpu", 0, backward=True)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return ((x.detach().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).requires_grad_()
+
+    coarse = inputs._replace(local=tuple(map(rounded, inputs.local)))
+    exact, found = (gpu.results_of(ours("blocked", SHAPE, x), x) for x in (inputs, coarse))
+    assert gpu.distance(found, exact, "ieee") > 10 * gpu.ALLOWED["ieee"]
+    assert gpu.distance(found, exact, "tf32") < gpu.ALLOWED["tf32"]
 
 
 def test_flash_attention_is_missing_or_has_no_global_columns() -> None:
     inputs = gpu.make_inputs(SHAPE, "cpu", 0, backward=False)
     with pytest.raises(UnavailableError, match=r"not installed|no global columns"):
-        gpu.flash_attention(SHAPE, inputs)
+        rivals.flash_attention(SHAPE, inputs)
 
 
 def test_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,6 +202,9 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert "of the matrix product (aim 45%)" in table
     assert "times FlexAttention, compiled, backward (aim 1.1)" in table
     assert "flash-attention  missing: is not installed" in table
+    assert "0 global; products in full float32, difference by the largest value" in table
+    assert "error at 64 tokens, window 4, D 8, float32, 3 global: RuntimeError: broken" in table
+    assert gpu.INDEXED not in table and "waited" not in table
     monkeypatch.setenv("OUT", str(tmp_path))
     gpu.write(report, str(tmp_path / "named.json"))
     for name in ("gpu.json", "named.json"):
@@ -143,22 +213,54 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         assert len(saved["results"][0]["forward"]) == 4
 
 
-def test_run_leaves_out_what_it_has_no_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_no_device(monkeypatch: pytest.MonkeyPatch, **contenders: Any) -> None:
     monkeypatch.setattr(gpu, "require_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(gpu, "DeviceClock", counting_clock)
-    monkeypatch.setattr(gpu, "PRODUCT", 16)
+    monkeypatch.setattr(device, "PRODUCT", 16)
     monkeypatch.setattr(gpu, "describe", lambda device: {"gpu": "none", "versions": {}})
-    monkeypatch.setattr(gpu, "CONTENDERS", {"longformer": partial(ours, "blocked")})
+    monkeypatch.setattr(gpu, "CONTENDERS", contenders)
+
+
+def test_run_leaves_out_what_it_has_no_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"))
     report = gpu.run([SHAPE, SHAPE], rounds=1, seconds=1e9)
     assert (len(report["results"]), report["left_out"]) == (2, [])
     report = gpu.run([SHAPE, SHAPE], rounds=1, seconds=0)
     assert (len(report["results"]), len(report["left_out"])) == (0, 2)
 
 
+def test_a_shape_that_fails_is_an_error_and_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken_at_32(shape: Shape, inputs: Any) -> rivals.Attention:
+        return (wrong if shape.seq_len == 32 else partial(ours, "blocked"))(shape, inputs)
+
+    on_no_device(monkeypatch, longformer=broken_at_32)
+    monkeypatch.setattr(gpu, "_ours", broken_at_32)
+    file = tmp_path / "gpu.json"
+    saved = []
+    write = gpu.write
+    monkeypatch.setattr(gpu, "write", lambda *a, **k: (write(*a, **k), saved.append(json.loads(file.read_text()))))
+    options = "--lengths 64,32,96 --windows 4 --head-dims 8 --dtypes float32 --globals 0 --rounds 1 --json"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu", *options.split(), str(file)])
+    assert stopped.value.code == 1
+    assert [len(x["results"]) + len(x["errors"]) for x in saved] == [1, 2, 3]  # written after each shape
+    assert [len(x["left_out"]) for x in saved] == [2, 1, 0]
+    (error,) = saved[-1]["errors"]
+    assert error["shape"]["seq_len"] == 32
+    assert error["error"].startswith("DisagreementError: ours is ")
+    assert "error at 32 tokens, window 4, D 8, float32, 0 global: DisagreementError" in capsys.readouterr().out
+
+
 @pytest.mark.gpu
 def test_on_a_device(tmp_path: Path) -> None:
     try:
-        report = gpu.run([gpu.REACH.replace(seq_len=1024, global_tokens=g) for g in (0, 5)], rounds=2, seconds=300)
+        gpu.require_device()
     except LongformerError as error:
         pytest.skip(str(error))
+    asked = [gpu.REACH.replace(seq_len=1024, global_tokens=g, dtype=d) for g in (0, 5) for d in ("bfloat16", "float32")]
+    report = gpu.run(asked, rounds=2, seconds=300)
+    assert report["errors"] == [] and report["left_out"] == []
+    assert not any(r["waited"] for r in report["results"] if r["name"] == gpu.INDEXED)
     assert {r["name"] for r in report["results"] if not r["missing"]} >= {"longformer", "FlexAttention, compiled"}

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
 from longformer import LongformerConfig, LongformerForQuestionAnswering
-from longformer.kernels import global_attention, ops, sliding_window_attention
+from longformer.kernels import blocked, global_attention, ops, sliding_window_attention
 
 CONFIG = LongformerConfig(
     vocab_size=60,
@@ -28,6 +28,7 @@ CONFIG = LongformerConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # Triton's interpreter runs only where there is no GPU
 SHAPES = ((2, 30, (0, 4)), (3, 41, (1, 0, 7)), (1, 20, (0,)), (2, 97, (30, 0)))
 
 
@@ -65,9 +66,10 @@ def test_operators_are_what_torch_wants_of_operators(impl: str, window: bool) ->
     """Schema, results known by shape alone, registered gradients, and both together under symbolic shapes."""
     if impl == "triton":
         pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
-    query, key, value = (x.float().requires_grad_() for x in random_qkv(2, 2, 20, 16))
-    index = ops.global_index(torch.arange(20)[None] % 11 == torch.tensor([[3], [12]]))
-    keep = torch.arange(20)[None] < torch.tensor([[20], [17]])
+    query, key, value = (x.float().to(DEVICE).requires_grad_() for x in random_qkv(2, 2, 20, 16))
+    place = torch.arange(20, device=DEVICE)[None]
+    index = ops.global_index(place % 11 == torch.tensor([[3], [12]], device=DEVICE))
+    keep = place < torch.tensor([[20], [17]], device=DEVICE)
     arguments = (keep, index, None, [5, 5] if window else [], [1, 1], False, 0.25, 0.0, impl)
     torch.library.opcheck(torch.ops.longformer.attention.default, (query, key, value, *arguments))
 
@@ -84,15 +86,48 @@ def test_compiled_kernels(impl: str) -> None:
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     for seq_len in (20, 37):
-        inputs = [x.float().requires_grad_() for x in random_qkv(2, 2, seq_len, 16)]
-        keep = torch.rand(2, seq_len) < 0.8
-        globals_ = torch.rand(2, seq_len) < 0.2
+        inputs = [x.float().to(DEVICE).requires_grad_() for x in random_qkv(2, 2, seq_len, 16)]
+        keep = torch.rand(2, seq_len, device=DEVICE) < 0.8
+        globals_ = torch.rand(2, seq_len, device=DEVICE) < 0.2
         results = []
         for run in (function, compiled):
             out = run(*inputs, globals_, keep)
             results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
         for actual, expected in zip(*results, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("impl", "dropout_p"), [("blocked", 0.3), ("fused", 0.0)])
+def test_a_compiled_step_computes_the_forward_pass_once(
+    impl: str, dropout_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its gradients are those of the function that differentiates itself, by the same seed."""
+    calls = []
+    once = blocked._Attention.forward
+    monkeypatch.setattr(blocked._Attention, "forward", lambda *a, **k: (calls.append(impl), once(*a, **k))[1])
+    inputs = [x.requires_grad_() for x in random_qkv(2, 2, 60, 8)]
+    keep = torch.arange(60)[None] < torch.tensor([[60], [41]])
+    globals_ = torch.arange(60)[None].expand(2, 60) % 40 == 3
+    compiled = torch.compile(
+        lambda *x: sliding_window_attention(
+            *x, (5, 3), global_mask=globals_, key_mask=keep, dropout_p=dropout_p, impl=impl
+        ),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    grad = torch.randn(2, 2, 60, 8, dtype=torch.float64)
+    torch.manual_seed(4)
+    out = compiled(*inputs)
+    results = [out, *torch.autograd.grad(out, inputs, grad)]
+    assert calls == [impl]
+    torch.manual_seed(4)
+    seed = int(torch.randint(2**62, (1,))) if dropout_p else None
+    more: dict[str, Any] = {"causal": False, "scale": 8**-0.5, "dropout_p": dropout_p, "fused": impl == "fused"}
+    out = blocked.sliding_window_attention(
+        *inputs, (5, 3), dilation=(1, 1), global_mask=globals_ & keep, key_mask=keep, seed=seed, **more
+    )
+    for actual, expected in zip(results, [out, *torch.autograd.grad(out, inputs, grad)], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_compiled_dropout_is_drawn_anew_and_repeated_by_a_seed() -> None:

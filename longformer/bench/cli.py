@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -337,22 +338,22 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
     default=400,
     show_default=True,
     metavar="T",
-    help="Begin no further shape after so long. Shapes come in the order of their weight.",
+    help="Begin nothing further after so long. Shapes come in the order of their weight.",
 )
 @click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file.")
-def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, ...], **axes: Any) -> None:
+def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, ...], **axes: Any) -> int:
     """The Triton kernels on a GPU, against FlexAttention, flash-attention and transformers.
 
-    Checks first, then measures. With OUT set to a folder the JSON is written there too, as gpu.json.
+    Checks first, then measures. With OUT set to a folder the JSON is written there too, as gpu.json; it is written
+    anew after each shape. A shape that fails is listed with its error, and the exit status is then 1.
     """
     from longformer.bench import gpu, report
 
     asked = gpu.shapes(dtypes=[_dtype(name) for name in dtypes], **axes)
     report.check_outputs(json_file)
-    gpu.require_device()
-    measured = gpu.run(asked, rounds=rounds, seconds=seconds)
-    gpu.write(measured, json_file)
+    measured = gpu.run(asked, rounds=rounds, seconds=seconds, save=partial(gpu.write, json_file=json_file))
     click.echo(gpu.table(measured))
+    return 1 if measured["errors"] else 0
 
 
 def _run(

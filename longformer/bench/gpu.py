@@ -1,9 +1,11 @@
 """``bench gpu``: attention on a GPU by the Triton kernels, against FlexAttention, flash-attention and transformers.
 
 First everything is checked: ours against the float64 reference where that fits, every contender against ours at full
-size. Then forward and backward are timed apart, with device events, contenders in turns, each over several input sets
-so that no run finds its inputs in the cache; medians are reported. One table comes last. What does not fit into the
-time allowed is counted as left out: the shapes come in the order of their weight.
+size. Then forward and backward are timed apart (``device.py`` has the clock), contenders in turns, each over several
+input sets so that no run finds its inputs in the cache; medians are reported. One table comes last.
+
+The shapes come in the order of their weight. What does not fit into the time allowed is listed as left out, and a
+shape that fails as an error; the others' figures are saved shape by shape.
 """
 
 from __future__ import annotations
@@ -23,67 +25,68 @@ from torch import Tensor
 
 from longformer.bench import attention, machine, rivals
 from longformer.bench.attention import Inputs, Shape
+from longformer.bench.device import PRODUCT, Clock, DeviceClock, describe, peaks, products, require_device
 from longformer.bench.report import format_table
 from longformer.bench.timing import DisagreementError, UnavailableError, one_line, say
-from longformer.errors import LongformerError
-from longformer.kernels import choose
+from longformer.kernels import global_attention, ops, sliding_window_attention
 
 SETS = 3  # of inputs, taken in turns
 CHECKED_TOKENS = 2048  # at most, where the dense reference in float64 is the judge
-PRODUCT = 8192  # rows and columns of the matrix product that stands for the machine's peak
-# Norm of the difference over the reference's norm: rounding of the dtype, and what half of a sum's terms would cost.
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+WARM_UP = 3  # rounds that do not count
+# Rounding, and what half of a sum's terms would cost: in float32 of "ieee" products the largest difference over the
+# largest value, where one product in TF32 would show, otherwise the norm of the difference over the norm.
+ALLOWED = {"float64": 1e-9, "ieee": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2, "float16": 5e-3}
+OURS, INDEXED = "longformer", "longformer, index given"
 REACH = Shape(seq_len=16384, window=256, head_dim=64, dtype="bfloat16")
 
 
-def flash_attention(shape: Shape, inputs: Inputs) -> rivals.Attention:
-    """flash-attention's own sliding window, which has no global columns."""
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError as error:
-        raise UnavailableError(f"flash-attn is not installed ({one_line(error)})") from None
-    if inputs.global_ is not None:
-        raise UnavailableError("has no global columns")
-    window = (shape.window, shape.window)
-    return rivals.Attention(lambda: flash_attn_func(*inputs.local, window_size=window))
+def _ours(shape: Shape, inputs: Inputs, *, index_given: bool = False) -> rivals.Attention:
+    """As a model calls it, with a mask of global tokens, or with their index made in advance from it."""
+    query, key, value = (x.transpose(1, 2) for x in inputs.local)
+    window, device = (shape.window, shape.window), query.device
+    if inputs.global_ is None:
+        return rivals.Attention(lambda: sliding_window_attention(query, key, value, window).transpose(1, 2))
+    of_rows = [x.transpose(1, 2) for x in inputs.global_]
+    mask = torch.zeros(shape.batch, shape.seq_len, dtype=torch.bool, device=device)
+    mask[:, : shape.global_tokens] = True
+    places = torch.arange(shape.global_tokens, device=device)
+    local = partial(sliding_window_attention, window=window, global_mask=mask)
+    if index_given:
+        index = ops.global_index(mask, counted=True)
+        local = partial(ops.attention, impl="auto", window=window, index=index, scale=shape.head_dim**-0.5)
 
+    def forward() -> Tensor:
+        rows = global_attention(*of_rows).transpose(1, 2)
+        return local(query, key, value).transpose(1, 2).index_copy(1, places, rows)
 
-def _ours(shape: Shape, inputs: Inputs) -> rivals.Attention:
-    return rivals.Attention(partial(attention._ours, shape, inputs, "auto"))
+    return rivals.Attention(forward)
 
 
 CONTENDERS: dict[str, Callable[[Shape, Inputs], rivals.Attention]] = {
-    "longformer": _ours,
+    OURS: _ours,
+    INDEXED: partial(_ours, index_given=True),
     "FlexAttention, compiled": rivals.flex_attention,
-    "flash-attention": flash_attention,
+    "flash-attention": rivals.flash_attention,
     "transformers": rivals.transformers_attention,
 }
 
 
 @dataclasses.dataclass
 class Result:
-    """Of one contender at one shape: milliseconds, run by run, or why there are none."""
+    """Of one contender at one shape: milliseconds, run by run, or why there are none.
+
+    products: how ours multiplied, which says by what ``difference`` is measured, see ``ALLOWED``.
+    waited: the GPU waited for the host in a run, whose time is then in the figures.
+    """
 
     shape: Shape
     name: str
+    products: str
     forward: list[float] = dataclasses.field(default_factory=list)
     backward: list[float] = dataclasses.field(default_factory=list)
+    waited: bool = False
     difference: float | None = None
     missing: str | None = None
-
-
-def require_device() -> torch.device:
-    """The GPU. Raises LongformerError where torch sees none, or where the kernels would not run on it."""
-    if not torch.cuda.is_available():
-        raise LongformerError(
-            f"bench gpu measures on a CUDA or ROCm device, and torch {torch.__version__} sees none here; `longformer "
-            "bench attention` measures on a CPU, and TRITON_INTERPRET=1 runs the GPU's kernels there, to test them"
-        )
-    device = torch.device("cuda", torch.cuda.current_device())
-    choice = choose(torch.empty(1, 1, 16, 64, device=device, dtype=torch.bfloat16))
-    if choice.impl != "triton":
-        raise LongformerError(f"bench gpu measures the Triton kernels, and they do not run here: {choice.reason}")
-    return device
 
 
 def shapes(
@@ -133,20 +136,23 @@ def results_of(made: rivals.Attention, inputs: Inputs) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, inputs.leaves, inputs.grad)]
 
 
-def distance(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Largest, over the tensors, norm of the difference over norm; infinite where one is not finite."""
+def distance(found: Sequence[Tensor], exact: Sequence[Tensor], kind: str) -> float:
+    """The most of the tensors' differences, as ``ALLOWED`` measures ``kind``; infinite where one is not finite."""
     pairs = [(a.double(), b.double()) for a, b in zip(found, exact, strict=True)]
-    far = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
+    order = float("inf") if kind == "ieee" else 2.0
+    norm = partial(torch.linalg.vector_norm, ord=order)
+    far = [float(norm(a - b) / norm(b).clamp(min=1e-30)) for a, b in pairs]
     return max(x if x == x else float("inf") for x in far)
 
 
-def check_ours(shape: Shape, device: torch.device | str) -> float:
+def check_ours(shape: Shape, device: torch.device | str, kind: str) -> float:
     """Distance of ours from the reference in float64, on fewer tokens if it must be.
 
     Raises:
         DisagreementError: it is more than rounding.
     """
-    small = shape.replace(seq_len=min(shape.seq_len, CHECKED_TOKENS), heads=2)
+    tokens = min(shape.seq_len, CHECKED_TOKENS)
+    small = shape.replace(seq_len=tokens, heads=2, global_tokens=min(shape.global_tokens, tokens))
     inputs = make_inputs(small, device, 99, backward=True)
 
     def widen(projected: Any) -> Any:
@@ -155,106 +161,141 @@ def check_ours(shape: Shape, device: torch.device | str) -> float:
     grad = None if inputs.grad is None else inputs.grad.double()
     wide = Inputs(widen(inputs.local), widen(inputs.global_), grad)
     exact = rivals.Attention(partial(attention._ours, small.replace(dtype="float64"), wide, "reference"))
-    far = distance(results_of(_ours(small, inputs), inputs), results_of(exact, wide))
-    if not far <= TOLERANCE[shape.torch_dtype]:
+    far = distance(results_of(_ours(small, inputs), inputs), results_of(exact, wide), kind)
+    if not far <= ALLOWED[kind]:
         raise DisagreementError(
-            f"ours is {far:.2g} from the float64 reference at {small}, where {TOLERANCE[shape.torch_dtype]:g} is "
-            "allowed; nothing was timed"
+            f"ours is {far:.2g} from the float64 reference at {small}, where {ALLOWED[kind]:g} is allowed for "
+            f"{kind} products; nothing was timed"
         )
     return far
 
 
-class DeviceClock:
-    """Milliseconds of work on the GPU, by its own events."""
+class _Running:
+    """A contender that is fit to be timed: built and run once on each set of inputs."""
 
-    def __call__(self, run: Callable[[], Any]) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        start.record()
-        result = run()
-        end.record()
-        torch.cuda.synchronize()
-        del result
-        return float(start.elapsed_time(end))
+    def __init__(self, result: Result, made: list[rivals.Attention], sets: list[Inputs]) -> None:
+        self.result, self.made, self.sets = result, made, sets
+        self.outs = []
+        for one in made:
+            one.prepare()
+            self.outs.append(one.forward())
+
+    def time(self, number: int, clock: Clock) -> None:
+        """One run forward and one backward; it counts from number 0."""
+        one, inputs, out = self.made[number % SETS], self.sets[number % SETS], self.outs[number % SETS]
+        with torch.no_grad():
+            one.prepare()
+            forward = clock(one.forward, f"{self.result.name} forward")
+        run = partial(torch.autograd.grad, out, inputs.leaves, inputs.grad, retain_graph=True)
+        backward = clock(run, f"{self.result.name} backward")
+        if number >= 0:
+            self.result.forward.append(forward.ms)
+            self.result.backward.append(backward.ms)
+            self.result.waited |= forward.waited or backward.waited
+
+    def leave(self, error: Exception) -> None:
+        """It failed in its turn."""
+        self.result.missing = one_line(error)
+        self.result.forward, self.result.backward = [], []
 
 
 def measure(
     shape: Shape,
     device: torch.device | str,
     rounds: int,
-    clock: Callable[[Callable[[], Any]], float],
+    clock: Clock,
     contenders: dict[str, Callable[[Shape, Inputs], rivals.Attention]] | None = None,
+    deadline: float = float("inf"),
 ) -> list[Result]:
-    """All contenders at one shape, checked first. In ours a defect is an error; another is then missing."""
+    """All contenders at one shape, checked first. In ours a defect is an error; another is then missing.
+
+    None is built after ``deadline``, in seconds of ``time.monotonic``, and no second round begun.
+    """
     sets = [make_inputs(shape, device, seed, backward=True) for seed in range(SETS)]
+    kind = products(sets[0].local[0])
     found: list[Result] = []
-    running: list[tuple[Result, list[rivals.Attention], list[Tensor]]] = []
+    running: list[_Running] = []
     exact: list[Tensor] | None = None
     for name, build in (contenders or CONTENDERS).items():
-        result = Result(shape, name)
+        if name == INDEXED and not shape.global_tokens:
+            continue
+        result = Result(shape, name, kind)
         found.append(result)
+        if time.monotonic() > deadline:
+            result.missing = "no time was left"
+            continue
         try:
             made = [build(shape, inputs) for inputs in sets]
             outcome = results_of(made[0], sets[0])
             if exact is None:
-                result.difference = check_ours(shape, device)
+                result.difference = check_ours(shape, device, kind)
                 exact = outcome
             else:
-                result.difference = distance(outcome, exact)
-                if not result.difference <= 2 * TOLERANCE[shape.torch_dtype]:
+                result.difference = distance(outcome, exact, kind)
+                if not result.difference <= 2 * ALLOWED[kind]:
                     raise UnavailableError(f"differs from ours by {result.difference:.2g}: not timed")
-            running.append((result, made, [_prepared(one) for one in made]))
-        except (UnavailableError, RuntimeError) as error:
-            if exact is None:
+            running.append(_Running(result, made, sets))
+        except Exception as error:  # whatever a compiler or a library raises
+            if not running:
                 raise
             result.missing = one_line(error)
-    for number in range(-2, rounds):  # the first two warm up
+    _take_turns(running, rounds, clock, deadline)
+    return found
+
+
+def _take_turns(running: list[_Running], rounds: int, clock: Clock, deadline: float) -> None:
+    """Each round starts with another; who fails is out, and if it is the first, ours, that is an error."""
+    for number in range(-WARM_UP, rounds):
+        if not running or (number > 0 and time.monotonic() > deadline):
+            break
         turn = number % len(running)
-        for result, made, outs in (*running[turn:], *running[:turn]):
-            one, inputs, out = made[number % SETS], sets[number % SETS], outs[number % SETS]
-            with torch.no_grad():
-                one.prepare()
-                forward = clock(one.forward)
-            backward = clock(partial(torch.autograd.grad, out, inputs.leaves, inputs.grad, retain_graph=True))
-            if number >= 0:
-                result.forward.append(forward)
-                result.backward.append(backward)
-    return found
+        for one in (*running[turn:], *running[:turn]):
+            try:
+                one.time(number, clock)
+            except Exception as error:
+                if one is running[0]:
+                    raise
+                one.leave(error)
+                running.remove(one)
 
 
-def _prepared(one: rivals.Attention) -> Tensor:
-    one.prepare()
-    return one.forward()
+def run(
+    asked: Sequence[Shape],
+    *,
+    rounds: int,
+    seconds: float,
+    save: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
+    """Everything measured within ``seconds``, as plain values for :func:`table` and the JSON.
 
-
-def peaks(device: torch.device, clock: Callable[[Callable[[], Any]], float]) -> dict[str, float]:
-    """TFLOP/s of a large matrix product of random numbers, by dtype; TF32 is off, as torch has it."""
-    found = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype) for _ in range(2))
-        times = [clock(partial(torch.mm, a, b)) for _ in range(12)][2:]
-        found[machine.name(dtype)] = 2 * PRODUCT**3 / machine.median(times) / 1e9
-    return found
-
-
-def run(asked: Sequence[Shape], *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Everything measured within ``seconds``, as plain values for :func:`table` and the JSON."""
+    ``save`` is given the report, as far as it has come, after every shape.
+    """
     started = time.monotonic()
     device, clock = require_device(), DeviceClock()
-    report: dict[str, Any] = {"machine": describe(device), "peak_tflops": peaks(device, clock), "results": []}
-    left_out = []
+    report: dict[str, Any] = {"machine": describe(device), "peak_tflops": peaks(device, clock)}
+    report |= {"results": [], "errors": [], "left_out": [dataclasses.asdict(shape) for shape in asked]}
     with torch.device(device), _kept_buffers():
         for shape in asked:
             if time.monotonic() - started > seconds:
-                left_out.append(dataclasses.asdict(shape))
-                continue
+                break
             say(f"{time.monotonic() - started:.0f} s: {_named(shape)}")
-            torch.cuda.empty_cache()
-            report["results"] += [
-                plain(result, report["peak_tflops"]) for result in measure(shape, device, rounds, clock)
-            ]
-    report["left_out"] = left_out
+            try:
+                _forget()
+                results = measure(shape, device, rounds, clock, deadline=started + seconds)
+                report["results"] += [plain(result, report["peak_tflops"]) for result in results]
+            except Exception as error:  # ours failed here, and may not elsewhere
+                say(f"error: {one_line(error)}")
+                what = f"{type(error).__name__}: {one_line(error)}"
+                report["errors"].append({"shape": dataclasses.asdict(shape), "error": what})
+            del report["left_out"][0]
+            save(report)
     return report
+
+
+def _forget() -> None:
+    """Free what the shape before held: memory, and graphs, of which torch compiles a function only so many."""
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -264,19 +305,6 @@ def _kept_buffers() -> Iterator[None]:
 
     with config.patch(donated_buffer=False):
         yield
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """The hardware and the versions."""
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "gpu": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "cuda": torch.version.cuda,
-        "hip": torch.version.hip,
-        "versions": machine.versions(),
-    }
 
 
 def plain(result: Result, peak: dict[str, float]) -> dict[str, Any]:
@@ -297,20 +325,27 @@ def _named(shape: Shape) -> str:
     return f"{size}, {shape.dtype}, {shape.global_tokens} global"
 
 
+def _judged(kind: str) -> str:
+    """What a difference is, in words."""
+    if kind == "ieee":
+        return "products in full float32, difference by the largest value"
+    return f"{'products in TF32, ' if kind == 'tf32' else ''}difference by the norm"
+
+
 def table(report: dict[str, Any]) -> str:
     """Hardware, one row a contender, and whether the speed that was aimed at was reached."""
     rows: list[tuple[str, ...] | str] = [("", "forward", "x ours", "of product", "backward", "x ours", "difference")]
     ours: dict[str, Any] = {}
     for result in report["results"]:
-        if result["name"] == "longformer":
+        if result["name"] == OURS:
             ours = result
-            rows.append(_named(Shape(**result["shape"])))
+            rows.append(f"{_named(Shape(**result['shape']))}; {_judged(result['products'])}")
         if result["missing"]:
             rows.append(f"  {result['name']}  missing: {result['missing']}")
             continue
         rows.append(
             (
-                f"  {result['name']}",
+                f"  {result['name']}{'*' if result['waited'] else ''}",
                 f"{result['forward_ms']:.3f} ms",
                 f"{result['forward_ms'] / ours['forward_ms']:.2f}",
                 f"{result['forward_share']:.0%}" if result["forward_share"] else "",
@@ -324,15 +359,24 @@ def table(report: dict[str, Any]) -> str:
     head = [report["machine"]["gpu"], versions, f"matrix product of {PRODUCT}, TFLOP/s: {peak}"]
     if report["left_out"]:
         head.append(f"left out for want of time: {len(report['left_out'])} shapes")
-    return "\n".join([*head, *reached(report), "", format_table(rows)])
+    head += [f"error at {_named(Shape(**e['shape']))}: {e['error']}" for e in report["errors"]]
+    notes = []
+    if any(result["name"] == INDEXED for result in report["results"]):
+        notes.append(
+            f"{OURS} makes the index of global columns from their mask in its time, and reads their number back; "
+            f'"{INDEXED}" has it in advance, as FlexAttention has its block mask'
+        )
+    if any(result["waited"] for result in report["results"]):
+        notes.append("* the GPU waited for the host in some run, and that time is in the figures")
+    return "\n".join([*head, *reached(report), "", format_table(rows), *notes])
 
 
 def reached(report: dict[str, Any]) -> list[str]:
     """The aims at 16,384 tokens, window (256, 256), D 64, bfloat16, and what was measured."""
     at = {r["name"]: r for r in report["results"] if r["shape"] == dataclasses.asdict(REACH) and not r["missing"]}
-    if "longformer" not in at:
+    if OURS not in at:
         return []
-    ours = at["longformer"]
+    ours = at[OURS]
     lines = [f"forward at {ours['forward_share']:.0%} of the matrix product (aim 45%)"]
     for name, aims in (
         ("FlexAttention, compiled", {"forward": 1.1, "backward": 1.1}),

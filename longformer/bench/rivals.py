@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from longformer.bench.attention import Inputs, Shape
 
 FLEX_BLOCK = 128  # FlexAttention's own choice of block
-FLEX_SHAPES = 64  # so many shapes a process may compile FlexAttention for; torch's own limit of 8 ends in an error
+FLEX_GRAPHS = 64  # so many graphs a process may compile of it, two a shape; torch's own limit of 8 ends in an error
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _compiled_flex() -> Any:
         import_transformers()
     # Its name of today, and the one of early releases.
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-    setattr(torch._dynamo.config, limit, FLEX_SHAPES)
+    setattr(torch._dynamo.config, limit, FLEX_GRAPHS)
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -163,6 +163,18 @@ def flex_attention(shape: Shape, inputs: Inputs) -> Attention:
     flex = _compiled_flex()
     query, key, value = (x.transpose(1, 2).contiguous() for x in inputs.local)
     return Attention(lambda: _with_global_rows(flex(query, key, value, block_mask=mask).transpose(1, 2), inputs))
+
+
+def flash_attention(shape: Shape, inputs: Inputs) -> Attention:
+    """flash-attention's own sliding window, which has no global columns."""
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError as error:
+        raise UnavailableError(f"flash-attn is not installed ({one_line(error)})") from None
+    if inputs.global_ is not None:
+        raise UnavailableError("has no global columns")
+    window = (shape.window, shape.window)
+    return Attention(lambda: flash_attn_func(*inputs.local, window_size=window))
 
 
 def dense_attention(shape: Shape, inputs: Inputs) -> Attention:
