@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from longformer import LongformerModel
 from longformer.cli import main
+from longformer.kernels import api
 from longformer.parity import read_trace
 from longformer.parity.runs import draw
 
@@ -266,7 +267,7 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be had"),
         (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
-        (["compare", "ours", "ours:triton", "ids.json", "--model", "model"], "kernel 'triton' cannot be had: impl is"),
+        (["compare", "ours", "ours:float64:triton", "ids.json", "--model", "model"], "kernel 'triton' cannot be had: "),
         (["compare", "ours", "ours:", "ids.json", "--model", "model"], "'ours:' is neither a trace file"),
         (["compare", "ours", "transformers", "ids.json"], "--model is missing"),
         (["compare", "ours", "transformers", "ids.json", "--model", "absent"], "there is no folder 'absent'"),
@@ -281,7 +282,6 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["record", "model", "text.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
         (["record", "model", "more.json", "-o", "t.safetensors"], "more.json has labels; a model takes input_ids"),
         (["record", "model", "empty.json", "-o", "t.safetensors"], "empty row"),
-        (["record", "model", "ids.json", "-o", "t.safetensors", "--impl", "triton"], "kernel 'triton' cannot be had"),
         (["record", "model", "ids.json", "-o", "t.safetensors", "--dtype", "int4"], "dtype 'int4' is none of float64"),
         (["record", "model", "ids.json", "-o", "t.safetensors", "--only", "x.*"], "only='x.*' matches no value"),
         (["record", "model", "huge.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
@@ -313,3 +313,33 @@ def test_bad_input(command: Any, arguments: list[str], message: str) -> None:
     assert message in done.err
     assert "Traceback" not in done.err
     assert not list(Path().glob("*.safetensors")) and not list(Path().glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "ours", "ours:triton", "ids.json", "--model", "model"],
+        ["record", "model", "ids.json", "-o", "t.safetensors", "--impl", "triton"],
+    ],
+)
+def test_triton_where_it_does_not_serve(command: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    # As on a machine without a GPU; the tests themselves run with Triton's interpreter.
+    monkeypatch.setattr(api, "_refused_by_triton", lambda query: "its kernels want a tensor on a GPU")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = command(*arguments)
+    assert done.status == 2
+    assert "kernel 'triton' cannot be had: its kernels want a tensor on a GPU; \"auto\" takes the next" in done.err
+    assert "TRITON_INTERPRET=1" in done.err and "trace(model, path=...)" in done.err
+    assert not list(Path().glob("*.safetensors"))
+
+
+def test_triton_is_rounding(command: Any) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    refusal = api._refused_by_triton(torch.empty(1, 1, 1, 8))
+    if refusal is not None:
+        pytest.skip(f"the command runs on the CPU, and there {refusal}")
+    done = command("compare", "ours:blocked", "ours:triton", "ids.json", "--model", "model", "--json", "-")
+    found = json.loads(done.out)
+    assert (done.status, found["verdict"]) == (0, "rounding")
+    # Another kernel did run: the same bits would mean that it did not.
+    assert "rounding" in {value["verdict"] for value in found["values"] if value["name"] == "layer.0.local_output"}

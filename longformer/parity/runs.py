@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,9 +45,18 @@ class Contender:
         if self.implementation == "transformers" and self.impl != "auto":
             raise DataError(f"transformers has one kernel, its own: {self.impl!r} chooses among ours")
         try:
-            choose(torch.empty(1, 1, 1, 1), impl=self.impl)
+            choose(torch.empty(1, 1, 1, 1, dtype=getattr(torch, self.dtype)), impl=self.impl)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
-            raise DataError(f"kernel {self.impl!r} cannot be had: {error}") from None
+            why = str(error).removeprefix(f'impl is "{self.impl}", and ')
+            raise DataError(f"kernel {self.impl!r} cannot be had: {why}{self._remedy()}") from None
+
+    def _remedy(self) -> str:
+        if self.impl != "triton" or os.environ.get("TRITON_INTERPRET") == "1":
+            return ""
+        return (
+            ". The command runs models on the CPU, where TRITON_INTERPRET=1 lets Triton interpret its kernels; on a GPU, "
+            "trace(model, path=...) in Python writes a trace file, which the command compares"
+        )
 
     @classmethod
     def parse(cls, text: str) -> Contender:
