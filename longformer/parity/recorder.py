@@ -6,6 +6,7 @@ Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from longformer.attention import LongformerSelfAttention
 from longformer.checkpoint import todays_name
 from longformer.errors import LongformerError
+from longformer.kernels import choose
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
-from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
 from longformer.weights import some
 
 Sink = Callable[[str, Tensor], None]
@@ -44,7 +46,8 @@ class Trace(Mapping[str, Tensor]):
         return self.tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.tensors, key=order))
+        given = self.metadata.get("order")
+        return iter(sorted(self.tensors, key=order if given is None else order_of(json.loads(given))))
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -129,6 +132,8 @@ def trace(
     result._backward = recorder.backward if gradients else None
     result.metadata = {"format": FORMAT, "version": str(VERSION), **layout.describe()}
     result.metadata.update(describe_model(model, digests=digests))
+    if table is not None:  # a Longformer's order is known
+        result.metadata["order"] = json.dumps(list(recorder.names_in_order()))
     result.metadata.update(metadata or {})
     held: dict[str, Tensor] = {}
     writer: TraceWriter | None = None
@@ -182,8 +187,37 @@ class Recorder:
         self._handles: ExitStack
         self._given: set[str] = set()
         self._impl = ""
+        self._kernels: dict[str, None] = {}
         if probabilities and not isinstance(layout, LongformerLayout):
             raise LongformerError("attention probabilities are recorded of a Longformer, not of a module with a table")
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        """Refuse, before it runs, a mode of the model that cannot be recorded so."""
+        parts = dict(self.model.named_modules())
+        for path, value in self.values.items():
+            part = parts[path]
+            dropout_p = getattr(part, "dropout_p", getattr(part, "dropout", 0))  # ours and transformers' name for it
+            if self.probabilities and value.kind == "attention" and part.training and dropout_p:
+                raise LongformerError(
+                    f"attention probabilities are recorded without dropout, and {path} is in training mode with a "
+                    f"dropout of {dropout_p}: call model.eval(), or set the config's attention_probs_dropout_prob to 0"
+                )
+        again = [
+            path for path, part in parts.items() if getattr(part, "gradient_checkpointing", False) and part.training
+        ]
+        if self.gradients and again:
+            raise LongformerError(
+                f"{again[0] or 'the model'} has gradient_checkpointing, by which layers run a second time on the way "
+                "back, and a value has one result: set it to False to record gradients, or call model.eval()"
+            )
+
+    def names_in_order(self) -> Iterator[str]:
+        """Names of the values in the order in which they are computed, without gradients."""
+        for name, value in self._value_of.items():
+            yield name
+            if value.kind == "attention":
+                yield name.removesuffix("local_output") + GLOBAL_ROWS
 
     def possible_names(self) -> list[str]:
         """All tensors that this recording may give."""
@@ -202,8 +236,7 @@ class Recorder:
         modules = dict(self.model.named_modules())
         with ExitStack() as stack:
             self._handles = stack
-            if self.gradients:
-                stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
+            stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
             begin = self.layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
             for path, value in self.values.items():
@@ -235,7 +268,8 @@ class Recorder:
 
     def _targets(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         for name, tensor in self.layout.targets(module, arguments, keywords).items():
-            self.input_sink(name, tensor)
+            if self.gradients:  # without, they say nothing of what is recorded
+                self.input_sink(name, tensor)
 
     def _hook(self, value: Value) -> Callable[[nn.Module, Any, Any], None]:
         last_of_layer = value.name.startswith("layer.") and value.name.endswith(".output")
@@ -250,6 +284,8 @@ class Recorder:
             # (On the CPU `.cpu()` alone would be no copy.)
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
+            if isinstance(module, LongformerSelfAttention):
+                self._note_kernel(module, arguments[0], first)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
             if last_of_layer or isinstance(self.layout, PlainLayout):
@@ -259,6 +295,18 @@ class Recorder:
             return None
 
         return record
+
+    def _note_kernel(self, attention: LongformerSelfAttention, hidden: Tensor, output: Tensor) -> None:
+        """Which kernel has run, for the metadata: where "auto" chooses, as it does for the layer's queries."""
+        weights = [part.weight for part in (attention.query, attention.key, attention.value)]
+        kernel = choose(
+            output.new_empty(1, 1, 1, attention.head_dim),
+            impl=attention.impl,
+            dropout_p=attention.dropout_p if attention.training else 0.0,
+            backward=torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, *weights)),
+        ).impl
+        self._kernels[kernel] = None
+        self.notes["kernel"] = ", ".join(self._kernels)
 
     def _flush(self) -> None:
         """Hand on what has come."""
@@ -314,7 +362,8 @@ class Recorder:
                 probs.check_agreement(value.name, module, self._impl, query, key, v, rows, *masks)
             states = layout.rows([arguments[0].detach()], value)
             found = probs.of_ours(module, query, key, states, *masks)
-            self.notes["kernel"] = f"banded, which agrees with {self._impl}"
+            # As check_agreement has it run: without gradients and dropout.
+            self.notes["kernel"] = f"banded, which agrees with {choose(query, impl=self._impl).impl}"
         for name, tensor in found.items():
             self._give(layer + name, tensor)
 
