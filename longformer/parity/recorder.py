@@ -23,6 +23,7 @@ from longformer.kernels import choose
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
+from longformer.parity.modes import check_mode, kernel_of
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
 from longformer.weights import some
 
@@ -190,27 +191,7 @@ class Recorder:
         self._kernels: dict[str, None] = {}
         if probabilities and not isinstance(layout, LongformerLayout):
             raise LongformerError("attention probabilities are recorded of a Longformer, not of a module with a table")
-        self._check_mode()
-
-    def _check_mode(self) -> None:
-        """Refuse, before it runs, a mode of the model that cannot be recorded so."""
-        parts = dict(self.model.named_modules())
-        for path, value in self.values.items():
-            part = parts[path]
-            dropout_p = getattr(part, "dropout_p", getattr(part, "dropout", 0))  # ours and transformers' name for it
-            if self.probabilities and value.kind == "attention" and part.training and dropout_p:
-                raise LongformerError(
-                    f"attention probabilities are recorded without dropout, and {path} is in training mode with a "
-                    f"dropout of {dropout_p}: call model.eval(), or set the config's attention_probs_dropout_prob to 0"
-                )
-        again = [
-            path for path, part in parts.items() if getattr(part, "gradient_checkpointing", False) and part.training
-        ]
-        if self.gradients and again:
-            raise LongformerError(
-                f"{again[0] or 'the model'} has gradient_checkpointing, by which layers run a second time on the way "
-                "back, and a value has one result: set it to False to record gradients, or call model.eval()"
-            )
+        check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
 
     def names_in_order(self) -> Iterator[str]:
         """Names of the values in the order in which they are computed, without gradients."""
@@ -285,7 +266,8 @@ class Recorder:
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
             if isinstance(module, LongformerSelfAttention):
-                self._note_kernel(module, arguments[0], first)
+                self._kernels[kernel_of(module, arguments[0], first)] = None
+                self.notes["kernel"] = ", ".join(self._kernels)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
             if last_of_layer or isinstance(self.layout, PlainLayout):
@@ -295,18 +277,6 @@ class Recorder:
             return None
 
         return record
-
-    def _note_kernel(self, attention: LongformerSelfAttention, hidden: Tensor, output: Tensor) -> None:
-        """Which kernel has run, for the metadata: where "auto" chooses, as it does for the layer's queries."""
-        weights = [part.weight for part in (attention.query, attention.key, attention.value)]
-        kernel = choose(
-            output.new_empty(1, 1, 1, attention.head_dim),
-            impl=attention.impl,
-            dropout_p=attention.dropout_p if attention.training else 0.0,
-            backward=torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, *weights)),
-        ).impl
-        self._kernels[kernel] = None
-        self.notes["kernel"] = ", ".join(self._kernels)
 
     def _flush(self) -> None:
         """Hand on what has come."""
