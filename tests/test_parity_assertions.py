@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+
 import pytest
 import torch
 from torch import Tensor
 
+from longformer.errors import DataError
 from longformer.parity import assert_parity, assert_within_rounding
 
 
@@ -36,7 +39,7 @@ def test_more_than_rounding_does_not(operands: tuple[Tensor, Tensor]) -> None:
         assert_within_rounding(product(*low), product, *operands)
     with pytest.raises(AssertionError, match="has shape"):
         assert_within_rounding(product(*operands)[:3], product, *operands)
-    with pytest.raises(AssertionError, match=r"actual\[0, 0\] is nan; 1200 are not finite"):
+    with pytest.raises(AssertionError, match=r"actual\[0, 0\] is nan, the truth .*; 1200 are not finite"):
         assert_within_rounding(torch.full((40, 30), torch.nan), product, *operands)
 
 
@@ -72,5 +75,68 @@ def test_parity_without_a_truth(operands: tuple[Tensor, Tensor]) -> None:
         assert_parity({"a": x, "b": x}, {"a": x})
     with pytest.raises(AssertionError, match=r"has shape \(40, 64\), and \(64, 40\) was expected"):
         assert_parity(x, x.T)
-    with pytest.raises(AssertionError, match="is inf; 1 are not finite"):
+    with pytest.raises(AssertionError, match=r"is inf, expected .*; 1 are not finite"):
         assert_parity(x.index_fill(0, torch.tensor([2]), torch.inf)[2:3, :1], x[2:3, :1])
+
+
+@pytest.mark.parametrize("truth", [None, [1.0, 1.0]])
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        ([nan, 7.0], [nan, 1.0]),
+        ([nan, 1.0], [nan, 1.0]),
+        ([5.0, 7.0], [nan, 1.0]),
+        ([5.0, 7.0], [inf, 1.0]),
+        ([5.0, 1.0], [inf, 1.0]),
+        ([inf, 1.0], [-inf, 1.0]),
+        ([nan, 1.0], [1.0, 1.0]),
+    ],
+)
+def test_what_is_not_finite_does_not_pass(
+    actual: list[float], expected: list[float], truth: list[float] | None
+) -> None:
+    true = None if truth is None else torch.tensor(truth, dtype=torch.float64)
+    with pytest.raises(AssertionError, match=r"value\[0\] is .*, expected .*; 1 are not finite"):
+        assert_parity(torch.tensor(actual), torch.tensor(expected), true)
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_a_truth_that_is_not_finite_judges_nothing(bad: float) -> None:
+    x = torch.tensor([5.0, 1.0])
+    with pytest.raises(AssertionError, match=rf"value\[0\] is 5.0, expected 5.0, the truth {bad}; 1 are not finite"):
+        assert_parity(x, x, torch.tensor([bad, 1.0]))
+    with pytest.raises(AssertionError, match=rf"actual\[0\] is 5.0, the truth {bad}; 1 are not finite"):
+        assert_within_rounding(x, lambda y: y.index_fill(0, torch.tensor([0]), bad), x)
+
+
+def test_infinity_in_all_passes_and_hides_nothing() -> None:
+    x = torch.tensor([[-inf, 1.0, 2.0], [3.0, inf, 4.0]])
+    assert_parity(x, x.clone())
+    assert_parity(x, x.clone(), x.double())
+    assert_within_rounding(x.log_softmax(-1)[:1], lambda y: y.log_softmax(-1), x[:1])
+    y = x.clone()
+    y[1, 2] += 1e-3
+    for truth in (None, x.double()):
+        with pytest.raises(AssertionError, match=r"value.*\[1, 2\]"):
+            assert_parity(y, x, truth)
+    with pytest.raises(AssertionError, match=r"Largest at \[1, 2\]"):
+        assert_within_rounding(y, torch.clone, x)
+
+
+def test_a_function_that_a_rounding_makes_infinite_is_no_measure() -> None:
+    x = torch.tensor([torch.finfo(torch.float64).max], dtype=torch.float64)
+    with pytest.raises(AssertionError, match="moved by a rounding of its arguments, the function is not finite"):
+        assert_within_rounding(x, torch.clone, x, runs=16)
+
+
+def test_a_truth_that_lacks_a_value() -> None:
+    x = torch.ones(2)
+    with pytest.raises(DataError, match="the truth lacks b, by which that should be judged; it has a"):
+        assert_parity({"a": x, "b": x}, {"a": x, "b": x}, {"a": x.double()})
+
+
+def test_nothing_passes() -> None:
+    x = torch.empty(0, 3)
+    assert_parity(x, x)
+    assert_parity(x, x, x.double())
+    assert_within_rounding(x, torch.clone, x)

@@ -13,10 +13,12 @@ import torch
 from parity.reference import TINY
 from safetensors.torch import load_file, save_file
 
-from longformer import LongformerModel
+from longformer import LongformerForMaskedLM, LongformerModel
 from longformer.cli import main
+from longformer.kernels import api
 from longformer.parity import read_trace
 from longformer.parity.runs import draw
+from longformer.parity.shapes import expected_shapes
 
 IDS = [[0, 20, 21, 2, 2, 30, 31, 32, 33, 34, 35, 2], [0, 22, 2, 2, 40, 41, 2]]
 
@@ -119,6 +121,16 @@ def test_drawn_weights_are_the_seed_s(command: Any) -> None:
     a, b, c = (read_trace(f"{name}.safetensors")["logits"] for name in "abc")
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert command("compare", "ours", "transformers", "ids.json", "--model", "tiny.json").status == 0
+    # A trace that names its model has the seed too, which another one overrules.
+    assert command("compare", "a.safetensors", "ours").status == 0
+    assert command("compare", "ours", "ours:bfloat16", "c.safetensors", "--json", "c.json").status == 0
+    assert json.loads(Path("c.json").read_text())["about"]["ours"]["seed"] == "2"
+    assert command("compare", "c.safetensors", "ours", "--model", "tiny.json").status == 0
+    done = command("compare", "a.safetensors", "ours", "--seed", "2")
+    assert (done.status, "a.safetensors was computed with other weights" in done.out) == (1, True)
+    tensors = load_file("a.safetensors")
+    save_file(tensors, "d.safetensors", metadata={**read_trace("a.safetensors").metadata, "seed": "one"})
+    assert "has seed 'one', which is no whole number" in command("compare", "d.safetensors", "ours").err
 
 
 def test_gradients(command: Any) -> None:
@@ -160,6 +172,38 @@ def test_a_base_model_has_no_loss(command: Any) -> None:
     assert command("compare", "ours", "transformers", "ids.json", "--model", "base").status == 0
 
 
+def masked_lm(folder: str, pooler: bool = False) -> None:
+    model = LongformerForMaskedLM(TINY)
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(folder)
+    if pooler:
+        file = Path(folder, "model.safetensors")
+        extra = {f"longformer.pooler.dense.{name}": torch.zeros(32) for name in ("weight", "bias")}
+        save_file({**load_file(file), **extra}, file)
+
+
+def test_masked_language_modelling(command: Any) -> None:
+    masked_lm("words")
+    done = command("compare", "ours", "transformers", "ids.json", "--model", "words", "--json", "-")
+    found = json.loads(done.out)
+    assert (done.status, found["verdict"], found["notes"]) == (0, "rounding", [])
+    last = found["values"][-1]
+    assert (last["name"], last["shape"], last["verdict"]) == ("logits", [2, 12, 60], "rounding")
+    command("record", "words", "ids.json", "-o", "a.safetensors", "--reference", "transformers")
+    spoil("a.safetensors", "b.safetensors", "logits", 1e-3)
+    done = command("compare", "a.safetensors", "b.safetensors")
+    assert (done.status, "b.safetensors departs from the truth in logits" in done.out) == (1, True)
+    done = command("record", "words", "ids.json", "-o", "t.safetensors", "--gradients")
+    assert (done.status, "words is a masked language model, whose loss needs labels" in done.err) == (2, True)
+
+
+def test_parts_that_are_not_compared_are_named(command: Any) -> None:
+    masked_lm("words", pooler=True)
+    done = command("compare", "ours", "transformers", "ids.json", "--model", "words")
+    assert done.status == 0
+    assert "note: the checkpoint has parts that were not run and so not compared: pooler" in done.out
+
+
 def test_the_input_may_name_the_model(command: Any) -> None:
     command("record", "model", "ids.json", "-o", "a.safetensors")
     assert command("compare", "ours", "ours:bfloat16", "a.safetensors").status == 0
@@ -192,12 +236,28 @@ def test_traces_that_cannot_be_compared(command: Any) -> None:
         ({"input.input_ids": ids[0]}, {}, "is int64 of shape (2, 12); it must be int64, (B, S)"),
         ({"input.labels": ids}, {}, "has input.labels; the inputs of a Longformer are"),
         ({"input.global_attention_mask": none}, {}, "was recorded without global_attention_mask"),
+        ({}, {"order": "[1]"}, "has 'order', which must be a JSON list of names"),
+        ({"layer.0.key": ids}, {}, "layer.0.key is int64 in b.safetensors; values are floating point"),
+        (
+            {"layer.2.output": torch.zeros(2, 16, 32)},
+            {},
+            "layer.2.output has shape (2, 16, 32) in b.safetensors; by the model's config and input it is (2, 12, 32)",
+        ),
+        ({"gradient.parameter.qa_outputs.bias": torch.zeros(3)}, {}, "in b.safetensors; by the model's config and"),
     ):
         rewrite("b.safetensors", tensors, **metadata)
         done = command("compare", "b.safetensors", "ours")
         assert done.status == 2, message
         assert message in done.err.replace("of shape (12,)", "of shape (2, 12)"), done.err
         assert "running" not in done.err  # nothing was computed in vain
+    # Of a value that our model has not, the two must agree; and what one alone has may be anything.
+    rewrite("a.safetensors", {"mine": torch.zeros(2)})
+    rewrite("b.safetensors", {"mine": torch.zeros(3)})
+    done = command("compare", "a.safetensors", "b.safetensors")
+    assert (done.status, "running" in done.err) == (2, False)
+    assert "mine has shape (2,) in a.safetensors and (3,) in b.safetensors" in done.err
+    rewrite("b.safetensors", {"mine": torch.empty(0), "other": ids})
+    assert command("compare", "a.safetensors", "b.safetensors").status == 0
     rewrite("b.safetensors", {"input.input_ids": ids + 1})
     done = command("compare", "a.safetensors", "b.safetensors")
     assert "input_ids[0, 0] is 1 in b.safetensors and 0 in a.safetensors" in done.err
@@ -266,7 +326,7 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be had"),
         (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
-        (["compare", "ours", "ours:triton", "ids.json", "--model", "model"], "kernel 'triton' cannot be had: impl is"),
+        (["compare", "ours", "ours:float64:triton", "ids.json", "--model", "model"], "kernel 'triton' cannot be had: "),
         (["compare", "ours", "ours:", "ids.json", "--model", "model"], "'ours:' is neither a trace file"),
         (["compare", "ours", "transformers", "ids.json"], "--model is missing"),
         (["compare", "ours", "transformers", "ids.json", "--model", "absent"], "there is no folder 'absent'"),
@@ -281,7 +341,6 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["record", "model", "text.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
         (["record", "model", "more.json", "-o", "t.safetensors"], "more.json has labels; a model takes input_ids"),
         (["record", "model", "empty.json", "-o", "t.safetensors"], "empty row"),
-        (["record", "model", "ids.json", "-o", "t.safetensors", "--impl", "triton"], "kernel 'triton' cannot be had"),
         (["record", "model", "ids.json", "-o", "t.safetensors", "--dtype", "int4"], "dtype 'int4' is none of float64"),
         (["record", "model", "ids.json", "-o", "t.safetensors", "--only", "x.*"], "only='x.*' matches no value"),
         (["record", "model", "huge.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
@@ -313,3 +372,48 @@ def test_bad_input(command: Any, arguments: list[str], message: str) -> None:
     assert message in done.err
     assert "Traceback" not in done.err
     assert not list(Path().glob("*.safetensors")) and not list(Path().glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "ours", "ours:triton", "ids.json", "--model", "model"],
+        ["record", "model", "ids.json", "-o", "t.safetensors", "--impl", "triton"],
+    ],
+)
+def test_triton_where_it_does_not_serve(command: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    # As on a machine without a GPU; the tests themselves run with Triton's interpreter.
+    monkeypatch.setattr(api, "_refused_by_triton", lambda query: "its kernels want a tensor on a GPU")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = command(*arguments)
+    assert done.status == 2
+    assert "kernel 'triton' cannot be had: its kernels want a tensor on a GPU; \"auto\" takes the next" in done.err
+    assert "TRITON_INTERPRET=1" in done.err and "trace(model, path=...)" in done.err
+    assert not list(Path().glob("*.safetensors"))
+
+
+def test_triton_is_rounding(command: Any) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    refusal = api._refused_by_triton(torch.empty(1, 1, 1, 8))
+    if refusal is not None:
+        pytest.skip(f"the command runs on the CPU, and there {refusal}")
+    done = command("compare", "ours:blocked", "ours:triton", "ids.json", "--model", "model", "--json", "-")
+    found = json.loads(done.out)
+    assert (done.status, found["verdict"]) == (0, "rounding")
+    # Another kernel did run: the same bits would mean that it did not.
+    assert "rounding" in {value["verdict"] for value in found["values"] if value["name"] == "layer.0.local_output"}
+
+
+@pytest.mark.parametrize("kind", ["model", "base", "words"])
+def test_shapes_are_known_beforehand(command: Any, kind: str) -> None:
+    if kind == "base":
+        LongformerModel(TINY).save_pretrained("base")
+    elif kind == "words":
+        masked_lm("words")
+    gradients = ["--gradients"] if kind == "model" else []
+    command("record", kind, "ids.json", "-o", "a.safetensors", "--probabilities", *gradients)
+    trace = read_trace("a.safetensors")
+    shapes = expected_shapes(kind, TINY, trace.inputs)
+    assert {name: shapes[name] for name in trace} == {name: tuple(value.shape) for name, value in trace.items()}
+    unseen = {name for name in shapes if name not in trace and not name.startswith("gradient.")}
+    assert unseen == set()

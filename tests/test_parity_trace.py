@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from parity.reference import TINY, build, encode, padded_batch, question_row
 from torch import Tensor, nn
 
+from longformer import LongformerForMaskedLM
 from longformer.errors import LongformerError
-from longformer.parity import Table, Trace, Value, read_trace, trace
+from longformer.kernels import choose
+from longformer.parity import Table, Trace, Value, assert_parity, read_trace, trace
 
 PER_LAYER = [
     "query",
@@ -122,7 +125,8 @@ def test_probabilities() -> None:
         for kind in ("band", "column", "global"):
             name = f"layer.{n}.{kind}_probabilities"
             torch.testing.assert_close(ours[name], reference[name], atol=1e-6, rtol=1e-4)
-    assert ours.metadata["kernel"] == "banded, which agrees with auto"
+    fast = choose(torch.empty(1, 1, 1, 8)).impl
+    assert ours.metadata["kernel"] == f"banded, which agrees with {fast}"
 
 
 def test_probabilities_of_a_kernel_that_is_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +230,64 @@ def test_a_model_that_did_not_run() -> None:
         pass
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_kernel_is_the_one_that_ran(dtype: torch.dtype, gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+
+    def watch(*arguments: Any, **settings: Any) -> Any:
+        chosen.append(choose(*arguments, **settings).impl)
+        return choose(*arguments, **settings)
+
+    model, batch = build(TINY).ours.to(dtype), inputs()
+    with monkeypatch.context() as patch:
+        patch.setattr("longformer.kernels.api.choose", watch)
+        model.requires_grad_(gradients)
+        model(**batch)
+    with trace(model) as recorded:
+        model(**batch)
+    assert recorded.metadata["kernel"] == ", ".join(dict.fromkeys(chosen)) != "auto"
+    model.longformer.encoder.layer[1].attention.self.impl = "banded"
+    assert run(model, batch).metadata["kernel"] == f"{choose(torch.empty(1, 1, 1, 8, dtype=dtype)).impl}, banded"
+
+
+@pytest.mark.parametrize("which", ["ours", "reference"])
+def test_modes_that_cannot_be_recorded(which: str) -> None:
+    model = getattr(build(dataclasses.replace(TINY, attention_probs_dropout_prob=0.1)), which).train()
+    with (
+        pytest.raises(LongformerError, match=r"recorded without dropout, and longformer\.encoder.*dropout of 0\.1"),
+        trace(model, probabilities=True),
+    ):
+        raise AssertionError("it is refused before anything runs")
+    if which == "ours":
+        model.longformer.encoder.gradient_checkpointing = True
+    else:  # under the newer of its names
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    with (
+        pytest.raises(LongformerError, match=r"longformer\.encoder.* has gradient_checkpointing, by which layers run"),
+        trace(model, gradients=True),
+    ):
+        raise AssertionError("it is refused before anything runs")
+    # In eval() neither is in effect.
+    batch = inputs() | {"start_positions": torch.tensor([9, 7]), "end_positions": torch.tensor([10, 8])}
+    with trace(model.eval(), gradients=True, probabilities=True) as recorded:
+        recorded.backward(model(**batch).loss)
+    assert "gradient.layer.0.output" in recorded and "layer.0.band_probabilities" in recorded
+
+
+def test_masked_language_modelling_has_its_scores() -> None:
+    model, batch = LongformerForMaskedLM(TINY).eval(), inputs()
+    recorded = run(model, batch)
+    assert list(recorded)[-1] == "logits"
+    torch.testing.assert_close(recorded["logits"], model(**batch).logits.detach())
+    with trace(model, gradients=True) as recorded:
+        recorded.backward(model(**batch).logits.square().mean())
+    assert recorded["gradient.logits"].shape == (2, 40, 60)
+    assert "gradient.parameter.lm_head.bias" in recorded
+    with pytest.raises(LongformerError, match="call the model without labels"), trace(model):
+        model(**batch, labels=batch["input_ids"])
+
+
 class Other(nn.Module):
     """A model of someone else."""
 
@@ -249,6 +311,60 @@ def test_any_module_with_a_table() -> None:
     torch.testing.assert_close(recorded.inputs["argument0"], x)
     with pytest.raises(LongformerError, match=r"layer.0.output ran twice"), trace(model, table=table):
         model(x, again=True)
+
+
+class Named(nn.Module):
+    """Whose modules are neither named nor defined in the order in which they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.steps, self.first = (
+            nn.Linear(6, 6),
+            nn.ModuleList(nn.Linear(6, 6) for _ in range(11)),
+            nn.Linear(6, 6),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for step in self.steps:
+            x = step(x)
+        return self.last(x)
+
+
+def test_a_table_is_in_order_of_computation(tmp_path: Path) -> None:
+    table = Table({"first": Value("z_first"), "steps.{n}": Value("y.{n}.step")}, {"last": Value("a_last")})
+    names = ["z_first", *(f"y.{n}.step" for n in range(11)), "a_last"]
+    model, path = Named(), tmp_path / "a.safetensors"
+    with trace(model, table=table, gradients=True) as held:
+        held.backward(model(torch.randn(2, 3, 6)).sum())
+    activations = [name for name in held if not name.startswith("gradient.")]
+    assert activations == names
+    assert list(held)[13:26] == [f"gradient.{name}" for name in reversed(names)]
+    held.save(path)
+    assert list(read_trace(path)) == list(held)
+    double = Named().double()
+    double.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 6)
+    a, b, truth = (
+        run_table(m, x.to(dtype), table) for m, dtype in ((model, x.dtype), (model, x.dtype), (double, torch.float64))
+    )
+    assert_parity(a, b, truth)
+    with torch.no_grad():
+        model.steps[9].bias += 1e-3
+    with pytest.raises(AssertionError, match=r"^y\.9\.step: actual is"):
+        assert_parity(run_table(model, x, table), b, truth)
+
+
+def run_table(model: nn.Module, x: Tensor, table: Table) -> Trace:
+    with torch.no_grad(), trace(model, table=table) as recorded:
+        model(x)
+    return recorded
+
+
+def test_layers_of_a_table_follow_one_another() -> None:
+    model = nn.ModuleList(nn.Sequential(nn.Tanh(), nn.Linear(6, 6)) for _ in range(2))
+    fitted = Table({"{n}.0": Value("z.{n}"), "{n}.1": Value("a.{n}")}).fit(model)
+    assert [value.name for value in fitted.values()] == ["z.0", "a.0", "z.1", "a.1"]
 
 
 def test_a_table_that_does_not_fit() -> None:

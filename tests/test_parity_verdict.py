@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from longformer.errors import DataError
 from longformer.parity import Trace, Truth, assert_parity, compare, trace
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE
+from longformer.parity.report import summary, table
 
 
 @dataclasses.dataclass
@@ -223,8 +224,24 @@ def test_a_value_that_the_truth_lacks_is_not_judged(case: Case) -> None:
     a, b = altered(case.expected), altered(case.expected)
     a.tensors, b.tensors = {**a.tensors, "mine": torch.zeros(2)}, {**b.tensors, "mine": torch.ones(2)}
     found = compare(a, b, truth=case.truth)
-    assert found.verdict == "identical"
+    # All else has the same bits; but the two are not identical.
+    assert (found.verdict, found.unjudged) == ("rounding", ["mine"])
     assert found.notes == ["not judged, since our model has no such value to give the truth: mine"]
+    assert summary(found).endswith("; 1 more differ and could not be judged")
+    assert "mine" in table(found)
+    b.tensors = dict(a.tensors)
+    found = compare(a, b, truth=case.truth)
+    assert (found.verdict, found.unjudged, found.notes) == ("identical", [], [])
+
+
+def test_nothing_to_judge_is_no_agreement(case: Case) -> None:
+    a, b = altered(case.expected), altered(case.expected)
+    a.tensors, b.tensors = {"mine": torch.zeros(2)}, {"mine": torch.ones(2)}
+    with pytest.raises(DataError, match=r"nothing can be judged: mine differ.*use assert_parity"):
+        compare(a, b, truth=case.truth)
+    b.tensors = dict(a.tensors)
+    found = compare(a, b, truth=case.truth)
+    assert found.verdict == "identical" and "agree in every bit of 1 values" in table(found)
 
 
 def test_whole_numbers_are_refused(case: Case) -> None:

@@ -17,7 +17,11 @@ SUFFIX = ".safetensors"
 def sample_options(command: Command) -> Command:
     """Options that say what the model is given."""
     for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="Of weights drawn for a config.json."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            help="Of weights drawn for a config.json; if not given, that of the trace file which names it, or else 0.",
+        ),
         click.option(
             "--gradients",
             is_flag=True,

@@ -17,7 +17,7 @@ from torch import Tensor
 from longformer.checkpoint import todays_name
 from longformer.config import LongformerConfig
 from longformer.errors import DataError
-from longformer.parity.format import digest, metadata_object
+from longformer.parity.format import FLOATING, digest, headers_of, metadata_object
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
 from longformer.parity.places import Places, Position, worst
 from longformer.parity.recorder import Trace
@@ -31,6 +31,7 @@ HARMLESS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_
 # Inputs that may be left out: of the first two the model makes its own, which is compared as the embeddings; the others
 # are the loss's, and say nothing where there are no gradients.
 OPTIONAL = ("token_type_ids", "position_ids", "start_positions", "end_positions")
+OTHERS = "for another architecture, record it in float64 as well, and use assert_parity(a, b, that)"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Compared:
 class Comparison:
     """The whole of it.
 
-    verdict: "identical", "rounding", "different" or "non-finite".
+    verdict: "identical", "rounding", "different" or "non-finite", of the values that could be judged.
     first: the value at which that begins, None for the first two.
     departed: which of the runs is away from the truth there: their names.
     hints: known slips that reproduce the departed run's numbers, or what else is known of the cause.
@@ -67,6 +68,7 @@ class Comparison:
     departed: tuple[str, ...]
     hints: list[str]
     values: list[Compared]
+    unjudged: list[str] = field(default_factory=list)  # that differ, and that the truth has not
     missing: dict[str, list[str]] = field(default_factory=dict)  # run to values that it alone lacks
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +87,8 @@ def compare(
     A value is *identical* if every bit is. It is *rounding* if neither run's error, its distance from the truth, is
     more than MULTIPLE times the noise (see :mod:`longformer.parity.rounding`), nor more than ROW_MULTIPLE times in any
     row, for gradients GRADIENTS times that; else it is *different*. *Non-finite* is a value with NaN or infinity in
-    either run. The verdict of all is the worst, in the order non-finite, different, rounding, identical.
+    either run. The verdict of all is the worst, in the order non-finite, different, rounding, identical; values that
+    differ and that the truth has not are listed as not judged, and then it is not identical.
 
     Args:
         a, b: as :func:`trace` recorded or :func:`read_trace` read them.
@@ -94,7 +97,8 @@ def compare(
         tokens: texts of the tokens, (B, S), for messages.
 
     Raises:
-        DataError: different inputs, shapes or configs (named), no value in common, or no truth where one is needed.
+        DataError: different inputs, shapes or configs (named), no value in common, none that can be judged, or no
+            truth where one is needed.
     """
     check_inputs(a.inputs, b.inputs, *names)
     check_configs(metadata_object(a.metadata, "config"), metadata_object(b.metadata, "config"), *names)
@@ -105,12 +109,19 @@ def compare(
     common = [name for name in a if name in b]
     if not common:
         raise DataError(f"{names[0]} and {names[1]} have no value in common: {some(list(a))}; {some(list(b))}")
+    shapes = {} if truth is None else {name: header.shape for name, header in headers_of(truth.trace.tensors).items()}
+    check_values(dict(zip(names, (a, b), strict=True)), shapes)
     places = Places(a, tokens)
     found = {name: _compare_value(name, a[name], b[name], truth, places, names) for name in common}
-    result = _conclude([value for value in found.values() if value is not None], names)
+    unjudged = [name for name, value in found.items() if value is None]
+    if len(unjudged) == len(found):
+        raise DataError(
+            f"nothing can be judged: {some(unjudged)} differ between {names[0]} and {names[1]}, and our model has no "
+            f"such values to give the truth; {OTHERS}"
+        )
+    result = _conclude([value for value in found.values() if value is not None], unjudged, names)
     absent = {names[1]: [name for name in a if name not in b], names[0]: [name for name in b if name not in a]}
     result.missing = {name: lost for name, lost in absent.items() if lost}
-    unjudged = [name for name, value in found.items() if value is None]
     if unjudged:
         result.notes.append(f"not judged, since our model has no such value to give the truth: {some(unjudged)}")
     result.about = {names[0]: dict(a.metadata), names[1]: dict(b.metadata)}
@@ -135,7 +146,7 @@ def _stale_weights(name: str, trace: Trace, truth: Truth) -> list[str]:
     return [f"{name} was computed with other weights in {some(differ)}"] if differ else []
 
 
-def _conclude(values: list[Compared], names: tuple[str, str]) -> Comparison:
+def _conclude(values: list[Compared], unjudged: list[str], names: tuple[str, str]) -> Comparison:
     for verdict in (NON_FINITE, DIFFERENT):
         found = [value for value in values if value.verdict == verdict]
         if found:
@@ -145,9 +156,9 @@ def _conclude(values: list[Compared], names: tuple[str, str]) -> Comparison:
                 for name, error in zip(names, (first.a, first.b), strict=True)
                 if error is not None and (error.far or not math.isfinite(error.rms))
             )
-            return Comparison(names, verdict, first, departed, [], values)
-    same = all(value.verdict == IDENTICAL for value in values)
-    return Comparison(names, IDENTICAL if same else ROUNDING, None, (), [], values)
+            return Comparison(names, verdict, first, departed, [], values, unjudged)
+    same = not unjudged and all(value.verdict == IDENTICAL for value in values)
+    return Comparison(names, IDENTICAL if same else ROUNDING, None, (), [], values, unjudged)
 
 
 def check_configs(a: Mapping[str, Any], b: Mapping[str, Any], name_a: str, name_b: str) -> None:
@@ -191,15 +202,34 @@ def check_inputs(a: Mapping[str, Tensor], b: Mapping[str, Tensor], name_a: str, 
             )
 
 
+def check_values(runs: Mapping[str, Trace], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise DataError for a value of ``runs``, by name, that cannot be compared for its dtype or shape.
+
+    Reads no values: those of files have headers. ``runs``: both, or one whose rival is yet to run, and will have what
+    the model has. ``shapes``: by value, what the model's config says.
+    """
+    headers = {name: headers_of(trace.tensors) for name, trace in runs.items()}
+    for name, trace in runs.items():
+        for value in trace:
+            mine = headers[name][value]
+            others = {other: headers[other][value] for other in runs if other != name and value in headers[other]}
+            if not others and (len(runs) > 1 or value not in shapes):
+                continue  # which nothing is compared with
+            if mine.dtype not in FLOATING:
+                raise DataError(f"{value} is {mine.dtype} in {name}; values are floating point")
+            for other, header in others.items():
+                if header.shape != mine.shape:
+                    raise DataError(f"{value} has shape {mine.shape} in {name} and {header.shape} in {other}")
+            if mine.shape != shapes.get(value, mine.shape):
+                raise DataError(
+                    f"{value} has shape {mine.shape} in {name}; by the model's config and input it is {shapes[value]}"
+                )
+
+
 def _compare_value(
     name: str, a: Tensor, b: Tensor, truth: Truth | None, places: Places, names: tuple[str, str]
 ) -> Compared | None:
     """None where the two differ and the truth, which has no such value, cannot say how much that is."""
-    for run, tensor in zip(names, (a, b), strict=True):
-        if not tensor.is_floating_point():
-            raise DataError(f"{name} is {str(tensor.dtype).removeprefix('torch.')} in {run}; values are floating point")
-    if a.shape != b.shape:
-        raise DataError(f"{name} has shape {tuple(a.shape)} in {names[0]} and {tuple(b.shape)} in {names[1]}")
     x, y = a.double(), b.double()
     finite = bool(torch.isfinite(x).all()), bool(torch.isfinite(y).all())
     if not all(finite):
@@ -209,8 +239,6 @@ def _compare_value(
     true: Tensor | None = None
     if truth is not None and name in truth.trace:
         true = truth.trace[name]
-        if true.shape != x.shape:
-            raise DataError(f"{name} has shape {tuple(a.shape)}; by the model's config it is {tuple(true.shape)}")
         errors = (
             measure(name, x, true, truth.noise(a.dtype)[name], a.dtype),
             measure(name, y, true, truth.noise(b.dtype)[name], b.dtype),
@@ -218,7 +246,10 @@ def _compare_value(
     elif not same:
         if truth is not None:
             return None
-        raise DataError(f"{name} differs between {names[0]} and {names[1]}, and there is no truth to judge it by")
+        raise DataError(
+            f"{name} differs between {names[0]} and {names[1]}, and there is no truth to judge it by: for a Longformer "
+            f"give Truth(model, inputs); {OTHERS}"
+        )
     far = any(error is not None and error.far for error in errors)
     coarse = max((a.dtype, b.dtype), key=lambda dtype: torch.finfo(dtype).eps)
     difference = (x - y).abs()

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from longformer.checkpoint import read_config
 from longformer.errors import DataError
-from longformer.parity.comparison import Comparison, check_configs, check_inputs, compare
+from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import metadata_object
 from longformer.parity.layout import TARGETS, effective_inputs
 from longformer.parity.recorder import Trace, read_trace
 from longformer.parity.rounding import Truth
-from longformer.parity.runs import Contender, load_ours, model_folder, record, require_loss
+from longformer.parity.runs import Contender, kind_of, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
+from longformer.parity.shapes import expected_shapes
 from longformer.parity.table import GRADIENT, PROBABILITIES
+from longformer.weights import some
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def contest(
         a, b: each a trace file, or what :meth:`Contender.parse` takes.
         source: the input, see :func:`read_sample`; None is that of the first trace file.
         model: a folder, a name on the hub, or a ``config.json``; None is the one that a trace file names.
-        settings: values of a kind that a trace file has are compared without being asked for.
+        settings: values of a kind that a trace file has are compared without being asked for, and weights are drawn
+            from its seed.
         say: told what is being done.
 
     Raises:
@@ -53,9 +56,11 @@ def contest(
     source = source or next(iter(files), None)
     if source is None:
         raise DataError("INPUT is missing: give a text, a .json file of input_ids, or a trace file")
-    chosen = model or _named_model([*files.values(), *([read_trace(source)] if source.endswith(SUFFIX) else [])])
+    named = {**files, **({source: read_trace(source)} if source.endswith(SUFFIX) else {})}
+    chosen = model or _named_model(named)
     settings = replace(
         settings,
+        seed=_seed(chosen, named) if settings.seed is None else settings.seed,
         probabilities=settings.probabilities or any(_has_probabilities(file) for file in files.values()),
         gradients=settings.gradients or any(_has_gradients(file) for file in files.values()),
     )
@@ -84,6 +89,9 @@ def contest(
         )
         say("judging, by runs moved by one rounding")
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
+        left_out = kind_of(folder).left_out
+        if left_out:
+            comparison.notes.append(f"the checkpoint has parts that were not run and so not compared: {some(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)
 
 
@@ -98,14 +106,26 @@ def _has_gradients(trace: Trace) -> bool:
 
 def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: str) -> None:
     """What ``compare`` would refuse in the end, before anything is run."""
-    inputs, config = effective_inputs(sample.inputs), read_config(folder).to_dict()
+    inputs, config = effective_inputs(sample.inputs), read_config(folder)
     for name, trace in files.items():
         check_inputs(trace.inputs, inputs, name, source if source != name else f"{name}, as the model is given it")
-        check_configs(metadata_object(trace.metadata, "config"), config, name, "the model")
+        check_configs(metadata_object(trace.metadata, "config"), config.to_dict(), name, "the model")
+    check_values(files, expected_shapes(folder, config, inputs))
 
 
-def _named_model(traces: list[Trace]) -> str:
-    for trace in traces:
+def _seed(model: str, traces: dict[str, Trace]) -> int | None:
+    """Seed of the weights drawn for ``model``, if one of its traces says so. Raises DataError for no number."""
+    for name, trace in traces.items():
+        seed = trace.metadata.get("seed")
+        if seed is not None and trace.metadata.get("model") == model:
+            if not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
+                raise DataError(f"{name}: its metadata has seed {seed!r}, which is no whole number; record it again")
+            return int(seed)
+    return None
+
+
+def _named_model(traces: dict[str, Trace]) -> str:
+    for trace in traces.values():
         named = trace.metadata.get("model")
         if named:
             return named

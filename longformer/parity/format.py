@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,15 @@ DTYPES = {
     torch.int32: "I32",
     torch.bool: "BOOL",
 }
+NAMES = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPES.items()}
+FLOATING = ("float64", "float32", "float16", "bfloat16")
+
+
+class Header(NamedTuple):
+    """dtype: as torch calls it, without "torch."."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class TraceWriter:
@@ -122,7 +131,7 @@ class TraceWriter:
 class TraceFile(Mapping[str, Tensor]):
     """A trace file, read one value at a time.
 
-    Keys are the names of values; ``inputs`` has what the model was given.
+    Keys are the names of values; ``inputs`` has what the model was given, ``headers`` each tensor's dtype and shape.
 
     Raises:
         DataError: no such file, corrupt, no trace, or of another version of the format.
@@ -136,6 +145,11 @@ class TraceFile(Mapping[str, Tensor]):
             with safe_open(self.path, "pt") as file:
                 self.metadata: dict[str, str] = file.metadata() or {}
                 names = list(file.keys())
+                pieces = {name: file.get_slice(name) for name in names}
+                self.headers = {
+                    name: Header(NAMES.get(piece.get_dtype(), piece.get_dtype()), tuple(piece.get_shape()))
+                    for name, piece in pieces.items()
+                }
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is cut short, corrupt, or no safetensors file: {error}; record it again") from None
         _check_metadata(self.path, self.metadata)
@@ -163,6 +177,15 @@ class TraceFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def headers_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Header]:
+    """Dtypes and shapes, of a file without reading its data."""
+    if isinstance(tensors, TraceFile):
+        return tensors.headers
+    return {
+        name: Header(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()
+    }
+
+
 def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise DataError(f'{path} is no trace: its metadata has format {metadata.get("format")!r}, not "{FORMAT}"')
@@ -176,6 +199,12 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
             metadata_object(metadata, key)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
+    try:
+        order = json.loads(metadata.get("order", "[]"))
+    except ValueError:
+        order = None
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        raise DataError(f"{path}: a trace's metadata has 'order', which must be a JSON list of names; record it again")
 
 
 def metadata_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:

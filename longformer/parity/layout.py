@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longformer.attention import LongformerSelfAttention
 from longformer.errors import LongformerError
-from longformer.heads import LongformerForQuestionAnswering
+from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.model import LongformerModel, Packing, pack
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
+Longformer = LongformerModel | LongformerForQuestionAnswering | LongformerForMaskedLM
 TARGETS = ("start_positions", "end_positions")  # arguments of question answering's forward that give it a loss
 
 
@@ -54,7 +54,7 @@ def choose_layout(model: nn.Module, table: Table | None) -> Layout:
     """The layout of ``model``. Raises LongformerError for an unknown kind without a table."""
     if table is not None:
         return PlainLayout(model, table)
-    if isinstance(model, LongformerModel | LongformerForQuestionAnswering):
+    if isinstance(model, Longformer):
         return PackedLayout(model)
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if type(model).__module__.startswith("transformers.") and kind == "longformer":
@@ -104,6 +104,11 @@ class LongformerLayout(Layout):
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
+        if isinstance(model, LongformerForMaskedLM) and bound.get("labels") is not None:
+            raise LongformerError(
+                "with labels LongformerForMaskedLM scores only the tokens that have one, and a trace has the scores of "
+                "all: call the model without labels, and take the loss from its logits"
+            )
         return {name: bound[name].detach().cpu() for name in TARGETS if isinstance(bound.get(name), Tensor)}
 
 
@@ -135,8 +140,7 @@ class PackedLayout(LongformerLayout):
     packing: Packing
 
     def describe(self) -> dict[str, str]:
-        kernels = [part.impl for part in self.root.modules() if isinstance(part, LongformerSelfAttention)]
-        return {"implementation": "longformer", "kernel": ", ".join(dict.fromkeys(kernels))}
+        return {"implementation": "longformer"}  # and "kernel", which is chosen when the model runs
 
     def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         inputs = super().begin(arguments, keywords)

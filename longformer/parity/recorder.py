@@ -6,6 +6,7 @@ Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from longformer.attention import LongformerSelfAttention
 from longformer.checkpoint import todays_name
 from longformer.errors import LongformerError
+from longformer.kernels import choose
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
-from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
+from longformer.parity.modes import check_mode, kernel_of
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
 from longformer.weights import some
 
 Sink = Callable[[str, Tensor], None]
@@ -44,7 +47,8 @@ class Trace(Mapping[str, Tensor]):
         return self.tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.tensors, key=order))
+        given = self.metadata.get("order")
+        return iter(sorted(self.tensors, key=order if given is None else order_of(json.loads(given))))
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -129,6 +133,8 @@ def trace(
     result._backward = recorder.backward if gradients else None
     result.metadata = {"format": FORMAT, "version": str(VERSION), **layout.describe()}
     result.metadata.update(describe_model(model, digests=digests))
+    if table is not None:  # a Longformer's order is known
+        result.metadata["order"] = json.dumps(list(recorder.names_in_order()))
     result.metadata.update(metadata or {})
     held: dict[str, Tensor] = {}
     writer: TraceWriter | None = None
@@ -182,8 +188,17 @@ class Recorder:
         self._handles: ExitStack
         self._given: set[str] = set()
         self._impl = ""
+        self._kernels: dict[str, None] = {}
         if probabilities and not isinstance(layout, LongformerLayout):
             raise LongformerError("attention probabilities are recorded of a Longformer, not of a module with a table")
+        check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
+
+    def names_in_order(self) -> Iterator[str]:
+        """Names of the values in the order in which they are computed, without gradients."""
+        for name, value in self._value_of.items():
+            yield name
+            if value.kind == "attention":
+                yield name.removesuffix("local_output") + GLOBAL_ROWS
 
     def possible_names(self) -> list[str]:
         """All tensors that this recording may give."""
@@ -202,8 +217,7 @@ class Recorder:
         modules = dict(self.model.named_modules())
         with ExitStack() as stack:
             self._handles = stack
-            if self.gradients:
-                stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
+            stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
             begin = self.layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
             for path, value in self.values.items():
@@ -235,7 +249,8 @@ class Recorder:
 
     def _targets(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         for name, tensor in self.layout.targets(module, arguments, keywords).items():
-            self.input_sink(name, tensor)
+            if self.gradients:  # without, they say nothing of what is recorded
+                self.input_sink(name, tensor)
 
     def _hook(self, value: Value) -> Callable[[nn.Module, Any, Any], None]:
         last_of_layer = value.name.startswith("layer.") and value.name.endswith(".output")
@@ -250,6 +265,9 @@ class Recorder:
             # (On the CPU `.cpu()` alone would be no copy.)
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
+            if isinstance(module, LongformerSelfAttention):
+                self._kernels[kernel_of(module, arguments[0], first)] = None
+                self.notes["kernel"] = ", ".join(self._kernels)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
             if last_of_layer or isinstance(self.layout, PlainLayout):
@@ -314,7 +332,8 @@ class Recorder:
                 probs.check_agreement(value.name, module, self._impl, query, key, v, rows, *masks)
             states = layout.rows([arguments[0].detach()], value)
             found = probs.of_ours(module, query, key, states, *masks)
-            self.notes["kernel"] = f"banded, which agrees with {self._impl}"
+            # As check_agreement has it run: without gradients and dropout.
+            self.notes["kernel"] = f"banded, which agrees with {choose(query, impl=self._impl).impl}"
         for name, tensor in found.items():
             self._give(layer + name, tensor)
 

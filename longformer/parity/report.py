@@ -22,7 +22,7 @@ def table(comparison: Comparison, *, everything: bool = False) -> str:
     heads = [f"{_short(name)} / noise" for name in comparison.names]
     lines = [*verdict(comparison), ""]
     shown = _shown(comparison, everything)
-    wide = max(28, *(len(value.name) for value in shown if value is not None))
+    wide = max([28, *(len(value.name) for value in shown if value is not None)])
     header = f"{'value':<{wide}} {'verdict':<10} {'largest':>9} {'rms':>9} {'relative':>9} {'1-cosine':>9} {'ulp':>9}"
     lines.append("  ".join([header, *heads]))
     for value in shown:
@@ -67,10 +67,11 @@ def summary(comparison: Comparison) -> str:
     if comparison.verdict == IDENTICAL:
         return f"{a} and {b} agree in every bit of {count} values"
     if first is None:
-        worst = furthest(comparison)
+        worst, left = furthest(comparison), len(comparison.unjudged)
         return (
             f"{a} and {b} differ by no more than rounding in {count} values; furthest from the truth is {worst.name}, "
             f"at {max(_number(worst.a), _number(worst.b)):.2f} times the noise"
+            f"{f'; {left} more differ and could not be judged' if left else ''}"
         )
     who = " and ".join(comparison.departed)
     if comparison.verdict == NON_FINITE:
@@ -148,6 +149,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "departed": list(comparison.departed),
         "hints": comparison.hints,
         "notes": comparison.notes,
+        "unjudged": comparison.unjudged,
         "missing": comparison.missing,
         "values": [_value(value) for value in comparison.values],
         "about": comparison.about,

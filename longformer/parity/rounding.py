@@ -21,14 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from longformer.attention import Document, LongformerSelfAttention
-from longformer.heads import LongformerForQuestionAnswering
 from longformer.kernels import global_attention
 from longformer.model import LongformerModel
-from longformer.parity.layout import choose_layout
+from longformer.parity.layout import Longformer, choose_layout
 from longformer.parity.recorder import Recorder, Trace, trace
 from longformer.parity.table import PARAMETER
 
-Longformer = LongformerModel | LongformerForQuestionAnswering
 Inputs = Mapping[str, Tensor]
 
 RUNS = 4  # perturbed runs: a noise of 64 numbers a row and 4 runs is known to 6%

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from longformer.checkpoint import todays_name
+from longformer.checkpoint import PARTS, todays_name
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
-from longformer.heads import LongformerForQuestionAnswering
+from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.model import LongformerModel
+from longformer.parity.layout import Longformer
 from longformer.parity.recorder import Trace, trace
-from longformer.parity.rounding import Longformer
 from longformer.parity.samples import SUFFIX, Sample, Settings
 from longformer.weights import find_weights, read_tensors
 
@@ -44,9 +45,18 @@ class Contender:
         if self.implementation == "transformers" and self.impl != "auto":
             raise DataError(f"transformers has one kernel, its own: {self.impl!r} chooses among ours")
         try:
-            choose(torch.empty(1, 1, 1, 1), impl=self.impl)
+            choose(torch.empty(1, 1, 1, 1, dtype=getattr(torch, self.dtype)), impl=self.impl)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
-            raise DataError(f"kernel {self.impl!r} cannot be had: {error}") from None
+            why = str(error).removeprefix(f'impl is "{self.impl}", and ')
+            raise DataError(f"kernel {self.impl!r} cannot be had: {why}{self._remedy()}") from None
+
+    def _remedy(self) -> str:
+        if self.impl != "triton" or os.environ.get("TRITON_INTERPRET") == "1":
+            return ""
+        return (
+            ". The command runs models on the CPU, where Triton interprets kernels if TRITON_INTERPRET=1; on a GPU, "
+            "trace(model, path=...) in Python writes a trace file, which the command compares"
+        )
 
     @classmethod
     def parse(cls, text: str) -> Contender:
@@ -73,25 +83,39 @@ class Contender:
         return _load_reference(name_or_path, dtype)
 
 
-def kind_of(name_or_path: str) -> tuple[type[LongformerModel] | type[LongformerForQuestionAnswering], dict[str, Any]]:
-    """Which class serves a checkpoint, and with what arguments: question answering if it has that head."""
+class Kind(NamedTuple):
+    """Which class serves a checkpoint, with what arguments, and which of the checkpoint's parts it leaves out."""
+
+    model: type[Longformer]
+    arguments: dict[str, Any]
+    left_out: list[str]
+
+
+def kind_of(name_or_path: str) -> Kind:
+    """Question answering for a checkpoint that has this head, else masked language modelling, else the base model."""
     names = {todays_name(name) for name in read_tensors(find_weights(name_or_path))}
-    if any(name.startswith("qa_outputs.") for name in names):
-        return LongformerForQuestionAnswering, {}
-    return LongformerModel, {"add_pooling_layer": any(name.startswith("longformer.pooler.") for name in names)}
+    parts = [part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in names)]
+    for head, model in (("qa_outputs", LongformerForQuestionAnswering), ("lm_head", LongformerForMaskedLM)):
+        if head in parts:
+            return Kind(model, {}, [part for part in parts if part != head])
+    has_pooler = "pooler" in parts
+    return Kind(LongformerModel, {"add_pooling_layer": has_pooler}, [part for part in parts if part != "pooler"])
 
 
 def load_ours(name_or_path: str, *, dtype: torch.dtype = torch.float32, impl: str = "auto") -> Longformer:
     """Our model, of the class that serves the checkpoint."""
-    kind, arguments = kind_of(name_or_path)
+    kind, arguments, _ = kind_of(name_or_path)
     return kind.from_pretrained(name_or_path, dtype=dtype, impl=impl, **arguments)
 
 
 def require_loss(name_or_path: str) -> None:
-    """Raise LongformerError for a checkpoint whose model has no loss."""
-    if kind_of(name_or_path)[0] is LongformerModel:
+    """Raise LongformerError for a checkpoint whose model has no loss that the command knows."""
+    kind = kind_of(name_or_path).model
+    if kind is not LongformerForQuestionAnswering:
+        base = kind is LongformerModel
+        what = "a base model, which has no loss" if base else "a masked language model, whose loss needs labels"
         raise LongformerError(
-            f"{name_or_path} is a base model, which has no loss; gradients are recorded of question answering, or in "
+            f"{name_or_path} is {what}; gradients are recorded of question answering, or in "
             "Python of any loss: trace(model, gradients=True) and Truth(model, inputs, loss=...)"
         )
 
@@ -105,13 +129,13 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    kind, arguments = kind_of(name_or_path)
+    kind, arguments, _ = kind_of(name_or_path)
     model = getattr(transformers, kind.__name__).from_pretrained(name_or_path, dtype=dtype, **arguments)
     return model.eval()
 
 
 @contextmanager
-def model_folder(name_or_path: str, seed: int) -> Iterator[str]:
+def model_folder(name_or_path: str, seed: int | None) -> Iterator[str]:
     """A folder or name as it is; for a ``config.json``, a folder with weights drawn from ``seed``, for the time."""
     path = Path(name_or_path)
     if path.suffix != ".json":
@@ -121,7 +145,7 @@ def model_folder(name_or_path: str, seed: int) -> Iterator[str]:
 
     config = LongformerConfig.from_file(path)
     with tempfile.TemporaryDirectory() as folder:
-        draw(config, seed).save_pretrained(folder)
+        draw(config, seed or 0).save_pretrained(folder)
         yield folder
 
 
@@ -150,9 +174,9 @@ def record(
     said_model: str | None = None,
 ) -> Trace:
     """Run ``model``, a folder or a name, and write its trace file layer by layer; ``said_model`` is the name in it."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed or 0)
     module = contender.load(model)
-    metadata = {"model": said_model or model, "seed": str(settings.seed)}
+    metadata = {"model": said_model or model, "seed": str(settings.seed or 0)}
     if sample.tokens is not None:
         metadata["tokens"] = json.dumps(sample.tokens)
     with (

@@ -26,7 +26,7 @@ ARGUMENTS = ("input_ids", "attention_mask", "global_attention_mask", "token_type
 class Settings:
     """What is given and what is recorded. See the options of ``longformer parity``."""
 
-    seed: int = 0
+    seed: int | None = None  # of weights drawn for a config.json; None is the trace's that names it, or else 0
     question: str | None = None
     max_tokens: int | None = None
     probabilities: bool = False

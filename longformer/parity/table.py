@@ -6,7 +6,7 @@ Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,7 @@ from torch import nn
 from longformer.errors import LongformerError
 from longformer.weights import some
 
+NUMBER = "{n}"
 Kind = Literal["plain", "tokens", "heads", "attention"]
 
 
@@ -35,7 +36,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Table:
-    """Modules by path to values, in the order in which they are computed.
+    """Modules by path to values, in the order in which they are computed: that of a trace's names.
+
+    Entries that follow one another and have ``{n}`` are one stack of layers: all of the first, then all of the next.
 
     values: ``{n}`` in a path stands for any number; every path must match at least one module.
     optional: the same, for modules that a model may lack.
@@ -47,19 +50,24 @@ class Table:
     heads: int | None = None
 
     def fit(self, model: nn.Module) -> dict[str, Value]:
-        """Paths of ``model``'s modules to their values, ``{n}`` filled in.
+        """Paths of ``model``'s modules to their values, ``{n}`` filled in, in order of computation.
 
         Raises:
             LongformerError: a path that matches no module, or two modules for one value.
         """
         paths = [path for path, _ in model.named_modules()]
-        fitted: dict[str, Value] = {}
+        placed: dict[str, tuple[tuple[int, int, int], Value]] = {}
         missing = []
-        for pattern, value in {**self.values, **self.optional}.items():
+        stack, last_numbered = 0, False
+        for i, (pattern, value) in enumerate({**self.values, **self.optional}.items()):
             found = _matches(pattern, value, paths)
             if not found and pattern in self.values:
                 missing.append(pattern)
-            fitted.update(found)
+            numbered = NUMBER in pattern
+            stack = stack if numbered and last_numbered else i
+            last_numbered = numbered
+            placed |= {path: ((stack, number, i), value) for path, (number, value) in found.items()}
+        fitted = {path: value for path, (_, value) in sorted(placed.items(), key=lambda item: item[1][0])}
         if missing:
             raise LongformerError(
                 f"the table does not fit {type(model).__name__}: it has no module {some(missing)}; its modules are "
@@ -72,14 +80,15 @@ class Table:
         return fitted
 
 
-def _matches(pattern: str, value: Value, paths: list[str]) -> dict[str, Value]:
+def _matches(pattern: str, value: Value, paths: list[str]) -> dict[str, tuple[int, Value]]:
+    """Paths that match to the number in them, 0 without one, and their value."""
     expression = re.compile(re.escape(pattern).replace(r"\{n\}", "([0-9]+)", 1).replace(r"\{n\}", r"\1"))
     found = {}
     for path in paths:
         match = expression.fullmatch(path)
         if match:
-            number = match.group(1) if match.groups() else ""
-            found[path] = Value(value.name.replace("{n}", number), value.kind, value.axes)
+            number = match.group(1) if match.groups() else "0"
+            found[path] = int(number), Value(value.name.replace(NUMBER, number), value.kind, value.axes)
     return found
 
 
@@ -138,6 +147,19 @@ def order(name: str) -> tuple[int, int, int, str]:
         return (2, 0, 0, name)
     layer, step = _place(name.removeprefix(GRADIENT))
     return (1, -layer, -step, name) if name.startswith(GRADIENT) else (0, layer, step, name)
+
+
+def order_of(names: Sequence[str]) -> Callable[[str], tuple[int, int, str]]:
+    """The same kind of key for what ``names``, as a table of one's own orders them, have; others come behind."""
+    places = {name: i for i, name in enumerate(names)}
+
+    def key(name: str) -> tuple[int, int, str]:
+        if name.startswith(PARAMETER):
+            return (2, 0, name)
+        place = places.get(name.removeprefix(GRADIENT), len(places))
+        return (1, -place, name) if name.startswith(GRADIENT) else (0, place, name)
+
+    return key
 
 
 def _place(name: str) -> tuple[int, int]:

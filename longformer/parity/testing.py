@@ -10,12 +10,13 @@ import click
 import torch
 from torch import Tensor
 
+from longformer.errors import DataError
 from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
 from longformer.parity.recorder import Trace
 from longformer.parity.report import table
 from longformer.parity.rounding import RUNS, Truth, row_mean_square
-from longformer.parity.table import order
+from longformer.weights import some
 
 FACTOR = 2.0  # times as far from the truth as the expected value that an actual one may be
 
@@ -33,10 +34,12 @@ def assert_parity(
     tensors, the truth is a float64 result: ``actual`` may then be ``factor`` times as far from it as ``expected`` is,
     root mean square, both over the whole and, eightfold, in any row. Without a truth, ``expected`` is taken for it, and
     ``actual`` may be off by as many units in the last place of its precision as ``compare`` would allow times noise;
-    that serves single operations, and not what has gone through layers.
+    that serves single operations, and not what has gone through layers. Infinity must stand in all at the same place;
+    NaN is refused wherever it is.
 
     Raises:
         AssertionError: they do not agree; the message names the value, the place and the size.
+        DataError: the truth lacks a value.
     """
     if isinstance(actual, Trace) and isinstance(expected, Trace) and isinstance(truth, Truth):
         result = compare(actual, expected, truth=truth, names=("actual", "expected"))
@@ -49,7 +52,12 @@ def assert_parity(
     true = None if truth is None else _named(truth)
     if ours.keys() != theirs.keys():
         raise AssertionError(f"values differ: {sorted(ours.keys() ^ theirs.keys())} are in one of the two only")
-    for name in sorted(ours, key=order):
+    lacking = [name for name in ours if true is not None and name not in true]
+    if lacking:
+        raise DataError(
+            f"the truth lacks {some(lacking)}, by which that should be judged; it has {some(list(true or {}))}"
+        )
+    for name in ours:  # in the order in which they are given: a trace's is that of computation
         _assert_tensor(name, ours[name], theirs[name], None if true is None else true[name], factor)
 
 
@@ -59,7 +67,12 @@ def _named(given: Mapping[str, Tensor] | Tensor) -> Mapping[str, Tensor]:
 
 def _assert_tensor(name: str, actual: Tensor, expected: Tensor, truth: Tensor | None, factor: float) -> None:
     _check_shape(name, actual, expected)
-    _check_finite(name, actual, expected)
+    if truth is not None:
+        _check_shape(name, actual, truth)
+    others = {"expected": expected} if truth is None else {"expected": expected, "the truth": truth}
+    actual, expected, *rest = _finite(name, actual, others)
+    if not actual.numel():
+        return
     if truth is None:
         coarse = max(actual.dtype, expected.dtype, key=lambda dtype: torch.finfo(dtype).eps)
         off = (actual.double() - expected.double()).abs()
@@ -71,18 +84,18 @@ def _assert_tensor(name: str, actual: Tensor, expected: Tensor, truth: Tensor | 
                 f"{MULTIPLE:g} are allowed; a truth in float64 would allow what rounding must cost"
             )
         return
-    _check_shape(name, actual, truth)
+    truth = rest[0]
     ours, theirs = actual.double() - truth.double(), expected.double() - truth.double()
     # One rounding is the least that any result is off, and an expected one that is exact by luck is no measure.
     least = spacing(truth.double(), actual.dtype).square().mean() / 12
     allowed = factor * float((theirs.square().mean() + least).sqrt())
-    if float(ours.square().mean().sqrt()) > allowed:
+    if not _rms(ours) <= allowed:
         raise AssertionError(
             f"{name}: actual is {_rms(ours):.3g} from the truth, expected {_rms(theirs):.3g}; "
             f"{allowed:.3g} is allowed. Largest at {_where(ours.abs())}: {float(ours.abs().max()):.3g}"
         )
     rows = row_mean_square(ours).sqrt()
-    if float(rows.max()) > 8 * max(allowed, factor * float(row_mean_square(theirs).sqrt().max())):
+    if not float(rows.max()) <= 8 * max(allowed, factor * float(row_mean_square(theirs).sqrt().max())):
         raise AssertionError(
             f"{name}: one row of actual is far from the truth, {float(rows.max()):.3g} where all are "
             f"{_rms(ours):.3g} on average; largest at {_where(ours.abs())}"
@@ -124,17 +137,22 @@ def assert_within_rounding(
     with torch.no_grad():
         truth = function(*doubles)
         _check_shape("actual", actual, truth)
-        _check_finite("actual", actual, truth)
-        moves = [function(*(moved(x) for x in doubles)) - truth for _ in range(runs)]
+        infinite = ~torch.isfinite(truth)
+        result, truth = _finite("actual", actual.detach(), {"the truth": truth})
+        moves = [function(*(moved(x) for x in doubles)).masked_fill(infinite, 0) - truth for _ in range(runs)]
     # The result itself is rounded once, which a function that does not move (a maximum of equal numbers) forgets.
     own = row_mean_square(spacing(truth, actual.dtype)) / 12
     noise = own + torch.stack([row_mean_square(move) for move in moves]).mean(dim=0)
-    off = actual.detach().double() - truth
-    expected = float(noise.mean().sqrt())
+    off = result.double() - truth
+    expected = float(noise.mean().sqrt()) if noise.numel() else 0.0
+    if not math.isfinite(expected):
+        raise AssertionError(
+            "moved by a rounding of its arguments, the function is not finite: nothing is to be judged"
+        )
     ratio = _rms(off) / expected if expected else (math.inf if _rms(off) else 0.0)
     row_ratio = float(row_ratios(off, truth, noise).max()) if off.numel() else 0.0
     in_row = multiple * ROW_MULTIPLE / MULTIPLE
-    if ratio > multiple or row_ratio > in_row:
+    if not (ratio <= multiple and row_ratio <= in_row):
         raise AssertionError(
             f"actual is {_rms(off):.3g} from the truth, {ratio:.3g} times what rounding costs ({expected:.3g}), and in "
             f"one row {row_ratio:.3g} times, where {multiple:g} and {in_row:g} are allowed. "
@@ -147,11 +165,17 @@ def _check_shape(name: str, x: Tensor, y: Tensor) -> None:
         raise AssertionError(f"{name} has shape {tuple(x.shape)}, and {tuple(y.shape)} was expected")
 
 
-def _check_finite(name: str, actual: Tensor, expected: Tensor) -> None:
-    bad = ~torch.isfinite(actual) & torch.isfinite(expected)
+def _finite(name: str, actual: Tensor, others: Mapping[str, Tensor]) -> list[Tensor]:
+    """All, with 0 where all have the same infinity. Raises AssertionError for any other number that is not finite."""
+    tensors = [actual, *others.values()]
+    infinite = torch.stack([~torch.isfinite(x) for x in tensors]).any(dim=0)
+    same = torch.stack([x == actual for x in tensors]).all(dim=0)  # which NaN is to nothing
+    bad = infinite & ~same
     if bool(bad.any()):
-        index = bad.nonzero()[0].tolist()
-        raise AssertionError(f"{name}{index} is {float(actual[tuple(index)])}; {int(bad.sum())} are not finite")
+        place = tuple(bad.nonzero()[0].tolist())
+        said = ", ".join(f"{other} {float(x[place])}" for other, x in others.items())
+        raise AssertionError(f"{name}{list(place)} is {float(actual[place])}, {said}; {int(bad.sum())} are not finite")
+    return [x.masked_fill(infinite, 0) for x in tensors]
 
 
 def _where(size: Tensor) -> str:
