@@ -17,7 +17,9 @@ from longformer.attention import LongformerSelfAttention
 from longformer.checkpoint import Pretrained, todays_name
 from longformer.distributed import check_agreement, processes, together
 from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.evaluation import QuestionFile, check_questions
 from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.question_answering import QuestionAnswerer
 from longformer.squad import Example, offset_report, read_squad
 from longformer.tokenizer import LongformerTokenizer
 from longformer.training.log import check_plotting
@@ -45,8 +47,10 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
             a loss that is not finite, memory or a disk that do not suffice.
     """
 
-    def prepare(tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
-        train, held = _read_questions(options, say)
+    def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
+        train, held_by_file = _read_questions(options, say)
+        check_questions(held_by_file, QuestionAnswerer(model, tokenizer), max_answer_tokens=options.max_answer_tokens)
+        held = [example for _, examples in held_by_file for example in examples]
         task = QuestionAnsweringTask(train, held, tokenizer, options)
         left_out = f", {len(task.unusable)} questions left out" if task.unusable else ""
         say(f"{len(train)} questions to train on, {len(task.features)} windows{left_out}; {len(held)} to measure on")
@@ -58,7 +62,7 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
 def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
     """Continue pretraining by masked language modelling on text files. Otherwise as :func:`train_qa`."""
 
-    def prepare(tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> MaskedLMTask:
+    def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> MaskedLMTask:
         train, held = (
             [document for file in files for document in read_documents(file)]
             for files in (options.files, options.evaluate_on)
@@ -75,7 +79,7 @@ def _train(
     options: TrainingOptions,
     kind: type[Pretrained],
     head: str,
-    prepare: Callable[[LongformerTokenizer, Callable[[str], None]], Task],
+    prepare: Callable[[Any, LongformerTokenizer, Callable[[str], None]], Task],
     resume: bool,
 ) -> None:
     with processes(options.device) as group:
@@ -98,7 +102,7 @@ def _train(
                 _check_folder(options, resume)
             tokenizer = LongformerTokenizer.from_pretrained(options.source)
             model = _load(options, kind, head, tokenizer, say)
-            task = prepare(tokenizer, say)
+            task = prepare(model, tokenizer, say)
         check_agreement(
             group,
             options=options.to_toml(),
@@ -121,31 +125,32 @@ def _train(
         say(f"wrote {folder}")
 
 
-def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[Example]]:
-    """Questions to train on and to measure on; what is wrong with their answers' offsets is said."""
-    train = _read_files(options.files, say)
+def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[QuestionFile]]:
+    """Questions to train on, and those to measure on by file; what is wrong with their answers' offsets is said."""
+    files = _read_files(options.files, say)
+    train = [example for _, examples in files for example in examples]
     if not options.hold_out:
         return train, _read_files(options.evaluate_on, say)
     titles = {example.title for example in train}
     for title in options.hold_out:
         if title not in titles:
             raise DataError(f"hold_out {title!r}: no file has an article of that title")
-    held = [example for example in train if example.title in options.hold_out]
+    held = [(file, [e for e in examples if e.title in options.hold_out]) for file, examples in files]
     train = [example for example in train if example.title not in options.hold_out]
     if not train:
         raise DataError("hold_out leaves nothing to train on")
     return train, held
 
 
-def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[Example]:
-    examples: list[Example] = []
+def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[QuestionFile]:
+    found = []
     for file in files:
-        read = read_squad(file)
-        offsets = offset_report(read)
+        examples = read_squad(file)
+        offsets = offset_report(examples)
         if offsets.realigned or offsets.unusable:
             say(f"{file}: {offsets}")
-        examples += read
-    return examples
+        found.append((file, examples))
+    return found
 
 
 def _check_folder(options: TrainingOptions, resume: bool) -> None:
@@ -168,8 +173,11 @@ def _check_folder(options: TrainingOptions, resume: bool) -> None:
             )
         return
     if not saved.exists():
-        if (folder / CHECKPOINTS).exists():
-            raise LongformerError(f"{folder} has checkpoints but no {OPTIONS}; it cannot be resumed")
+        for name in (CHECKPOINTS, SAFETENSORS):
+            if (folder / name).exists():
+                raise LongformerError(
+                    f"{folder} holds {name} but no {OPTIONS}: it is no run that can be resumed; name another folder"
+                )
         return
     different = type(options).read(saved).differences(options)
     if different:
