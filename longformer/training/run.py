@@ -22,12 +22,13 @@ from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnsweri
 from longformer.question_answering import QuestionAnswerer
 from longformer.squad import Example, offset_report, read_squad
 from longformer.tokenizer import LongformerTokenizer
+from longformer.training.checkpoints import replace_text
 from longformer.training.log import check_plotting
 from longformer.training.loop import CHECKPOINTS, Task, Trainer
 from longformer.training.mlm import MaskedLMTask, read_documents
 from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
 from longformer.training.qa import QuestionAnsweringTask
-from longformer.weights import SAFETENSORS, find_weights, read_tensors, replace_file
+from longformer.weights import SAFETENSORS, find_weights, read_tensors
 
 OPTIONS = "training.toml"
 
@@ -90,6 +91,7 @@ def _train(
 
         if options.parallel == "fsdp" and not group.joined:
             raise LongformerError("parallel is 'fsdp', which shards over processes; start them with torchrun")
+        changed: list[str] = []
         with together(group):
             if options.batch_size < group.size:
                 raise LongformerError(
@@ -99,15 +101,16 @@ def _train(
             if options.plot:
                 check_plotting()
             if group.is_first:
-                _check_folder(options, resume)
+                changed = _check_folder(options, resume)
             tokenizer = LongformerTokenizer.from_pretrained(options.source)
             model = _load(options, kind, head, tokenizer, say)
             task = prepare(model, tokenizer, say)
+            origin = _digest(model)
         check_agreement(
             group,
             options=options.to_toml(),
             data=task.fingerprint,
-            weights=_digest(model),
+            weights=origin[:16],
             versions=f"longformer {longformer.__version__}, torch {torch.__version__}",
             device=group.device.type,
         )
@@ -115,11 +118,11 @@ def _train(
         with together(group):
             if group.is_first:
                 _begin(folder, options, tokenizer)
-        trainer = Trainer(model, task, options, group, folder)
+        trainer = Trainer(model, task, options, group, folder, origin=origin)
         if resume:
             found = trainer.resume()
             say(f"resumed at step {trainer.step} of {trainer.steps}" if found else "nothing to resume: from the start")
-        trainer.run()
+        trainer.run(note=f"{'; '.join(changed)} (before, now)" if changed else "")
         if trainer.best is not None:
             say(f"best {task.score} {trainer.best:.2f} at step {trainer.best_step}")
         say(f"wrote {folder}")
@@ -153,8 +156,8 @@ def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[Questi
     return found
 
 
-def _check_folder(options: TrainingOptions, resume: bool) -> None:
-    """Raise LongformerError where the output folder is not this run's to write."""
+def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
+    """What is chosen otherwise than in the run to resume. Raises LongformerError where the folder is not this run's."""
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise LongformerError(f"{folder} is a file; give a folder for the run")
@@ -171,20 +174,22 @@ def _check_folder(options: TrainingOptions, resume: bool) -> None:
             raise LongformerError(
                 f"{folder} already holds {what} ({there[0]}); go on with it by --resume, or name another folder"
             )
-        return
+        return []
     if not saved.exists():
         for name in (CHECKPOINTS, SAFETENSORS):
             if (folder / name).exists():
                 raise LongformerError(
                     f"{folder} holds {name} but no {OPTIONS}: it is no run that can be resumed; name another folder"
                 )
-        return
-    different = type(options).read(saved).differences(options)
+        return []
+    before = type(options).read(saved)
+    different = before.differences(options)
     if different:
         raise LongformerError(
             f"{folder} was begun with other choices: {'; '.join(different)} (then, now); "
             f"resume with `--config {saved} --resume`, or begin in another folder"
         )
+    return before.differences(options, mendable=True)
 
 
 def _load(
@@ -231,10 +236,13 @@ def _set_dropout(model: nn.Module, hidden: float | None, attention: float | None
             part.dropout_p = attention
 
 
-def _digest(model: nn.Module) -> str:
-    """A short hash of the weights, by their sums in float64: cheap, and another for any other checkpoint."""
-    sums = [float(parameter.detach().double().sum()) for parameter in model.parameters()]
-    return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
+def _digest(model: Pretrained) -> str:
+    """A hash of the weights and the config, by which processes and resumed runs know that they begin alike."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenizer) -> None:
@@ -242,10 +250,6 @@ def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenize
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(folder)
-        replace_file(folder / OPTIONS, lambda path: _write(path, options.to_toml()))
+        replace_text(folder / OPTIONS, options.to_toml())
     except OSError as error:
         raise LongformerError(f"{folder} cannot be written: {error.strerror}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
