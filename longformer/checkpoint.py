@@ -127,7 +127,7 @@ class Pretrained(nn.Module):
         del tensors
         for name in state:
             state[name] = state[name].to(device, dtype)
-        for name in fresh:
+        for name in sorted(fresh):  # a set's order, and so each weight's draw, would differ from process to process
             state[name] = _draw(name, shapes[name], config.initializer_range).to(device, dtype)
         model.load_state_dict(state, assign=True)
         if lower is not None:

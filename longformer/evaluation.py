@@ -8,9 +8,11 @@ from typing import Any
 from tqdm import tqdm
 
 from longformer.distributed import Processes, together
+from longformer.errors import DataError, LongformerError
 from longformer.question_answering import QuestionAnswerer
 from longformer.squad import Example, bootstrap_interval, score
-from longformer.squad import evaluate as official_scores
+
+QuestionFile = tuple[str, list[Example]]  # a file's path, and what of it is asked
 
 
 def predict(
@@ -46,6 +48,36 @@ def predict(
     return {example.id: everyone[example.id] for example in examples}
 
 
+def check_questions(files: Sequence[QuestionFile], answerer: QuestionAnswerer, *, max_answer_tokens: int) -> None:
+    """Find what would stop :func:`predict`, or mix up its answers, before any time is spent on answering.
+
+    Args:
+        files: questions by file, to be asked together.
+        answerer: that will be asked.
+        max_answer_tokens: as of :meth:`QuestionAnswerer.answer_batch`.
+
+    Raises:
+        DataError: one id for two questions, or a question that cannot be asked, such as one that leaves no room for
+            its context; names file and id.
+    """
+    seen: dict[str, tuple[str, Example]] = {}
+    limit: int = answerer.model.config.max_tokens
+    for file, examples in files:
+        documents: Any = {}
+        for example in examples:
+            first_file, first = seen.setdefault(example.id, (file, example))
+            if (first.question, first.context) != (example.question, example.context):
+                raise DataError(
+                    f"{file}, {example.place}: id {example.id!r} is that of another question in {first_file}, "
+                    f"{first.place}; ids must be unique over all files that are measured on together"
+                )
+            try:
+                pair = (example.question, example.context)
+                answerer._read(pair, documents, limit, max_answer_tokens, None)
+            except LongformerError as error:
+                raise DataError(f"{file}, {example.place}: id {example.id!r}: {error}") from None
+
+
 def _share(examples: Sequence[Example], group: Processes) -> list[Example]:
     """This process's part: whole contexts, which are tokenised once, dealt from the longest to the shortest."""
     contexts = sorted({example.context for example in examples}, key=lambda text: (-len(text), text))
@@ -63,7 +95,9 @@ def summary(examples: Sequence[Example], predictions: Mapping[str, str]) -> dict
     scores = score(examples, predictions)
     clusters = scores.articles if len(set(scores.articles)) > 1 else None
     return {
-        **official_scores(examples, predictions),
+        "exact_match": float(scores.exact_match.mean()),
+        "f1": float(scores.f1.mean()),
+        "total": len(examples),
         "exact_match_interval": bootstrap_interval(scores.exact_match, clusters=clusters),
         "f1_interval": bootstrap_interval(scores.f1, clusters=clusters),
         "interval_over": "questions" if clusters is None else "articles",

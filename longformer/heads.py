@@ -33,11 +33,6 @@ class QuestionAnsweringLoss(NamedTuple):
     end_logits: Tensor
 
 
-# By these names an exported program that is saved to a file says what it gives.
-for _output in (QuestionAnsweringOutput, QuestionAnsweringLoss):
-    pytree._register_namedtuple(_output, serialized_type_name=f"longformer.{_output.__name__}")
-
-
 class LongformerForQuestionAnswering(Pretrained, nn.Module):
     """Extractive question answering: a start and an end score for every token.
 
@@ -149,6 +144,11 @@ class MaskedLMLoss(NamedTuple):
 
     loss: Tensor
     logits: Tensor
+
+
+# By these names an exported program that is saved to a file says what it gives.
+for _output in (QuestionAnsweringOutput, QuestionAnsweringLoss, MaskedLMOutput, MaskedLMLoss):
+    pytree._register_namedtuple(_output, serialized_type_name=f"longformer.{_output.__name__}")
 
 
 class LongformerLMHead(nn.Module):

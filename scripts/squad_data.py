@@ -107,7 +107,7 @@ def spans(files: tuple[str, ...], output: str, words: int, questions: int, title
             row
             for document in _documents(name, titles)
             for passage in _passages(document, words)
-            if (row := _asked(passage, questions, draw, f"{Path(name).stem}-{len(made)}"))
+            if (row := _asked(passage, questions, draw))
         ]
         for i, row in enumerate(paragraphs):
             for j, question in enumerate(row["qas"]):
@@ -141,8 +141,8 @@ def _passages(document: str, words: int) -> list[list[str]]:
     return passages
 
 
-def _asked(sentences: list[str], most: int, draw: random.Random, prefix: str) -> Entry | None:
-    """One paragraph: a sentence is asked about, so that each question has a context of its own; the first is taken."""
+def _asked(sentences: list[str], most: int, draw: random.Random) -> Entry | None:
+    """One paragraph: the sentence with the most recurring spans is asked about. Its questions have no ids yet."""
     where: dict[str, set[int]] = defaultdict(set)
     for i, sentence in enumerate(sentences):
         tokens = re.findall(r"\w[\w'-]*", sentence)
@@ -174,7 +174,7 @@ def _asked(sentences: list[str], most: int, draw: random.Random, prefix: str) ->
             continue
         question = re.sub(rf"(?<!\w){re.escape(span)}(?!\w)", "what", sentences[asked]).rstrip(".!? ") + "?"
         start = draw.choice(found)
-        rows.append({"id": prefix, "question": question, "answers": [{"text": span, "answer_start": start}]})
+        rows.append({"question": question, "answers": [{"text": span, "answer_start": start}]})
     return {"context": context, "qas": rows} if rows else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -9,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longformer import ConfigError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
+from longformer import (
+    ConfigError,
+    LongformerConfig,
+    LongformerError,
+    LongformerForMaskedLM,
+    LongformerForQuestionAnswering,
+)
 from longformer.parity import assert_within_rounding
 
 CONFIG = LongformerConfig(
@@ -233,3 +240,25 @@ def test_what_the_encoder_refuses(
 ) -> None:
     with pytest.raises(LongformerError, match=message):
         model(**{"input_ids": IDS, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (LongformerForQuestionAnswering, {}),
+        (LongformerForQuestionAnswering, {"start_positions": torch.tensor([5]), "end_positions": torch.tensor([6])}),
+        (LongformerForMaskedLM, {}),
+    ],
+)
+def test_an_exported_program_can_be_saved(kind: Any, given: dict[str, Tensor]) -> None:
+    """The outputs, each a class of its own, have a name in the file."""
+    model = kind(CONFIG).eval()
+    ids = IDS[:1]
+    file = io.BytesIO()
+    with torch.no_grad():
+        torch.export.save(torch.export.export(model, (ids,), given), file)
+        file.seek(0)
+        found, wanted = torch.export.load(file).module()(ids, **given), model(ids, **given)
+    assert type(found) is type(wanted)
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)

@@ -81,6 +81,29 @@ def test_answers_without_a_certain_place_are_left_out(tokenizer: LongformerToken
         QuestionAnsweringTask(some[-1:], [], tokenizer, options())
 
 
+def test_an_answer_that_no_window_holds_is_not_trained_as_absent(
+    tokenizer: LongformerTokenizer, tmp_path: Path
+) -> None:
+    """Longer than a window, or, where a stride as long as windows are cuts it in two."""
+    answer = "a cat and a dog and a very old owl, all three of them"
+    some = examples(tmp_path, [*QUESTIONS, ("Who?", f"It was {answer}.", answer)])
+    rows, unusable = make_features(some, tokenizer, options(max_length=40))
+    assert unusable == ["q6"]
+    assert len(rows) == len(QUESTIONS)
+    assert make_features(some, tokenizer, options(max_length=128)).unusable == []
+    with pytest.raises(DataError, match="none of the 1 questions has an answer that can be used"):
+        QuestionAnsweringTask(some[-1:], [], tokenizer, options(max_length=40))
+
+
+def test_questions_without_tokens_are_left_out(tmp_path: Path, pretrained_dir: Path) -> None:
+    """U+200B is nothing to this tokenizer."""
+    tokenizer = LongformerTokenizer.from_pretrained(pretrained_dir)
+    assert len(tokenizer("\u200b")["input_ids"]) == 2
+    for question, context, answer in (("\u200b", "Ann met Bob.", "Ann"), ("Who?", "\u200b Ann.", "\u200b")):
+        some = examples(tmp_path, [*QUESTIONS, (question, context, answer)])
+        assert make_features(some, tokenizer, options()).unusable == ["q6"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -44,6 +44,7 @@ def test_toml_there_and_back(tmp_path: Path) -> None:
         ({"files": ()}, "files is missing"),
         ({"source": ""}, "source is missing"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be at most 9223372036854775807"),
         ({"patience": 1}, "patience stops by evaluations"),
         ({"evaluate_every": 5}, "evaluate_every is given, and there is nothing"),
         ({"hold_out": ["T"], "evaluate_on": ["f"]}, "hold_out and evaluate_on both"),
@@ -78,6 +79,7 @@ def test_every_field_is_an_option_of_the_command() -> None:
         for name in kind.__dataclass_fields__:
             if name not in ("source", "output", "files"):
                 assert f"--{name.replace('_', '-')}" in text, name
+        assert "[default: 0]" in text[text.index("--seed") :].split("--evaluate-every")[0]
 
 
 def test_the_command_without_its_arguments() -> None:

@@ -14,10 +14,11 @@ import torch
 from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import assert_same_bits, last_state, qa_options, run, squad_file, start
 
-from longformer import CheckpointError, LongformerError
+from longformer import CheckpointError, LongformerError, LongformerForQuestionAnswering
 from longformer.training import checkpoints
 from longformer.training.log import read_log
 from longformer.training.loop import Trainer
+from longformer.training.qa import QuestionAnsweringTask
 
 RESULT = "model.safetensors"
 
@@ -53,16 +54,16 @@ def test_killed_at_random_moments(setting: dict[str, Any], tmp_path: Path) -> No
     assert_same_bits(last_state(tmp_path / "killed"), last_state(tmp_path / "whole"))
     assert (tmp_path / "killed" / RESULT).read_bytes() == (tmp_path / "whole" / RESULT).read_bytes()
     losses = [
-        [(line["step"], line["loss"]) for line in read_log(tmp_path / name) if "loss" in line]
+        [(line["step"], line["loss"], line["tokens"]) for line in read_log(tmp_path / name) if "loss" in line]
         for name in ("whole", "killed")
     ]
-    assert [step for step, _ in losses[1]] == [step for step, _ in losses[0]]
+    assert losses[1] == losses[0]
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
 
 
 def test_a_full_disk(setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third checkpoint meets a limit on the size of files; the second stays, and the run goes on from it."""
-    setting |= {"checkpoint_every": 2}
+    setting |= {"checkpoint_every": 2, "evaluate_every": 12}
     save, calls = checkpoints.save_state, []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -87,9 +88,10 @@ def test_a_full_disk(setting: dict[str, Any], tmp_path: Path, monkeypatch: pytes
     assert_same_bits(last_state(tmp_path / "out"), last_state(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("what", ["cut", "changed", "no state", "bad state"])
+@pytest.mark.parametrize("what", ["cut", "changed", "no state", "bad state", "other state", "other step", "lacking"])
 def test_a_corrupt_checkpoint(setting: dict[str, Any], tmp_path: Path, what: str) -> None:
-    options = qa_options(output=tmp_path / "out", max_steps=4, checkpoint_every=2, **setting)
+    setting |= {"max_steps": 4, "checkpoint_every": 2, "evaluate_every": 4}
+    options = qa_options(output=tmp_path / "out", **setting)
     run(options)
     last = checkpoints.saved_steps(tmp_path / "out" / "checkpoints")[-1]
     tensors, state = last / checkpoints.TENSORS, last / checkpoints.STATE
@@ -101,6 +103,13 @@ def test_a_corrupt_checkpoint(setting: dict[str, Any], tmp_path: Path, what: str
         tensors.write_bytes(data)
     elif what == "no state":
         state.unlink()
+    elif what == "other state":
+        state.write_text(state.read_text().replace('"worse": 0', '"worse": 1'))
+    elif what == "other step":
+        state.write_bytes((last.parent / "step-00000002" / checkpoints.STATE).read_bytes())
+        tensors.write_bytes((last.parent / "step-00000002" / checkpoints.TENSORS).read_bytes())
+    elif what == "lacking":
+        state.write_text(json.dumps({"step": 4}))
     else:
         state.write_text("[1")
     with pytest.raises(
@@ -124,25 +133,97 @@ def test_a_loss_that_is_no_number(setting: dict[str, Any], tmp_path: Path, monke
         return float("nan") if self.step == 5 else loss
 
     monkeypatch.setattr(Trainer, "_backward", spoilt)
-    with pytest.raises(LongformerError, match=r"loss is nan in step 6; try a lower .*step-00000004 are from before it"):
+    with pytest.raises(
+        LongformerError, match=r"loss is nan in step 6; .* --resume and a lower .*, which is step-00000004"
+    ):
         run(options)
     monkeypatch.undo()
     assert all(bool(x.isfinite().all()) for x in last_state(tmp_path / "out").values() if x.is_floating_point())
-    run(options, resume=True)
+    # What the message advises is possible, and the log tells of it.
+    lower = qa_options(output=tmp_path / "out", checkpoint_every=2, **setting, learning_rate=1e-4, max_grad_norm=0.5)
+    run(lower, resume=True)
+    lines = read_log(tmp_path / "out")
+    (noted,) = [line for line in lines if "note" in line]
+    assert noted == {
+        "step": 4,
+        "note": "learning_rate (0.001, 0.0001); max_grad_norm (1.0, 0.5) (before, now)",
+    }
+    assert [line["step"] for line in lines if "loss" in line][-1] == 12
+    assert max(line["learning_rate"] for line in lines if "loss" in line and line["step"] > 4) <= 1e-4
 
 
 def test_resuming_with_other_choices_or_other_data(setting: dict[str, Any], tmp_path: Path) -> None:
     options = qa_options(output=tmp_path / "out", max_steps=2, **setting)
     run(options)
-    with pytest.raises(
-        LongformerError, match=r"begun with other choices: learning_rate \(0\.001, 0\.1\) \(then, now\)"
-    ):
-        run(qa_options(output=tmp_path / "out", max_steps=2, **{**setting, "learning_rate": 0.1}), resume=True)
+    with pytest.raises(LongformerError, match=r"begun with other choices: weight_decay \(0\.01, 0\.1\) \(then, now\)"):
+        run(qa_options(output=tmp_path / "out", max_steps=2, weight_decay=0.1, **setting), resume=True)
     # What decides nothing about the weights may change.
     run(qa_options(output=tmp_path / "out", max_steps=2, checkpoint_every=7, **setting), resume=True)
     squad_file(Path(setting["file"]), [("Who?", "Zoe.", "Zoe"), ("Where?", "At home.", "home")])
     with pytest.raises(LongformerError, match="trained on other data than the files hold now"):
         run(options, resume=True)
+
+
+def test_resuming_from_another_checkpoint_or_version(setting: dict[str, Any], tmp_path: Path) -> None:
+    options = qa_options(output=tmp_path / "out", max_steps=2, **setting)
+    run(options)
+    weights = (setting["source"] / "model.safetensors").read_bytes()
+    model = LongformerForQuestionAnswering.from_pretrained(setting["source"])
+    with torch.no_grad():
+        model.longformer.encoder.layer[1].output.dense.bias[3] += 1e-3
+    model.save_pretrained(setting["source"])
+    with pytest.raises(LongformerError, match=r"was begun from other weights or another config than .*tiny holds now"):
+        run(options, resume=True)
+    (setting["source"] / "model.safetensors").write_bytes(weights)
+    run(options, resume=True)
+    folder = tmp_path / "out" / "checkpoints"
+    state = checkpoints.load_state(folder)
+    assert state is not None
+    checkpoints.update_values(folder, {key: value for key, value in state.values.items() if key != "worse"})
+    with pytest.raises(CheckpointError, match="does not say 'worse'; it is of another version"):
+        run(options, resume=True)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_evaluation_that_fails_costs_nothing(
+    setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Nor does a death between the best weights and the checkpoint that knows of them."""
+    setting |= {"checkpoint_every": 100, "evaluate_every": 5, "log_every": 3}
+    run(qa_options(output=tmp_path / "whole", **setting))
+    options = qa_options(output=tmp_path / "out", **setting)
+
+    def fail(*arguments: Any) -> Any:
+        raise LongformerError("no memory left")
+
+    if moment == "before":
+        monkeypatch.setattr(QuestionAnsweringTask, "evaluate", fail)
+    else:
+        monkeypatch.setattr(checkpoints, "update_values", fail)
+    with pytest.raises(LongformerError, match="no memory left"):
+        run(options)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints.saved_steps(tmp_path / "out" / "checkpoints")] == ["step-00000005"]
+    trained = []
+    train = Trainer._train
+    monkeypatch.setattr(Trainer, "_train", lambda self, *rest: trained.append(self.step) or train(self, *rest))
+    run(options, resume=True)
+    assert trained == [5, 6, 7, 8, 9, 10, 11]
+    assert_same_bits(last_state(tmp_path / "out"), last_state(tmp_path / "whole"))
+    assert (tmp_path / "out" / RESULT).read_bytes() == (tmp_path / "whole" / RESULT).read_bytes()
+    out, whole = (
+        [{name: x for name, x in line.items() if name != "tokens_per_second"} for line in read_log(tmp_path / folder)]
+        for folder in ("out", "whole")
+    )
+    assert out == whole  # also the means over steps before and after the interruption
+
+
+def test_speed_is_that_of_the_steps(setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an evaluation between two lines of the log takes."""
+    monkeypatch.setattr(QuestionAnsweringTask, "evaluate", lambda *rest: time.sleep(3) or {"exact_match": 0, "f1": 0})
+    run(qa_options(output=tmp_path / "out", max_steps=3, evaluate_every=2, log_every=3, **setting))
+    (line,) = [line for line in read_log(tmp_path / "out") if "loss" in line]
+    assert line["tokens"] / line["tokens_per_second"] < 2.5
 
 
 def test_resuming_what_is_done_changes_nothing(setting: dict[str, Any], tmp_path: Path) -> None:

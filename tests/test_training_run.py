@@ -238,10 +238,27 @@ def test_what_cannot_be_is_refused_first(source: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_measured_on_is_refused_first(source: Path, tmp_path: Path) -> None:
+    """Not after an epoch: a question too long to be asked, and an id that stands for two questions of two files."""
+    file = squad_file(tmp_path / "squad.json")
+    long = squad_file(tmp_path / "long.json", [*QUESTIONS, (60 * "Who ", "Ann met Bob.", "Ann")])
+    with pytest.raises(DataError, match=r"long.json, data\[1\].paragraphs\[0\].qas\[0\]: id 'q6': the question 'Who"):
+        run(qa_options(source, tmp_path / "out", file, evaluate_on=(file, long), max_length=48))
+    other = squad_file(tmp_path / "other.json", QUESTIONS[1:])
+    with pytest.raises(DataError, match=r"other.json, data\[0\].*: id 'q0' is that of another question in .*squad"):
+        run(qa_options(source, tmp_path / "out", file, evaluate_on=(file, other)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_a_checkpoint_in_it(source: Path, tmp_path: Path) -> None:
     other = save_tiny_checkpoint(tmp_path / "other")
     with pytest.raises(LongformerError, match="already holds a checkpoint"):
         run(qa_options(source, other, squad_file(tmp_path / "squad.json")))
+    before = (other / "model.safetensors").read_bytes()
+    with pytest.raises(LongformerError, match=r"holds model.safetensors but no training.toml: it is no run"):
+        run(qa_options(source, other, squad_file(tmp_path / "squad.json")), resume=True)
+    assert (other / "model.safetensors").read_bytes() == before
+    assert not (other / "training.toml").exists()
 
 
 def test_a_tokenizer_that_is_not_the_model_s(source: Path, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def last_state(folder: Path) -> dict[str, Tensor]:
 
 def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert different == []
 
 
 def run(options: QAOptions | MLMOptions, resume: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Checkpoints of a run, to resume from: written whole or not at all, checked by their hash when they are read.
 
 A checkpoint is a folder ``checkpoints/step-00000500`` with ``state.safetensors`` (weights, AdamW's moments, random
-states) and ``state.json`` (the step, and all else that is no tensor). It is made under another name and then renamed,
-so that a folder of that name is complete whenever the process or the machine dies.
+states) and ``state.json`` (the step, and all else that is no tensor), both covered by hashes. It is made under another
+name and then renamed, so that a folder of that name is complete whenever the process or the machine dies.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from torch import Tensor
 
 from longformer.errors import CheckpointError
 from longformer.hub import said
+from longformer.weights import replace_file
 
 TENSORS = "state.safetensors"
 STATE = "state.json"
 
 
 class RunState(NamedTuple):
-    """tensors: by name. values: what ``state.json`` holds, ``"step"`` among it."""
+    """tensors: by name. values: what can be JSON, ``"step"`` among it."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
@@ -40,30 +41,59 @@ def save_state(folder: Path, state: RunState, *, keep: int) -> None:
         CheckpointError: it cannot be written, for example because the disk is full. Those written before are as they
             were.
     """
-    name = f"step-{state.values['step']:08d}"
+    name = _name(state.values["step"])
     new = folder / f".{name}.{os.getpid()}"
     try:
         _remove_unfinished(folder)
         new.mkdir(parents=True)
         save_file({key: tensor.contiguous() for key, tensor in state.tensors.items()}, new / TENSORS)
-        values = {**state.values, "sha256": _sha256(new / TENSORS)}
-        (new / STATE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        for path in (new / TENSORS, new / STATE, new):
-            _sync(path)
-        if (folder / name).exists():  # of this run before it was killed
-            shutil.rmtree(folder / name)
+        _write_values(new, state.values, _sha256(new / TENSORS))
+        for path in (new / TENSORS, new):
+            sync(path)
         os.replace(new, folder / name)
-        _sync(folder)
+        sync(folder)
         for old in saved_steps(folder)[:-keep]:
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        last = saved_steps(folder)
-        kept = f"; the last good checkpoint, {last[-1]}, is intact" if last else ""
-        raise CheckpointError(
-            f"the checkpoint {name} cannot be written into {folder}: {said(error)}{kept}. "
-            "Make room or mend what is wrong, then go on with --resume"
-        ) from None
+        raise _not_written(folder, name, error) from None
+
+
+def update_values(folder: Path, values: Mapping[str, Any]) -> None:
+    """Put other values into the checkpoint of their step, whose tensors stay; whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written; it is as it was.
+    """
+    name = _name(values["step"])
+    try:
+        tensors = json.loads((folder / name / STATE).read_text(encoding="utf-8"))["tensors_sha256"]
+        _write_values(folder / name, values, tensors)
+        sync(folder / name)
+    except OSError as error:
+        raise _not_written(folder, name, error) from None
+
+
+def _not_written(folder: Path, name: str, error: Exception) -> CheckpointError:
+    last = saved_steps(folder)
+    kept = f"; the last good checkpoint, {last[-1]}, is intact" if last else ""
+    return CheckpointError(
+        f"the checkpoint {name} cannot be written into {folder}: {said(error)}{kept}. "
+        "Make room or mend what is wrong, then go on with --resume"
+    )
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _write_values(folder: Path, values: Mapping[str, Any], tensors_sha256: str) -> None:
+    state = {"values": values, "values_sha256": _values_sha256(values), "tensors_sha256": tensors_sha256}
+    replace_text(folder / STATE, json.dumps(state, indent=1) + "\n")
+
+
+def _values_sha256(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def saved_steps(folder: Path) -> list[Path]:
@@ -83,10 +113,18 @@ def load_state(folder: Path) -> RunState | None:
     last = saved[-1]
     remedy = f"; to go on from the one before it, {saved[-2].name}, delete it" if len(saved) > 1 else ""
     try:
-        values = json.loads((last / STATE).read_text(encoding="utf-8"))
+        state = json.loads((last / STATE).read_text(encoding="utf-8"))
         data = (last / TENSORS).read_bytes()
-        if hashlib.sha256(data).hexdigest() != values["sha256"]:
+        lacking = [key for key in ("values", "values_sha256", "tensors_sha256") if key not in state]
+        if lacking:
+            raise CheckpointError(f"{STATE} lacks {lacking[0]}, as that of another version of longformer may")
+        values = state["values"]
+        if _values_sha256(values) != state["values_sha256"]:
+            raise CheckpointError(f"{STATE} is not what was written: its hash differs")
+        if hashlib.sha256(data).hexdigest() != state["tensors_sha256"]:
             raise CheckpointError(f"{TENSORS} is not what was written: its hash differs")
+        if _name(values["step"]) != last.name:
+            raise CheckpointError(f"it is that of step {values['step']}")
         return RunState(load(data), values)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         what = str(error) if isinstance(error, CheckpointError) else said(error)
@@ -117,10 +155,20 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold what was written to a file, or to a folder's list of names."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+
+    def write(new: Path) -> None:
+        new.write_text(text, encoding="utf-8")
+        sync(new)
+
+    replace_file(path, write)

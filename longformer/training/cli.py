@@ -14,7 +14,6 @@ from longformer.errors import LongformerError
 from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
 
 ARGUMENTS = ("source", "output", "files")  # by place
-SINGULAR = {"files": "file"}
 
 
 @click.group()
@@ -52,7 +51,8 @@ def options_of(kind: type[TrainingOptions]) -> Callable[[Callable[..., None]], C
 def _option(entry: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     flag = "--" + entry.name.replace("_", "-")
     base = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-    shown = "" if entry.default in (None, (), False) else f"  [default: {entry.default}]"
+    unsaid = entry.default is None or entry.default is False or entry.default == ()
+    shown = "" if unsaid else f"  [default: {entry.default}]"
     arguments: dict[str, Any] = {"default": None, "help": entry.metadata["help"] + shown}
     if base is bool:
         return click.option(f"{flag}/--no-{flag.removeprefix('--')}", entry.name, **arguments)

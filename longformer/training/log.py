@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from longformer.errors import LongformerError
+from longformer.training.checkpoints import replace_text
 from longformer.weights import replace_file
 
 LOG = "log.jsonl"
@@ -23,38 +24,71 @@ class Log:
     """The log file of a run, and the progress bar on standard error where that is a terminal.
 
     Lines of training hold ``step``, ``epoch``, ``loss`` (mean since the last line), ``learning_rate``, ``grad_norm``,
-    ``tokens`` and ``tokens_per_second``; lines of an evaluation hold ``step`` and its scores.
+    ``tokens`` and ``tokens_per_second`` (of the steps alone, without evaluations and checkpoints); lines of an
+    evaluation hold ``step`` and its scores; a line of what changed when a run was resumed holds ``step`` and ``note``.
 
     Args:
         folder: of the run.
         step: steps done; of a resumed run, lines of later ones are removed, since these steps are done again.
+        evaluated: whether an evaluation of that step is not due again.
+        state: of a resumed run, what :meth:`state` gave then.
         steps: of the whole run.
         every: steps between lines.
         active: False in all processes but the first: nothing is written or shown.
     """
 
-    def __init__(self, folder: Path, *, step: int, steps: int, every: int, active: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int,
+        steps: int,
+        every: int,
+        active: bool,
+        evaluated: bool = True,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = folder / LOG
         self.every, self.steps, self.active = every, steps, active
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=None if active else True)
         self.average, self.weight = 0.0, 0.0
         self._start_interval()
+        if state is not None:
+            self.losses += state["losses"]
+            self.tokens, self.seconds = state["tokens"], state["seconds"]
+            self.average, self.weight = state["average"], state["weight"]
         if active:
-            kept = [line for line in read_log(folder) if line["step"] <= step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            replace_file(self.path, lambda new: _write(new, text))
+            kept = [
+                line
+                for line in read_log(folder)
+                if line["step"] < step or (line["step"] == step and (evaluated or not _is_evaluation(line)))
+            ]
+            replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _start_interval(self) -> None:
         self.losses: list[float] = []
-        self.tokens, self.since = 0, time.perf_counter()
+        self.tokens, self.seconds = 0, 0.0
 
-    def step(self, *, step: int, epoch: int, loss: float, rate: float, grad_norm: float, tokens: int) -> None:
-        """Record a finished step."""
+    def state(self) -> dict[str, Any]:
+        """What was recorded and has not come to a line yet."""
+        return {
+            "losses": self.losses,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "average": self.average,
+            "weight": self.weight,
+        }
+
+    def step(
+        self, *, step: int, epoch: int, loss: float, rate: float, grad_norm: float, tokens: int, seconds: float
+    ) -> None:
+        """Record a finished step, which took so many seconds."""
         self.losses.append(loss)
         self.tokens += tokens
+        self.seconds += seconds
         self.average = MEMORY * self.average + (1 - MEMORY) * loss
         self.weight = MEMORY * self.weight + (1 - MEMORY)
-        speed = self.tokens / max(1e-9, time.perf_counter() - self.since)
+        speed = self.tokens / max(1e-9, self.seconds)
         self.bar.update()
         self.bar.set_postfix_str(f"loss {self.average / self.weight:.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s")
         if step % self.every and step != self.steps:
@@ -74,7 +108,11 @@ class Log:
         """Record the scores of an evaluation."""
         self._append(step=step, **scores)
         self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-        self.since = time.perf_counter() - 1e-9 if not self.tokens else self.since
+
+    def note(self, step: int, note: str) -> None:
+        """Record what a reader of the log must know to understand it."""
+        self._append(step=step, note=note)
+        self.say(f"from step {step} on: {note}")
 
     def say(self, message: str) -> None:
         """Write a line to standard error, above the bar."""
@@ -96,8 +134,8 @@ class Log:
                 ) from None
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _is_evaluation(line: Mapping[str, Any]) -> bool:
+    return "loss" not in line and "note" not in line
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -126,7 +164,7 @@ def plot_curves(folder: Path) -> None:
 
     lines = read_log(folder)
     training = [line for line in lines if "loss" in line]
-    scores = [line for line in lines if "loss" not in line]
+    scores = [line for line in lines if _is_evaluation(line)]
     names = sorted({name for line in scores for name in line if name not in ("step", "total")})
     figure = Figure(figsize=(5 + 5 * bool(names), 3.5), layout="constrained")
     panels = figure.subplots(1, 1 + bool(names), squeeze=False)[0]

@@ -6,6 +6,7 @@ What is trained on is a :class:`Task`.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,17 +16,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from longformer.checkpoint import Pretrained, dtype_name, write_checkpoint
+from longformer.checkpoint import CONFIG, Pretrained, dtype_name, write_checkpoint
 from longformer.distributed import Processes, full, together
-from longformer.errors import LongformerError
+from longformer.errors import CheckpointError, LongformerError
 from longformer.training import checkpoints
 from longformer.training.batches import Part, parts_of_step, steps_of_epoch
 from longformer.training.log import Log, plot_curves
 from longformer.training.optimizer import make_optimizer, set_learning_rate
 from longformer.training.options import TrainingOptions
 from longformer.training.parallel import Parallel
+from longformer.weights import SAFETENSORS
 
 CHECKPOINTS = "checkpoints"
+VALUES = (  # of a checkpoint, beside its tensors
+    "step", "best", "best_step", "worse", "stopped", "evaluated", "processes", "data", "origin", "log",
+)  # fmt: skip
 
 
 class Task(Protocol):
@@ -55,11 +60,12 @@ class Task(Protocol):
 
 
 class Done(NamedTuple):
-    """What a step gave: mean loss over all processes, norm of the gradient before clipping, tokens."""
+    """What a step gave: mean loss over all processes, norm of the gradient before clipping, tokens, and its time."""
 
     loss: float
     grad_norm: float
     tokens: int
+    seconds: float
 
 
 class Trainer:
@@ -71,10 +77,13 @@ class Trainer:
         options: the choices.
         group: the processes.
         folder: of the run; it exists.
+        origin: hash of the checkpoint to start from; a run is resumed with the same.
     """
 
-    def __init__(self, model: Pretrained, task: Task, options: TrainingOptions, group: Processes, folder: Path) -> None:
-        self.task, self.options, self.group, self.folder = task, options, group, folder
+    def __init__(
+        self, model: Pretrained, task: Task, options: TrainingOptions, group: Processes, folder: Path, *, origin: str
+    ) -> None:
+        self.task, self.options, self.group, self.folder, self.origin = task, options, group, folder, origin
         self.parallel = Parallel(model, options, group, some_unused=task.some_unused)
         self.optimizer = make_optimizer(self.parallel.model, options, fused=not self.parallel.sharded)
         self.per_epoch = math.ceil(len(task.lengths) / options.batch_size)
@@ -85,11 +94,16 @@ class Trainer:
         self.best_step = 0
         self.worse = 0  # evaluations since the best
         self.stopped = False
+        self.evaluated = True  # False between a checkpoint and the evaluation that is due at its step
+        self.log_state: dict[str, Any] | None = None
         # Each process draws dropout of its own.
         torch.manual_seed(options.seed + group.rank)
 
-    def run(self) -> None:
+    def run(self, *, note: str = "") -> None:
         """Train until the end, from wherever :meth:`resume` put it.
+
+        Args:
+            note: for the log, where something is otherwise than before.
 
         Raises:
             LongformerError: the loss is not finite, memory or disk do not suffice. The last checkpoint is intact.
@@ -97,10 +111,20 @@ class Trainer:
         options = self.options
         with together(self.group):
             log = Log(
-                self.folder, step=self.step, steps=self.steps, every=options.log_every, active=self.group.is_first
+                self.folder,
+                step=self.step,
+                steps=self.steps,
+                every=options.log_every,
+                active=self.group.is_first,
+                evaluated=self.evaluated,
+                state=self.log_state,
             )
+            if note:
+                log.note(self.step, note)
         self.parallel.model.train()
         try:
+            if not self.evaluated:
+                self._evaluate(log)
             while self._unfinished():
                 epoch, done = divmod(self.step, self.per_epoch)
                 order = steps_of_epoch(self.task.lengths, options.batch_size, seed=options.seed, epoch=epoch)
@@ -133,13 +157,17 @@ class Trainer:
         last = self.step == self.steps
         every = self.options.evaluate_every
         due = self.step % self.per_epoch == 0 if every is None else self.step % every == 0
-        if self.options.evaluates and (due or last):
+        self.evaluated = not (self.options.evaluates and (due or last))
+        # Before an evaluation, so that one that fails costs nothing, and that the best weights are never of a step
+        # which a run that was killed does not come by again.
+        if last or not self.evaluated or self.step % self.options.checkpoint_every == 0:
+            self.save(log)
+        if not self.evaluated:
             self._evaluate(log)
-        if last or self.stopped or self.step % self.options.checkpoint_every == 0:
-            self.save()
 
     def _train(self, rows: Sequence[int], epoch: int) -> Done:
         group, options = self.group, self.options
+        began = time.perf_counter()
         parts = parts_of_step(rows, self.task.lengths, options.batch_tokens, rank=group.rank, size=group.size)
         collated = [self.task.collate(part.rows, epoch) for part in parts]
         terms = sum(count for part, (_, count) in zip(parts, collated, strict=True) if part.counts)
@@ -156,7 +184,7 @@ class Trainer:
         norm = float(full(clip_grad_norm_(self.parallel.model.parameters(), options.max_grad_norm)))
         self._check_finite("norm of the gradient", norm)
         self.optimizer.step()
-        return Done(loss, norm, int(all_tokens))
+        return Done(loss, norm, int(all_tokens), time.perf_counter() - began)
 
     def _backward(self, part: Part, inputs: dict[str, Tensor], share: float) -> float:
         """Forward and backward of a part whose loss is ``share`` of the step's; returns that."""
@@ -176,10 +204,10 @@ class Trainer:
         if math.isfinite(value):
             return
         saved = checkpoints.saved_steps(self.folder / CHECKPOINTS)
-        kept = f"; the weights of {saved[-1]} are from before it" if saved else ""
+        kept = f", which is {saved[-1].name}" if saved else ""
         raise LongformerError(
-            f"the {what} is {value} in step {self.step + 1}; try a lower learning_rate, a longer warmup or a smaller "
-            f"max_grad_norm{kept}"
+            f"the {what} is {value} in step {self.step + 1}; go on with --resume and a lower learning_rate, a longer "
+            f"warmup or a smaller max_grad_norm from the last checkpoint{kept}, or begin in another folder"
         )
 
     def _evaluate(self, log: Log) -> None:
@@ -191,11 +219,15 @@ class Trainer:
         if better:
             self.best, self.best_step, self.worse = value, self.step, 0
             self._save_weights()
-            return
-        self.worse += 1
+        else:
+            self.worse += 1
         if self.options.patience is not None and self.worse >= self.options.patience:
             log.say(f"stopped: no better {self.task.score} since step {self.best_step}")
             self.stopped = True
+        self.evaluated = True
+        with together(self.group):
+            if self.group.is_first:
+                checkpoints.update_values(self.folder / CHECKPOINTS, self._values(log))
 
     def _save_weights(self) -> None:
         """Write the weights as they are as the run's result; all processes must call this."""
@@ -206,8 +238,25 @@ class Trainer:
                 tensors = {name: tensor.to("cpu", dtype) for name, tensor in weights.items()}
                 extra = {"architectures": [self.parallel.kind.__name__], "dtype": dtype_name(tensors.values())}
                 write_checkpoint(self.folder, tensors, lambda path: self.parallel.config.save(path, **extra))
+                # Before a checkpoint says that these are the best.
+                for path in (self.folder / SAFETENSORS, self.folder / CONFIG, self.folder):
+                    checkpoints.sync(path)
 
-    def save(self) -> None:
+    def _values(self, log: Log) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best": self.best,
+            "best_step": self.best_step,
+            "worse": self.worse,
+            "stopped": self.stopped,
+            "evaluated": self.evaluated,
+            "processes": self.group.size,
+            "data": self.task.fingerprint,
+            "origin": self.origin,
+            "log": log.state(),
+        }
+
+    def save(self, log: Log) -> None:
         """Write a checkpoint to resume from; all processes must call this."""
         weights = {f"model/{name}": tensor.cpu() for name, tensor in self.parallel.weights().items()}
         moments = self.parallel.optimizer_state(self.optimizer)
@@ -215,37 +264,24 @@ class Trainer:
         if self.group.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.group.device)
         tensors = {**weights, **moments, **checkpoints.rng_tensors(self.group.gather(rng))}
-        values = {
-            "step": self.step,
-            "steps": self.steps,
-            "best": self.best,
-            "best_step": self.best_step,
-            "worse": self.worse,
-            "stopped": self.stopped,
-            "processes": self.group.size,
-            "data": self.task.fingerprint,
-        }
         with together(self.group):
             if self.group.is_first:
-                state = checkpoints.RunState(tensors, values)
+                state = checkpoints.RunState(tensors, self._values(log))
                 checkpoints.save_state(self.folder / CHECKPOINTS, state, keep=self.options.keep_checkpoints)
 
     def resume(self) -> bool:
         """Go back to the last checkpoint of the run's folder; False if it has none. All processes must call this.
 
         Raises:
-            CheckpointError: it is corrupt.
-            LongformerError: it was made on other data.
+            CheckpointError: it is corrupt, or of another version of longformer.
+            LongformerError: it was made on other data, or from another checkpoint.
         """
         state = None
         with together(self.group):
             if self.group.is_first:
                 state = checkpoints.load_state(self.folder / CHECKPOINTS)
-                if state is not None and state.values["data"] != self.task.fingerprint:
-                    raise LongformerError(
-                        f"{self.folder} was trained on other data than the files hold now; "
-                        "resume with the files as they were, or begin anew in another folder"
-                    )
+                if state is not None:
+                    self._check_same(state.values)
         values = self.group.gather(None if state is None else state.values)[0]
         if values is None:
             return False
@@ -255,7 +291,27 @@ class Trainer:
         self._restore_rng(rng[self.group.rank], values)
         self.step, self.best, self.best_step = values["step"], values["best"], values["best_step"]
         self.worse, self.stopped = values["worse"], values["stopped"]
+        self.evaluated, self.log_state = values["evaluated"], values["log"]
         return True
+
+    def _check_same(self, values: dict[str, Any]) -> None:
+        """Raise where a checkpoint with these values is not one that this run can go on from."""
+        lacking = [name for name in VALUES if name not in values]
+        if lacking:
+            raise CheckpointError(
+                f"the last checkpoint in {self.folder} does not say {lacking[0]!r}; it is of another version of "
+                "longformer, with which to go on, or begin anew in another folder"
+            )
+        if values["origin"] != self.origin:
+            raise LongformerError(
+                f"{self.folder} was begun from other weights or another config than {self.options.source} holds now; "
+                "resume with that as it was, or begin anew in another folder"
+            )
+        if values["data"] != self.task.fingerprint:
+            raise LongformerError(
+                f"{self.folder} was trained on other data than the files hold now; "
+                "resume with the files as they were, or begin anew in another folder"
+            )
 
     def _restore_rng(self, rng: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Random states are of a process; among another number of processes new ones are drawn."""

@@ -1,7 +1,8 @@
 """Every choice of a training run, in one dataclass a task: from flags or TOML, checked once, saved beside the run.
 
 The fields' ``help`` is what the command line shows; ``result`` says whether a field decides the weights, so that a run
-cannot be resumed with another value of it.
+cannot be resumed with another value of it, unless it is ``mendable``: what is changed to get over a loss that is no
+number.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ def choice(
     most: float | None = None,
     below: float | None = None,
     result: bool = True,
+    mendable: bool = False,
 ) -> Any:
     """A field of an options class, with its range and the sentence that explains it."""
     limits = {"least": least, "above": above, "most": most, "below": below}
-    return field(default=default, metadata={"help": help, "among": among, "limits": limits, "result": result})
+    metadata = {"help": help, "among": among, "limits": limits, "result": result, "mendable": mendable}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,10 @@ class TrainingOptions:
         8192, "Most tokens that one process computes at once; a step with more is accumulated.", least=1, result=False
     )
     max_length: int = choice(512, "Tokens of a row, special tokens included.", least=8)
-    learning_rate: float = choice(3e-5, "Peak, reached after the warm-up and left linearly towards 0.", above=0)
-    warmup: float = choice(0.1, "Share of all steps in which the learning rate rises.", least=0, below=1)
+    learning_rate: float = choice(
+        3e-5, "Peak, reached after the warm-up and left linearly towards 0.", above=0, mendable=True
+    )
+    warmup: float = choice(0.1, "Share of all steps in which the learning rate rises.", least=0, below=1, mendable=True)
     layer_decay: float = choice(
         1.0, "Factor on the learning rate from each layer to the one below it; 1 is the same for all.", above=0, most=1
     )
@@ -70,7 +75,7 @@ class TrainingOptions:
     adam_beta1: float = choice(0.9, "AdamW's decay of the gradient's mean.", least=0, below=1)
     adam_beta2: float = choice(0.999, "AdamW's decay of the gradient's mean square.", least=0, below=1)
     adam_epsilon: float = choice(1e-8, "AdamW's epsilon.", above=0)
-    max_grad_norm: float = choice(1.0, "A larger gradient is scaled down to this norm.", above=0)
+    max_grad_norm: float = choice(1.0, "A larger gradient is scaled down to this norm.", above=0, mendable=True)
     hidden_dropout: float | None = choice(None, "Instead of the checkpoint's own.", least=0, below=1)
     attention_dropout: float | None = choice(None, "Instead of the checkpoint's own.", least=0, below=1)
     freeze: str = choice(
@@ -91,11 +96,12 @@ class TrainingOptions:
     device: str = choice("cpu", "Where to compute, such as cuda.", result=False)
     parallel: str = choice(
         "ddp",
-        "Under torchrun: each process holds the model (ddp), or a part of it (fsdp).",
+        "Under torchrun: each process holds all (ddp), or gradients and AdamW's moments are shared out (fsdp). The "
+        "weights must fit a device either way.",
         among=("ddp", "fsdp"),
         result=False,
     )
-    seed: int = choice(0, "Of the data's order, of new weights and of dropout.", least=0)
+    seed: int = choice(0, "Of the data's order, of new weights and of dropout.", least=0, most=2**63 - 1)
     evaluate_every: int | None = choice(None, "Steps between evaluations; one after each epoch unless given.", least=1)
     patience: int | None = choice(None, "Stop after so many evaluations without a better one.", least=1)
     checkpoint_every: int = choice(500, "Steps between checkpoints to resume from.", least=1, result=False)
@@ -150,12 +156,14 @@ class TrainingOptions:
         lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
         return "".join(lines)
 
-    def differences(self, other: TrainingOptions) -> list[str]:
-        """Options that decide the weights and differ, as "name (this, other)"."""
+    def differences(self, other: TrainingOptions, *, mendable: bool = False) -> list[str]:
+        """Options that decide the weights and differ, as "name (this, other)"; those that may, or all others."""
         return [
             f"{entry.name} ({getattr(self, entry.name)!r}, {getattr(other, entry.name)!r})"
             for entry in dataclasses.fields(self)
-            if entry.metadata["result"] and getattr(self, entry.name) != getattr(other, entry.name)
+            if entry.metadata["result"]
+            and entry.metadata["mendable"] == mendable
+            and getattr(self, entry.name) != getattr(other, entry.name)
         ]
 
 

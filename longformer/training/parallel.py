@@ -1,4 +1,8 @@
-"""The model over several processes: DDP, which copies it, or FSDP2, which shards it; and its state, whole again."""
+"""The model over several processes: DDP, which copies it, or FSDP2, which shards it; and its state, whole again.
+
+Sharded are the weights between steps, the gradients and AdamW's moments. The model is made whole on each device before
+it is sharded, and is gathered whole again for evaluations and checkpoints, so that the weights must fit a device.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,11 @@ class Feature(NamedTuple):
 
 
 class Features(NamedTuple):
-    """rows: the windows. unusable: ids of questions left out, since no answer of theirs has a certain place."""
+    """rows: the windows. unusable: ids of questions left out.
+
+    No answer of theirs has a certain place, or none has tokens that one window holds whole: such a question, trained
+    on, would teach that it has no answer. Or the question or its context has no tokens at all.
+    """
 
     rows: list[Feature]
     unusable: list[str]
@@ -59,6 +63,9 @@ def make_features(examples: Iterable[Example], tokenizer: LongformerTokenizer, o
             unusable.append(example.id)
             continue
         windows = _windows(example, places, tokenizer, options)
+        if not windows or (places and all(window.spans == [NOWHERE] for window in windows)):
+            unusable.append(example.id)
+            continue
         empty = [i for i, window in enumerate(windows) if window.spans == [NOWHERE]]
         if places and options.empty_windows is not None and len(empty) > options.empty_windows:
             kept = torch.randperm(len(empty), generator=draw)[: options.empty_windows].tolist()
@@ -71,9 +78,12 @@ def make_features(examples: Iterable[Example], tokenizer: LongformerTokenizer, o
 def _windows(
     example: Example, places: Sequence[tuple[int, int]], tokenizer: LongformerTokenizer, options: QAOptions
 ) -> list[Feature]:
+    """A question's windows over its context; none where one of the two has no tokens."""
     question = tokenizer(example.question.strip(), return_offsets=False, split_special_tokens=True)["input_ids"]
     context = tokenizer(example.context, split_special_tokens=True)
     ids, offsets = context["input_ids"][1:-1], context.offsets[1:-1]
+    if len(question) == 2 or not ids:
+        return []
     prefix = [*question, tokenizer.sep_token_id]
     capacity = options.max_length - len(prefix) - 1
     stride = max(1, capacity - capacity // 4) if options.stride is None else options.stride

@@ -17,15 +17,18 @@ from longformer.attention import LongformerSelfAttention
 from longformer.checkpoint import Pretrained, todays_name
 from longformer.distributed import check_agreement, processes, together
 from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.evaluation import QuestionFile, check_questions
 from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.question_answering import QuestionAnswerer
 from longformer.squad import Example, offset_report, read_squad
 from longformer.tokenizer import LongformerTokenizer
+from longformer.training.checkpoints import replace_text
 from longformer.training.log import check_plotting
 from longformer.training.loop import CHECKPOINTS, Task, Trainer
 from longformer.training.mlm import MaskedLMTask, read_documents
 from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
 from longformer.training.qa import QuestionAnsweringTask
-from longformer.weights import SAFETENSORS, find_weights, read_tensors, replace_file
+from longformer.weights import SAFETENSORS, find_weights, read_tensors
 
 OPTIONS = "training.toml"
 
@@ -45,8 +48,10 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
             a loss that is not finite, memory or a disk that do not suffice.
     """
 
-    def prepare(tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
-        train, held = _read_questions(options, say)
+    def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
+        train, held_by_file = _read_questions(options, say)
+        check_questions(held_by_file, QuestionAnswerer(model, tokenizer), max_answer_tokens=options.max_answer_tokens)
+        held = [example for _, examples in held_by_file for example in examples]
         task = QuestionAnsweringTask(train, held, tokenizer, options)
         left_out = f", {len(task.unusable)} questions left out" if task.unusable else ""
         say(f"{len(train)} questions to train on, {len(task.features)} windows{left_out}; {len(held)} to measure on")
@@ -58,7 +63,7 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
 def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
     """Continue pretraining by masked language modelling on text files. Otherwise as :func:`train_qa`."""
 
-    def prepare(tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> MaskedLMTask:
+    def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> MaskedLMTask:
         train, held = (
             [document for file in files for document in read_documents(file)]
             for files in (options.files, options.evaluate_on)
@@ -75,7 +80,7 @@ def _train(
     options: TrainingOptions,
     kind: type[Pretrained],
     head: str,
-    prepare: Callable[[LongformerTokenizer, Callable[[str], None]], Task],
+    prepare: Callable[[Any, LongformerTokenizer, Callable[[str], None]], Task],
     resume: bool,
 ) -> None:
     with processes(options.device) as group:
@@ -86,6 +91,7 @@ def _train(
 
         if options.parallel == "fsdp" and not group.joined:
             raise LongformerError("parallel is 'fsdp', which shards over processes; start them with torchrun")
+        changed: list[str] = []
         with together(group):
             if options.batch_size < group.size:
                 raise LongformerError(
@@ -95,15 +101,16 @@ def _train(
             if options.plot:
                 check_plotting()
             if group.is_first:
-                _check_folder(options, resume)
+                changed = _check_folder(options, resume)
             tokenizer = LongformerTokenizer.from_pretrained(options.source)
             model = _load(options, kind, head, tokenizer, say)
-            task = prepare(tokenizer, say)
+            task = prepare(model, tokenizer, say)
+            origin = _digest(model)
         check_agreement(
             group,
             options=options.to_toml(),
             data=task.fingerprint,
-            weights=_digest(model),
+            weights=origin[:16],
             versions=f"longformer {longformer.__version__}, torch {torch.__version__}",
             device=group.device.type,
         )
@@ -111,45 +118,46 @@ def _train(
         with together(group):
             if group.is_first:
                 _begin(folder, options, tokenizer)
-        trainer = Trainer(model, task, options, group, folder)
+        trainer = Trainer(model, task, options, group, folder, origin=origin)
         if resume:
             found = trainer.resume()
             say(f"resumed at step {trainer.step} of {trainer.steps}" if found else "nothing to resume: from the start")
-        trainer.run()
+        trainer.run(note=f"{'; '.join(changed)} (before, now)" if changed else "")
         if trainer.best is not None:
             say(f"best {task.score} {trainer.best:.2f} at step {trainer.best_step}")
         say(f"wrote {folder}")
 
 
-def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[Example]]:
-    """Questions to train on and to measure on; what is wrong with their answers' offsets is said."""
-    train = _read_files(options.files, say)
+def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[QuestionFile]]:
+    """Questions to train on, and those to measure on by file; what is wrong with their answers' offsets is said."""
+    files = _read_files(options.files, say)
+    train = [example for _, examples in files for example in examples]
     if not options.hold_out:
         return train, _read_files(options.evaluate_on, say)
     titles = {example.title for example in train}
     for title in options.hold_out:
         if title not in titles:
             raise DataError(f"hold_out {title!r}: no file has an article of that title")
-    held = [example for example in train if example.title in options.hold_out]
+    held = [(file, [e for e in examples if e.title in options.hold_out]) for file, examples in files]
     train = [example for example in train if example.title not in options.hold_out]
     if not train:
         raise DataError("hold_out leaves nothing to train on")
     return train, held
 
 
-def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[Example]:
-    examples: list[Example] = []
+def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[QuestionFile]:
+    found = []
     for file in files:
-        read = read_squad(file)
-        offsets = offset_report(read)
+        examples = read_squad(file)
+        offsets = offset_report(examples)
         if offsets.realigned or offsets.unusable:
             say(f"{file}: {offsets}")
-        examples += read
-    return examples
+        found.append((file, examples))
+    return found
 
 
-def _check_folder(options: TrainingOptions, resume: bool) -> None:
-    """Raise LongformerError where the output folder is not this run's to write."""
+def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
+    """What is chosen otherwise than in the run to resume. Raises LongformerError where the folder is not this run's."""
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise LongformerError(f"{folder} is a file; give a folder for the run")
@@ -166,17 +174,22 @@ def _check_folder(options: TrainingOptions, resume: bool) -> None:
             raise LongformerError(
                 f"{folder} already holds {what} ({there[0]}); go on with it by --resume, or name another folder"
             )
-        return
+        return []
     if not saved.exists():
-        if (folder / CHECKPOINTS).exists():
-            raise LongformerError(f"{folder} has checkpoints but no {OPTIONS}; it cannot be resumed")
-        return
-    different = type(options).read(saved).differences(options)
+        for name in (CHECKPOINTS, SAFETENSORS):
+            if (folder / name).exists():
+                raise LongformerError(
+                    f"{folder} holds {name} but no {OPTIONS}: it is no run that can be resumed; name another folder"
+                )
+        return []
+    before = type(options).read(saved)
+    different = before.differences(options)
     if different:
         raise LongformerError(
             f"{folder} was begun with other choices: {'; '.join(different)} (then, now); "
             f"resume with `--config {saved} --resume`, or begin in another folder"
         )
+    return before.differences(options, mendable=True)
 
 
 def _load(
@@ -223,10 +236,13 @@ def _set_dropout(model: nn.Module, hidden: float | None, attention: float | None
             part.dropout_p = attention
 
 
-def _digest(model: nn.Module) -> str:
-    """A short hash of the weights, by their sums in float64: cheap, and another for any other checkpoint."""
-    sums = [float(parameter.detach().double().sum()) for parameter in model.parameters()]
-    return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
+def _digest(model: Pretrained) -> str:
+    """A hash of the weights and the config, by which processes and resumed runs know that they begin alike."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenizer) -> None:
@@ -234,10 +250,6 @@ def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenize
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(folder)
-        replace_file(folder / OPTIONS, lambda path: _write(path, options.to_toml()))
+        replace_text(folder / OPTIONS, options.to_toml())
     except OSError as error:
         raise LongformerError(f"{folder} cannot be written: {error.strerror}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
