@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,9 +68,11 @@ def seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def short_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_is_shorter() -> Iterator[None]:
     """Documents of tests are small: of those that the package calls short, some here take the long ones' way."""
-    monkeypatch.setattr(longformer.attention, "SHORT", dict.fromkeys((2, 4, 8), 12))
+    with pytest.MonkeyPatch.context() as patch:  # of its own, which no test undoes
+        patch.setattr(longformer.attention, "SHORT", dict.fromkeys((2, 4, 8), 12))
+        yield
 
 
 @pytest.fixture(scope="session")

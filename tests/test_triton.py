@@ -380,7 +380,7 @@ REST = {
         (A100, "float32-64-plain"),
         (MI300, "bfloat16-64-plain"),
         *(
-            pytest.param(target, cases, marks=pytest.mark.slow)
+            pytest.param(target, cases, marks=pytest.mark.exhaustive)
             for target in (H100, A100, MI300)
             for cases in REST.values()
         ),
