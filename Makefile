@@ -1,6 +1,7 @@
 # make demo     answer a question over the document that ships with the project
 # make test     run the tests
 # make lint     ruff and mypy
+# make docs     build the documentation into site/; a warning is an error
 # make clean    remove what these made
 #
 # Only Python and make are needed: each command first builds the environment that it wants, once.
@@ -15,7 +16,7 @@ DOCUMENT ?= longformer/data/constitution.txt
 python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/longformer answer "$(QUESTION)" "$(DOCUMENT)"
@@ -28,6 +29,9 @@ lint: $(VENV)/.development
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 
+docs: $(VENV)/.docs
+	$(python) -m mkdocs --quiet build --strict
+
 # Stamps: an environment is touched again only when what it is made from changes.
 $(VENV)/.package: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time this takes a few minutes." >&2
@@ -39,6 +43,10 @@ $(VENV)/.development: $(VENV)/.package
 	$(pip_install) --editable '.[test,dev]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.package
+	$(pip_install) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .ci/venv build dist longformer.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .ci/venv build dist site longformer.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find kernels longformer tests -name __pycache__ -type d -prune -exec rm -rf {} +
