@@ -30,7 +30,7 @@ lint: $(VENV)/.development
 	$(python) -m mypy
 
 docs: $(VENV)/.docs
-	$(python) -m mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 
 # Stamps: an environment is touched again only when what it is made from changes.
 $(VENV)/.package: pyproject.toml constraints.txt

@@ -22,10 +22,11 @@ BLOCK = 128  # rows of a block: below it the products are too small, above it to
 class BandProbabilities(NamedTuple):
     """Attention probabilities by diagonals.
 
-    band: (B, H, S, W): column c of row i is its probability for key i + (c - left)·dilation.
-    columns: (B, H, S, G): its probability for the global column ``column_index[b, g]`` where that lies outside the
-        row's band; inside, the probability stands in ``band``, and here is 0.
-    column_index: (B, G): positions of the global tokens; -1 fills up where an example has fewer.
+    Args:
+        band: (B, H, S, W): column c of row i is its probability for key i + (c - left)·dilation.
+        columns: (B, H, S, G): its probability for the global column ``column_index[b, g]`` where that lies outside the
+            row's band; inside, the probability stands in ``band``, and here is 0.
+        column_index: (B, G): positions of the global tokens; -1 fills up where an example has fewer.
     """
 
     band: Tensor

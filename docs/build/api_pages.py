@@ -1,6 +1,6 @@
-"""The pages of the API: one a public module, with every public name that it has, found in the source without running it.
+"""The pages of the API: one a public module, with every public name of it, found in the source without running it.
 
-A module is public if it declares ``__all__`` or is named in ``WHOLE``. A name that is added to it needs no page written.
+A module is public if it declares ``__all__`` or is named in ``WHOLE``. Names that are added later come by themselves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pages() -> dict[str, str]:
     texts = {}
     for module, names in public_names().items():
         lines = [f"# {module}", "", f"::: {module}", "    options:", "      show_root_heading: false"]
-        lines += ["      members: false", ""]
+        lines += ["      members: false", "      show_root_toc_entry: false", ""]
         for name in names:
             lines += [f"::: {module}.{name}", ""]
         texts[page_name(module)] = "\n".join(lines)

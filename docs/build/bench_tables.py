@@ -31,7 +31,9 @@ def cases(name: str) -> str:
         for result in case["results"]:
             values = result.get("seconds", result.get("bytes"))
             show = _seconds if "seconds" in result else _bytes
-            spread = "one run" if len(values) == 1 else f"{show(min(values))} to {show(max(values))} ({len(values)} runs)"
+            spread = (
+                "one run" if len(values) == 1 else f"{show(min(values))} to {show(max(values))} ({len(values)} runs)"
+            )
             rows.append((case["name"], result["name"], show(result["median"]), spread, _ratio(result), _off(result)))
         rows += [(case["name"], rival, "none", reason, "", "") for rival, reason in case["missing"].items()]
     return _table(("case", "who", "median", "spread", "times ours", "difference"), rows)
@@ -67,8 +69,8 @@ def versions() -> str:
     installed = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     speed = ", ".join(f"{name} {gflops:,.0f}" for name, gflops in machine["matrix_product_gflops"].items())
     return (
-        f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads; {installed}. torch's own matrix "
-        f"product there, in GFLOP/s: {speed}."
+        f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads; {installed}. torch's own "
+        f"matrix product there, in GFLOP/s: {speed}."
     )
 
 

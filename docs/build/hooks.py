@@ -7,6 +7,7 @@ from there; mathematics becomes MathML while the site is built, so that a page n
 from __future__ import annotations
 
 import html
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -24,9 +25,24 @@ READMES = {
     "longformer/pretrained/README.md": "checkpoint.md",
     "scripts/README.md": "experiments.md",
 }
+# What follows one of them on the site alone: the docstring in which the backward pass is derived.
+APPENDED = {
+    "kernels/README.md": """
+## The tiles, forward and backward
+
+::: longformer.kernels.blocked
+    options:
+      members: false
+      show_root_heading: false
+      show_root_toc_entry: false
+"""
+}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^()\s]+)\)")
 MATH = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', flags=re.DOTALL)
+FETCHED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(https?:[^\"'\s>]+)")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?\.?")
+
+log = logging.getLogger("mkdocs.hooks")
 
 
 def on_config(config: Any) -> Any:
@@ -46,7 +62,7 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, name, **source))
 
     for source, page in READMES.items():
-        add(page, content=(ROOT / source).read_text(encoding="utf-8"))
+        add(page, content=(ROOT / source).read_text(encoding="utf-8") + APPENDED.get(source, ""))
     for page, text in api_pages.pages().items():
         add(page, content=text)
     for picture in sorted(bench_tables.RESULTS.glob("*.png")):
@@ -76,6 +92,13 @@ def on_page_content(html_text: str, **_: Any) -> str:
         return convert(html.unescape(found[2]).strip(), display=display)
 
     return ROLE.sub("<code>", MATH.sub(mathml, html_text))
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """A page that fetches anything from elsewhere is warned of, and so is not built."""
+    for address in FETCHED.findall(output):
+        log.warning("%s fetches %s", page.file.src_uri, address)
+    return output
 
 
 def _notebooks() -> list[Path]:

@@ -56,10 +56,11 @@ class Compared:
 class Comparison:
     """The whole of it.
 
-    verdict: "identical", "rounding", "different" or "non-finite", of the values that could be judged.
-    first: the value at which that begins, None for the first two.
-    departed: which of the runs is away from the truth there: their names.
-    hints: known slips that reproduce the departed run's numbers, or what else is known of the cause.
+    Args:
+        verdict: "identical", "rounding", "different" or "non-finite", of the values that could be judged.
+        first: the value at which that begins, None for the first two.
+        departed: which of the runs is away from the truth there: their names.
+        hints: known slips that reproduce the departed run's numbers, or what else is known of the cause.
     """
 
     names: tuple[str, str]

@@ -23,10 +23,11 @@ Kind = Literal["plain", "tokens", "heads", "attention"]
 class Value:
     """A value of a trace.
 
-    name: under which it is recorded; ``{n}`` stands for the number that ``{n}`` matched in the module's path.
-    kind: its shape. ``"tokens"``: (B, S, C). ``"heads"``: (B, H, S, D), of a module that gives (B, S, H·D).
-        ``"attention"``: the same, of which the rows of global tokens are recorded apart. ``"plain"``: as it comes.
-    axes: ``"bsc"``, or ``"sbc"`` if the module gives the sequence first.
+    Args:
+        name: under which it is recorded; ``{n}`` stands for the number that ``{n}`` matched in the module's path.
+        kind: its shape. ``"tokens"``: (B, S, C). ``"heads"``: (B, H, S, D), of a module that gives (B, S, H·D).
+            ``"attention"``: the same, of which the rows of global tokens are recorded apart. ``"plain"``: as it comes.
+        axes: ``"bsc"``, or ``"sbc"`` if the module gives the sequence first.
     """
 
     name: str
@@ -40,9 +41,10 @@ class Table:
 
     Entries that follow one another and have ``{n}`` are one stack of layers: all of the first, then all of the next.
 
-    values: ``{n}`` in a path stands for any number; every path must match at least one module.
-    optional: the same, for modules that a model may lack.
-    heads: H, needed where a value is of kind ``"heads"``.
+    Args:
+        values: ``{n}`` in a path stands for any number; every path must match at least one module.
+        optional: the same, for modules that a model may lack.
+        heads: H, needed where a value is of kind ``"heads"``.
     """
 
     values: Mapping[str, Value]
