@@ -88,8 +88,8 @@ def sessions(console: str) -> list[tuple[Command, str]]:
 
 
 def form(output: str) -> str:
-    """Output with its numbers and quoted tokens replaced: what stays the same from one run, or model, to another."""
-    output = re.sub(r"'[^'\n]*'", "'…'", output)
+    """Output without its numbers and quoted tokens: what stays the same from one run, or model, to another."""
+    output = re.sub(r"'[^'\n]*'( window edge)?", "'…'", output)
     return re.sub(r"(?<![\w.])-?\d[\d,]*(\.\d+)?(e[-+]?\d+)?", "0", output)
 
 

@@ -128,11 +128,13 @@ def execute(command: Command, run: Callable[..., str]) -> None:
     match command.words:
         case ["longformer", *words]:
             assert not command.environment
+            make_room(words)
             run(world.limited(expand(words)))
         case ["torchrun", *words]:
             # What torchrun itself is told is read by its own parser; tests/test_training_processes.py has several.
             asked = get_args_parser().parse_args(words)
             assert asked.no_python and asked.training_script == "longformer"
+            make_room(asked.training_script_args)
             run([word for word in world.limited(expand(asked.training_script_args)) if word not in PARALLEL])
         case ["make", target]:
             assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
@@ -148,6 +150,12 @@ def execute(command: Command, run: Callable[..., str]) -> None:
 
 
 PARALLEL = ("--parallel", "fsdp")  # of several processes only
+
+
+def make_room(words: list[str]) -> None:
+    """A new run's folder is one that no run is in: ``OUT`` of one block is not ``OUT`` of another."""
+    if words[0] == "train" and "OUT" in words and "--resume" not in words:
+        shutil.rmtree("OUT", ignore_errors=True)
 
 
 def expand(words: list[str]) -> list[str]:
