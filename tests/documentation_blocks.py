@@ -15,7 +15,7 @@ from markdown_it.token import Token
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("README.md", "docs/**/*.md", "kernels/*.md", "scripts/*.md", "longformer/**/*.md")
+    for pattern in ("README.md", "docs/**/*.md", "kernels/*.md", "notebooks/*.md", "scripts/*.md", "longformer/**/*.md")
     for path in ROOT.glob(pattern)
     if not path.is_relative_to(ROOT / "longformer" / "kernels")  # a link to kernels/
 )

@@ -117,8 +117,10 @@ def test_every_block_runs(document: str, folder: Path, run: Callable[..., str], 
                     execute(command, run)
             else:
                 for command, shown in sessions(block.text):
-                    said = form(run(world.limited(command.words[1:]), expected=1))
-                    assert said.splitlines()[: len(shown.splitlines())] == form(shown).splitlines()
+                    said = form(run(world.limited(command.words[1:]), expected=1)).splitlines()
+                    rest = iter(said)  # a page may leave out lines, but not the first
+                    assert form(shown).splitlines()[0] == said[0]
+                    assert [line for line in form(shown).splitlines() if line not in rest] == [], said
             done += 1
     assert done == len(found), "a block failed"
 
@@ -140,16 +142,26 @@ def execute(command: Command, run: Callable[..., str]) -> None:
             assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
         case ["python3", "-m", "venv", ".venv"]:
             assert importlib.util.find_spec("venv") is not None
-        case [".venv/bin/pip", "install", "-c", constraints, "."]:
-            assert (ROOT / constraints).is_file() and (ROOT / "pyproject.toml").is_file()
+        case [".venv/bin/pip", "install", *words] | [".venv/bin/python", "-m", "pip", "install", *words]:
+            check_installable(words)
         case [".venv/bin/python", "-m", "pytest", "-n", "2", tests]:
             for name in command.environment:
                 assert f'"{name}"' in (ROOT / tests).read_text(encoding="utf-8"), f"{tests} does not read {name}"
+        case [".venv/bin/python", script, *files] if script.endswith(".py"):
+            assert [name for name in (script, *files) if not (ROOT / name).is_file()] == []
         case _:
             pytest.fail(f"nothing is known of {' '.join(command.words)!r}: have it run, or list it in NOT_RUN")
 
 
 PARALLEL = ("--parallel", "fsdp")  # of several processes only
+
+
+def check_installable(words: list[str]) -> None:
+    """That the constraints and extras of a ``pip install`` exist; that they resolve is seen when CI installs them."""
+    assert words[0] == "-c" and (ROOT / words[1]).is_file()
+    extras = [name for word in words for found in re.findall(r"^\.\[(.+)\]$", word) for name in found.split(",")]
+    known = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    assert [name for name in extras if not re.search(rf"^{name} = \[", known, flags=re.MULTILINE)] == []
 
 
 def make_room(words: list[str]) -> None:

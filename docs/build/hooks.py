@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = {
     "kernels/README.md": "kernels.md",
     "longformer/pretrained/README.md": "checkpoint.md",
+    "notebooks/README.md": "notebooks/index.md",
     "scripts/README.md": "experiments.md",
 }
 # What follows one of them on the site alone: the docstring in which the backward pass is derived.
@@ -47,8 +48,9 @@ log = logging.getLogger("mkdocs.hooks")
 
 def on_config(config: Any) -> Any:
     """Add to the navigation what is found rather than listed: the API's pages, and notebooks."""
-    notebooks = [{notebook_pages.convert(path).title: _notebook_page(path)} for path in _notebooks()]
+    notebooks: list[Any] = [{notebook_pages.convert(path).title: _notebook_page(path)} for path in _notebooks()]
     if notebooks:
+        notebooks[:0] = [{"Which are there": "notebooks/index.md"}]
         config.nav.insert(_place(config.nav, "How to") + 1, {"Notebooks": notebooks})
     config.nav.append({"API": [{module: api_pages.page_name(module)} for module in api_pages.public_names()]})
     return config
@@ -62,6 +64,8 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, name, **source))
 
     for source, page in READMES.items():
+        if not (ROOT / source).is_file():
+            continue
         add(page, content=(ROOT / source).read_text(encoding="utf-8") + APPENDED.get(source, ""))
     for page, text in api_pages.pages().items():
         add(page, content=text)
