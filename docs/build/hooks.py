@@ -40,6 +40,7 @@ APPENDED = {
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^()\s]+)\)")
 MATH = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', flags=re.DOTALL)
+MATH_IN_TITLE = re.compile(r"\\\((.*?)\\\)")
 FETCHED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(https?:[^\"'\s>]+)")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?\.?")
 
@@ -87,14 +88,18 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(lambda link: _relink(link, name, home), bench_tables.fill(markdown))
 
 
-def on_page_content(html_text: str, **_: Any) -> str:
-    """Mathematics as MathML, and names in docstrings without the roles that they have there."""
+def on_page_content(html_text: str, page: Any, **_: Any) -> str:
+    """Mathematics as MathML, in the contents beside the page too, and names in docstrings without their roles."""
     from latex2mathml.converter import convert
 
     def mathml(found: re.Match[str]) -> str:
         display = "block" if found[1] == "div" else "inline"
         return convert(html.unescape(found[2]).strip(), display=display)
 
+    entries = list(page.toc)
+    for entry in entries:
+        entry.title = MATH_IN_TITLE.sub(lambda found: convert(html.unescape(found[1])), entry.title)
+        entries += entry.children
     return ROLE.sub("<code>", MATH.sub(mathml, html_text))
 
 
