@@ -20,6 +20,8 @@ from torch import Tensor
 from longformer.errors import LongformerError
 from longformer.training import MLMOptions, QAOptions
 from longformer.training.checkpoints import TENSORS, saved_steps
+from longformer.training.loop import Trainer
+from longformer.training.mlm import MaskedLMTask
 from longformer.training.run import train_mlm, train_qa
 
 QUESTIONS = [
@@ -74,6 +76,28 @@ def run(options: QAOptions | MLMOptions, resume: bool = False) -> None:
         train_qa(options, resume=resume)
     else:
         train_mlm(options, resume=resume)
+
+
+def run_with_fault(options: QAOptions | MLMOptions, fault: str) -> None:
+    """Train; ``fault`` is of this process alone, which is one of its own for the test."""
+    train = Trainer._train
+    out = Path(options.output)
+
+    def fail(*arguments: Any) -> Any:
+        raise LongformerError("a fault")
+
+    def spoil_log(self: Trainer, *arguments: Any) -> Any:
+        (out / "log.jsonl").unlink()
+        (out / "log.jsonl").mkdir()
+        return train(self, *arguments)
+
+    if fault == "measuring":
+        MaskedLMTask.bits_by_row = fail  # type: ignore[method-assign]
+    elif fault == "backward":
+        Trainer._backward = fail  # type: ignore[method-assign]
+    elif fault == "log":
+        Trainer._train = spoil_log  # type: ignore[method-assign]
+    run(options)
 
 
 def command(*arguments: str) -> int:

@@ -109,20 +109,19 @@ class Trainer:
             LongformerError: the loss is not finite, memory or disk do not suffice. The last checkpoint is intact.
         """
         options = self.options
-        with together(self.group):
-            log = Log(
-                self.folder,
-                step=self.step,
-                steps=self.steps,
-                every=options.log_every,
-                active=self.group.is_first,
-                evaluated=self.evaluated,
-                state=self.log_state,
-            )
-            if note:
-                log.note(self.step, note)
+        log = Log(
+            self.folder,
+            step=self.step,
+            steps=self.steps,
+            every=options.log_every,
+            group=self.group,
+            evaluated=self.evaluated,
+            state=self.log_state,
+        )
         self.parallel.model.train()
         try:
+            if note:
+                log.note(self.step, note)
             if not self.evaluated:
                 self._evaluate(log)
             while self._unfinished():
@@ -139,9 +138,9 @@ class Trainer:
             ) from None
         finally:
             log.close()
+        if not options.evaluates:
+            self._save_weights()
         with together(self.group):
-            if not options.evaluates:
-                self._save_weights()
             if options.plot and self.group.is_first:
                 plot_curves(self.folder)
 
@@ -239,8 +238,14 @@ class Trainer:
                 extra = {"architectures": [self.parallel.kind.__name__], "dtype": dtype_name(tensors.values())}
                 write_checkpoint(self.folder, tensors, lambda path: self.parallel.config.save(path, **extra))
                 # Before a checkpoint says that these are the best.
-                for path in (self.folder / SAFETENSORS, self.folder / CONFIG, self.folder):
-                    checkpoints.sync(path)
+                try:
+                    for path in (self.folder / SAFETENSORS, self.folder / CONFIG, self.folder):
+                        checkpoints.sync(path)
+                except OSError as error:
+                    raise CheckpointError(
+                        f"the weights cannot be written into {self.folder}: {error.strerror}; make room or mend what "
+                        "is wrong, then go on with --resume"
+                    ) from None
 
     def _values(self, log: Log) -> dict[str, Any]:
         return {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longformer.checkpoint import Pretrained
-from longformer.distributed import Processes
+from longformer.distributed import Processes, together
 from longformer.errors import DataError, LongformerError
 from longformer.heads import IGNORED
 from longformer.tokenizer import LongformerTokenizer
@@ -149,9 +149,10 @@ class MaskedLMTask:
         """Bits per predicted token on the documents held out, whose rows the processes share."""
         assert self.held is not None
         bits, tokens = 0.0, 0
-        for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held)))):
-            bits += row_bits
-            tokens += row_tokens
+        with together(group):
+            for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held)))):
+                bits += row_bits
+                tokens += row_tokens
         all_bits, all_tokens = group.sum([bits, tokens])
         return {"bits_per_token": all_bits / max(1.0, all_tokens)}
 

@@ -252,4 +252,6 @@ def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenize
         tokenizer.save_pretrained(folder)
         replace_text(folder / OPTIONS, options.to_toml())
     except OSError as error:
-        raise LongformerError(f"{folder} cannot be written: {error.strerror}") from None
+        raise LongformerError(
+            f"{folder} cannot be written: {error.strerror}; make room, or name a folder that can be"
+        ) from None
