@@ -245,7 +245,7 @@ def _missing_remedy(missing: list[str]) -> str:
     if all(name.startswith("longformer.pooler.") for name in today):
         return " (the checkpoint has no pooler: load with add_pooling_layer=False)"
     if not any(name.startswith("longformer.") for name in today):
-        return " (the checkpoint has no such head: to train one, load with new_head=True)"
+        return " (the checkpoint has no such head: to train one, use `longformer train`, or load with new_head=True)"
     return ""
 
 
@@ -264,7 +264,7 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size
 
 
 def _shape_remedy(wrong: list[str]) -> str:
-    if any(line.startswith("longformer.") for line in wrong):
+    if any(todays_name(line).startswith("longformer.") for line in wrong):
         return ""
     return " (its head is not this one: load another checkpoint, or to train a new head, one without it)"
 

@@ -15,10 +15,6 @@ from longformer.tokenizer import LongformerTokenizer
 from longformer.training.mlm import HeldOut, Masking, pack_documents, read_documents
 from longformer.training.options import MLMOptions
 
-DEFAULT = {
-    entry: MLMOptions.__dataclass_fields__[entry].default for entry in ("max_length", "mask_probability", "seed")
-}
-
 
 def measure_mlm(
     model: str,
@@ -26,8 +22,8 @@ def measure_mlm(
     *,
     revision: str | None = None,
     max_length: int | None = None,
-    mask_probability: float = DEFAULT["mask_probability"],
-    seed: int = DEFAULT["seed"],
+    mask_probability: float = MLMOptions.mask_probability,
+    seed: int = MLMOptions.seed,
     dtype: torch.dtype = torch.float32,
     device: str | None = None,
     impl: str = "auto",
@@ -69,7 +65,7 @@ def measure_mlm(
 def _length(wanted: int | None, most: int) -> int:
     if wanted is not None and wanted > most:
         raise LongformerError(f"max_length is {wanted}; the model has positions for {most} tokens")
-    return min(most, DEFAULT["max_length"]) if wanted is None else wanted
+    return min(most, MLMOptions.max_length) if wanted is None else wanted
 
 
 def _read(files: Sequence[str], tokenizer: LongformerTokenizer, length: int, masking: Masking) -> HeldOut:

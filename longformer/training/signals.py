@@ -37,8 +37,8 @@ class Signals:
         try:
             yield
         finally:
-            for number, handler in self.before.items():
-                signal.signal(number, handler)
+            for caught, handler in self.before.items():
+                signal.signal(caught, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # torchrun passes a Ctrl-C on that the terminal has sent its processes already; it kills them if they linger.
