@@ -319,3 +319,21 @@ def test_the_tables_are_the_files() -> None:
             assert tables._seconds(result["median"]) in row
     for document in DOCUMENTS:
         assert "<!-- bench:" not in tables.fill((ROOT / document).read_text(encoding="utf-8"))
+
+
+def test_what_the_comparison_says_of_the_figures_holds() -> None:
+    """docs/comparison.md puts some of the tables into words, which new figures must not leave behind."""
+    tables = from_site("bench_tables")
+    ratios = {
+        name: [(case["name"], r["name"], r["ratio"]) for case in tables.read(name)["cases"] for r in case["results"]]
+        for name in ("attention", "memory", "model", "qa", "scaling", "training")
+    }
+    theirs = [ratio for found in ratios.values() for _, who, ratio in found if who.startswith("transformers")]
+    assert min(theirs) > 1  # faster than transformers in every run that was measured, in less memory
+    for case, who, ratio in ratios["attention"]:
+        if "FlexAttention" in who and "bfloat16" in case:
+            assert ratio < 1 and "backward" not in case
+    dense = {case: ratio for case, who, ratio in ratios["scaling"] if who == "dense SDPA"}
+    assert dense["attention forward, 1024 tokens"] < 1.3 < dense["attention forward, 2048 tokens"]
+    flex = [ratio for case, who, ratio in ratios["scaling"] if case.startswith("memory") and "FlexAttention" in who]
+    assert flex and max(flex) < 1
