@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -51,12 +52,14 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     """
     config = Config()
     config.KernelSpecManager.kernel_dirs = []  # this very Python, whatever kernels the user has installed
-    config.KernelManager.transport = "ipc"  # ports of TCP are free when they are chosen, and perhaps not when opened
     resources = {"metadata": {"path": str(FOLDER)}}
-    client = NotebookClient(
-        notebook, config=config, kernel_name="python3", timeout=SECONDS, resources=resources, record_timing=False
-    )
-    client.execute(env={**os.environ, **SETTINGS})
+    with tempfile.TemporaryDirectory() as sockets:
+        # A port of TCP is free when it is chosen, and perhaps no more when it is opened.
+        config.KernelManager.transport, config.KernelManager.ip = "ipc", f"{sockets}/kernel"
+        client = NotebookClient(
+            notebook, config=config, kernel_name="python3", timeout=SECONDS, resources=resources, record_timing=False
+        )
+        client.execute(env={**os.environ, **SETTINGS})
     notebook.metadata.language_info = {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"}
     return notebook
 
