@@ -104,7 +104,7 @@ def draw_patterns(
     causal: bool = False,
     global_tokens: Sequence[int] = (),
 ) -> list[list[Axes]]:
-    """Draw a model's patterns: a row of pictures for each window, a column for each dilation.
+    """Draw a model's patterns: a row of pictures for each window, a column for each dilation; of one dilation, a row.
 
     Neighbouring layers of one window, and neighbouring heads of one dilation, share a picture.
 
@@ -122,7 +122,11 @@ def draw_patterns(
         LongformerError: an argument out of range.
     """
     layers, heads = _runs(_windows(windows)), _runs(check_dilation(dilation))
-    panels = figure.subplots(len(layers), len(heads), squeeze=False)
+    if len(heads) == 1:
+        grid = figure.subplots(1, len(layers), squeeze=False)
+        panels = grid.T
+    else:
+        panels = grid = figure.subplots(len(layers), len(heads), squeeze=False)
     for row, (window, which_layers) in zip(panels, layers, strict=True):
         for axes, (gap, which_heads) in zip(row, heads, strict=True):
             names = ["" if len(layers) == 1 else _numbered("layer", which_layers), f"window {window}"]
@@ -137,8 +141,9 @@ def draw_patterns(
                 global_tokens=global_tokens,
                 title=", ".join(filter(None, names)),
             )
-        row[0].set_ylabel("query")
-    for axes in panels[-1]:
+    for axes in grid[:, 0]:
+        axes.set_ylabel("query")
+    for axes in grid[-1]:
         axes.set_xlabel("key")
     return [list(row) for row in panels]
 
