@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from nbformat import NotebookNode  # noqa: E402
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", run.sources(), ids=lambda source: source.stem)
-def test_a_notebook(source: Path) -> None:
+def test_a_notebook(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the workers are the parallelism
     kept = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
     notebook = run.read(source)
     again = f"the pair is out of step; `make notebooks` writes {source.stem}.ipynb again"
