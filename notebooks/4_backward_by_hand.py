@@ -70,6 +70,7 @@ print(f"the gradient of a row sums to {abs(float(by_hand.detach().sum())):.0e}: 
 #
 # $$ S = a \, Q K^\top \text{ (}-\infty\text{ where a row does not see a column)}, \qquad
 #    P = \operatorname{softmax}(S), \qquad O = P V . $$
+#
 # Let $dX$ be the gradient of the loss by $X$, and $dO$ given. Two products and the row above lead back:
 #
 # $$ dV = P^\top dO, \qquad dP = dO \, V^\top, \qquad dS = P \circ (dP - \delta),
