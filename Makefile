@@ -2,6 +2,7 @@
 # make test     run the tests
 # make lint     ruff and mypy
 # make docs     build the documentation into site/; a warning is an error
+# make notebooks   execute the notebooks and keep what they show
 # make clean    remove what these made
 #
 # Only Python and make are needed: each command first builds the environment that it wants, once.
@@ -16,7 +17,7 @@ DOCUMENT ?= longformer/data/constitution.txt
 python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs notebooks clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/longformer answer "$(QUESTION)" "$(DOCUMENT)"
@@ -31,6 +32,9 @@ lint: $(VENV)/.development
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+
+notebooks: $(VENV)/.development
+	$(python) notebooks/run.py
 
 # Stamps: an environment is touched again only when what it is made from changes.
 $(VENV)/.package: pyproject.toml constraints.txt
