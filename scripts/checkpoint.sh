@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Candidates for the checkpoint that the package ships. Held out, always: four articles of dev, every third paper.
-# usage: DATA=... ENCODER=... scripts/checkpoint.sh WORK plain|long|spans
+# usage: DATA=... ENCODER=... scripts/checkpoint.sh WORK plain|mixed|spans
 set -euo pipefail
 work=$1 kind=$2
 run="${LONGFORMER:-.venv/bin/longformer}"
@@ -27,20 +27,20 @@ if [ ! -e "$work/encoder" ]; then
   mv "$work/encoder.part" "$work/encoder"
 fi
 squad="$work/train.json $DATA/squad-v1.1-train-part.json"
-common="--precision bfloat16 --attention-dropout 0 --batch-size 16 --store float16 --evaluate-on $work/choose.json"
+common="--precision bfloat16 --attention-dropout 0 --store float16 --evaluate-on $work/choose.json"
 # shellcheck disable=SC2086
 case $kind in
   plain)
-    $run train qa "$work/encoder" "$work/plain" $squad $common --freeze embeddings --epochs 3 --learning-rate 2e-4 \
-      $limit --resume ;;
-  long)
-    $run train qa "$work/encoder" "$work/long" $squad $common --freeze positions --epochs 9 --learning-rate 3e-4 \
-      --layer-decay 0.85 --annotator random --patience 4 $limit --resume ;;
+    $run train qa "$work/encoder" "$work/plain" $squad $common --freeze embeddings --epochs 3 --batch-size 16 \
+      --learning-rate 2e-4 $limit --resume ;;
+  mixed)
+    $run train qa "$work/encoder" "$work/mixed" $squad "$work/covid-train.json" $common --freeze embeddings --epochs 5 \
+      --batch-size 24 --learning-rate 3e-4 --annotator random --empty-windows 0 --evaluate-every 200 $limit --resume ;;
   spans)
     $run train qa "$work/encoder" "$work/spans-first" "$work/spans.json" $common --freeze positions --epochs 4 \
       --batch-size 32 --learning-rate 3e-4 $limit --resume
     $run train qa "$work/spans-first" "$work/spans" $squad "$work/long.json" "$work/covid-train.json" $common \
-      --freeze positions --epochs 4 --learning-rate 2e-4 --layer-decay 0.85 --annotator random --patience 4 \
+      --freeze positions --epochs 4 --batch-size 16 --learning-rate 2e-4 --layer-decay 0.85 --annotator random --patience 4 \
       --max-length 2048 --empty-windows 1 --evaluate-every 500 $limit --resume ;;
   *) echo "no such candidate: $kind" >&2; exit 2 ;;
 esac
