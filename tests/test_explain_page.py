@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
 
 QUESTION = "Who fell?"
 DOCUMENT = "Dan fell.\nAnn did not. <b>Ü</b> 1 < 2 & 3"
-EVIL = "<b>Dan</b> </script><script>document.title = 'ran'</script> <!-- &amp;"
+EVIL = "<b>D</b></script><script>document.title = 7</script>&amp;"
 MIB = 2**20
 
 
@@ -94,7 +94,7 @@ def test_it_opens_and_marks_the_answers(browser, found, path):
     with opened(browser, path) as page:
         assert page.title() == QUESTION
         lead = page.inner_text("#lead")
-        assert lead.startswith(found.answers[0].text)
+        assert lead.startswith(" ".join(found.answers[0].text.split()))
         texts = page.locator("#text").evaluate("e => e.textContent")
         assert texts.replace("·", "").startswith(DOCUMENT[:20])
         first, last = found.passage.spans[0]
@@ -103,7 +103,9 @@ def test_it_opens_and_marks_the_answers(browser, found, path):
         ranks = page.locator(".ranked").evaluate_all("all => all.flatMap(e => e.dataset.rank.split(' ')).map(Number)")
         assert sorted(ranks) == [1, 2, 3, 4, 5]
         listed = page.locator("#answers button").all_inner_texts()
-        assert [row.split("\n")[1].strip() for row in listed] == [answer.text.strip() for answer in found.answers]
+        assert [" ".join(row.split()[1:-2]) for row in listed] == [
+            " ".join(answer.text.split()) for answer in found.answers
+        ]
         # What is drawn at first is the answer's first token, all heads taken together.
         assert shown(page) == pytest.approx(expected(found, first, [0, 1], [0, 1]))
 
@@ -124,10 +126,10 @@ def test_a_click_changes_the_picture(browser, found, path):
         drawn = page.locator(".global").evaluate_all("all => all.map(e => +e.dataset.i)")
         assert drawn and max(drawn) < found.passage.kinds.index("s", 1)
         for layer, head in ((1, 0), (0, 1)):
-            page.select_option("#layer", str(layer))
-            page.select_option("#head", str(head))
+            page.select_option("#layer", value=str(layer))
+            page.select_option("#head", value=str(head))
             assert shown(page) == pytest.approx(expected(found, token, [layer], [head]))
-        page.select_option("#layer", "-1")
+        page.select_option("#layer", value="-1")
         assert shown(page) == pytest.approx(expected(found, token, [0, 1], [1]))
         assert f"token {token}" in page.inner_text("#summary")
         # A global token sees everything: it has no edge.
@@ -147,7 +149,7 @@ def test_strongest_targets(browser, found, path):
 
 def test_rollout(browser, found, path):
     with opened(browser, path) as page:
-        page.get_by_label("rollout from the answer").check()
+        page.get_by_label("the answer’s rollout").check()
         page.locator('[data-answer="1"]').click()
         for depth in (2, 1):
             page.locator("#depth").fill(str(depth))
@@ -200,18 +202,19 @@ def test_everything_has_a_name(browser, path):
     with opened(browser, path) as page:
         nameless = """
             [...document.querySelectorAll("button, select, input, [role], [tabindex], section, aside")].filter(e =>
-              !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels && e.labels.length)).map(e => e.outerHTML)
+              !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels && e.labels.length))
+              .map(e => e.outerHTML)
         """
         assert page.evaluate(nameless) == []
 
 
 def test_a_document_stays_text(browser, answerer, tmp_path):
-    found = explain(answerer, "<i>Who?</i>", EVIL, max_answer_tokens=10)
+    found = explain(answerer, "<i>?", EVIL, max_answer_tokens=10)
     write_page(tmp_path / "evil.html", found)
     with opened(browser, tmp_path / "evil.html") as page:
-        assert page.title() == "<i>Who?</i>" and page.inner_text("h1") == "<i>Who?</i>"
+        assert page.title() == "<i>?" and page.inner_text("h1") == "<i>?"
         text = page.locator("#reading").evaluate("e => e.textContent")
-        shown_text = "".join(text.split())
+        shown_text = "".join(text.replace("·", "").split())  # a token without text is shown as a dot
         passage = found.passage
         inside = [i for i, kind in enumerate(passage.kinds) if kind == "d"]
         ours = "".join(passage.gaps[i] + passage.texts[i] for i in inside)
@@ -220,7 +223,7 @@ def test_a_document_stays_text(browser, answerer, tmp_path):
 
 
 def test_a_part_of_a_long_document(browser, answerer, tmp_path):
-    found = explain(answerer, QUESTION, "Dan fell. Ann did not. " * 6, max_answer_tokens=10, top_k=20)
+    found = explain(answerer, QUESTION, "Dan fell. Ann did not. " * 6, max_answer_tokens=10, top_k=300)
     assert any(span is None for span in found.passage.spans)
     write_page(tmp_path / "long.html", found)
     with opened(browser, tmp_path / "long.html") as page:
@@ -268,6 +271,6 @@ def test_4096_tokens_of_the_shipped_checkpoint(browser, pretrained_dir, tmp_path
         assert shown(page) == pytest.approx(expected(found, 2000, layers, heads))
         assert page.locator(".from").get_attribute("data-i") == str(2000 - 256)
         assert page.locator(".to").get_attribute("data-i") == str(2000 + 256)
-        page.select_option("#layer", "5")
-        page.select_option("#head", "11")
+        page.select_option("#layer", value="5")
+        page.select_option("#head", value="11")
         assert shown(page) == pytest.approx(expected(found, 2000, [5], [11]))

@@ -28,7 +28,7 @@ from longformer.explain.probabilities import Attention, LayerPattern
 FLOOR = 1e-5  # what is smaller is not kept
 RATIO = FLOOR ** (-1 / 254)  # levels 0 to 254
 STEP = RATIO**0.5 - 1  # the largest relative error of a probability
-ENTRIES = 5_000_000  # over all layers and heads: 11 MB in the page
+ENTRIES = 7_000_000  # over all layers and heads: about 13 MB in the page
 MOST = 64  # entries a row that a long document keeps at most; a short one keeps more
 MOST_GLOBAL = 512  # the same of a global token, which may attend to every token
 

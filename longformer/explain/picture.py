@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def write_picture(path: str | Path, explanation: Explanation) -> None:
     _draw_answer(right, explanation)
 
     def put(new: Path) -> None:
-        figure.savefig(new, dpi=110, format="png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # drawn as an empty box
+            figure.savefig(new, dpi=110, format="png")
 
     try:
         replace_file(Path(path), put)
