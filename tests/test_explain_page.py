@@ -126,10 +126,10 @@ def test_a_click_changes_the_picture(browser, found, path):
         drawn = page.locator(".global").evaluate_all("all => all.map(e => +e.dataset.i)")
         assert drawn and max(drawn) < found.passage.kinds.index("s", 1)
         for layer, head in ((1, 0), (0, 1)):
-            page.select_option("#layer", value=str(layer))
-            page.select_option("#head", value=str(head))
+            page.select_option("#layer", label=str(layer + 1))
+            page.select_option("#head", label=str(head + 1))
             assert shown(page) == pytest.approx(expected(found, token, [layer], [head]))
-        page.select_option("#layer", value="-1")
+        page.select_option("#layer", label="mean of 2")
         assert shown(page) == pytest.approx(expected(found, token, [0, 1], [1]))
         assert f"token {token}" in page.inner_text("#summary")
         # A global token sees everything: it has no edge.
@@ -271,6 +271,6 @@ def test_4096_tokens_of_the_shipped_checkpoint(browser, pretrained_dir, tmp_path
         assert shown(page) == pytest.approx(expected(found, 2000, layers, heads))
         assert page.locator(".from").get_attribute("data-i") == str(2000 - 256)
         assert page.locator(".to").get_attribute("data-i") == str(2000 + 256)
-        page.select_option("#layer", value="5")
-        page.select_option("#head", value="11")
+        page.select_option("#layer", label="6")
+        page.select_option("#head", label="12")
         assert shown(page) == pytest.approx(expected(found, 2000, [5], [11]))
