@@ -20,8 +20,8 @@ def dense(pattern: LayerPattern, attention: Attention) -> Tensor:
             j = i + c - pattern.window[0]
             if 0 <= j < seq_len:
                 matrix[i, j] += attention.band[i, c]
-        matrix[i, pattern.index] += attention.columns[i]
-    matrix[pattern.index] = attention.rows
+        matrix[i, pattern.global_index] += attention.columns[i]
+    matrix[pattern.global_index] = attention.rows
     return matrix
 
 

@@ -84,11 +84,11 @@ class Rows(NamedTuple):
 def candidates(pattern: LayerPattern, attention: Attention, limits: Limits) -> list[Candidates]:
     """Of one head the rows of the tokens that are not global, and those of the global ones."""
     seq_len = len(attention.band)
-    local = np.setdiff1d(np.arange(seq_len), pattern.index.numpy())
+    local = np.setdiff1d(np.arange(seq_len), pattern.global_index.numpy())
     slots = np.concatenate([attention.columns.numpy(), attention.band.numpy()], axis=1)[local]
     return [
         _largest(local, slots, limits.most),
-        _largest(pattern.index.numpy(), attention.rows.numpy(), limits.most_global),
+        _largest(pattern.global_index.numpy(), attention.rows.numpy(), limits.most_global),
     ]
 
 
@@ -177,7 +177,7 @@ def unpack(packed: PackedLayer) -> Rows:
 
 def tokens(slot: np.ndarray, token: int, pattern: LayerPattern) -> np.ndarray:
     """Which tokens the slots of the row of ``token`` are."""
-    index: Tensor = pattern.index
+    index: Tensor = pattern.global_index
     if token in index.tolist():
         return slot
     count = len(index)

@@ -59,7 +59,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "gaps": passage.gaps,
         "tail": passage.tail,
         "kinds": passage.kinds,
-        "globals": explanation.patterns[0].index.tolist(),
+        "globals": explanation.patterns[0].global_index.tolist(),
         "windows": [pattern.window for pattern in explanation.patterns],
         "heads": len(explanation.packed[0].share),
         "ratio": RATIO,
@@ -111,7 +111,7 @@ def entries(explanation: Explanation) -> int:
     """How many attention probabilities there are, over all layers and heads."""
     total, seq_len = 0, len(explanation.passage.ids)
     for pattern, packed in zip(explanation.patterns, explanation.packed, strict=True):
-        (left, right), index = pattern.window, set(pattern.index.tolist())
+        (left, right), index = pattern.window, set(pattern.global_index.tolist())
         for i in range(seq_len):
             low, high = max(0, i - left), min(seq_len - 1, i + right)
             outside = sum(not low <= g <= high for g in index)

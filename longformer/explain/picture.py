@@ -38,7 +38,7 @@ def write_picture(path: str | Path, explanation: Explanation) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8.6), layout="constrained")
+    figure: Any = Figure(figsize=(12, 8.6), layout="constrained")
     top, below = figure.subfigures(2, 1, height_ratios=[3, 5])
     left, right = below.subfigures(1, 2, width_ratios=[5, 6])
     best = explanation.answers[0]
@@ -112,7 +112,7 @@ def pattern_bins(pattern: LayerPattern, attention: Attention, most: int) -> np.n
     row = np.arange(seq_len)[:, None]
     column = row + np.arange(width) - pattern.window[0]
     inside = (column >= 0) & (column < seq_len)
-    index = pattern.index.numpy()
+    index = pattern.global_index.numpy()
     parts = (
         (np.broadcast_to(row, column.shape)[inside], column[inside], attention.band.numpy()[inside]),
         (np.repeat(row, len(index), axis=1), np.broadcast_to(index, (seq_len, len(index))), attention.columns.numpy()),
@@ -135,7 +135,7 @@ def _draw_answer(figure: Any, explanation: Explanation) -> None:
     number = next((n for n, span in enumerate(passage.spans) if span is not None), 0)
     first, last = passage.spans[number] or (0, 0)
     last = min(last, first + NEAR)
-    index = explanation.patterns[0].index.tolist()[: 2 * NEAR]
+    index = explanation.patterns[0].global_index.tolist()[: 2 * NEAR]
     near = [i for i in range(max(0, first - NEAR), min(len(passage.ids), last + NEAR + 1)) if i not in index]
     shown = np.array(index + near)
     rows = [
@@ -160,7 +160,7 @@ def _draw_answer(figure: Any, explanation: Explanation) -> None:
 
 def full_rows(pattern: LayerPattern, attention: Attention, first: int, last: int) -> np.ndarray:
     """Mean of the rows ``first`` to ``last`` of a layer's attention: (S,)."""
-    index = pattern.index.tolist()
+    index = pattern.global_index.tolist()
     seq_len, width = attention.band.shape
     total = np.zeros(seq_len)
     for i in range(first, last + 1):

@@ -37,11 +37,11 @@ class LayerPattern(NamedTuple):
     """Which tokens may attend to which in a layer.
 
     window: (left, right).
-    index: (G,) int64, positions of the global tokens, ascending.
+    global_index: (G,) int64, positions of the global tokens, ascending.
     """
 
     window: tuple[int, int]
-    index: Tensor
+    global_index: Tensor
 
 
 Sink = Callable[[LayerPattern, Iterator[Attention]], None]
