@@ -90,6 +90,9 @@ class TestAttention:
             assert share == pytest.approx(carried.sum(), abs=0.5 / 255 + 1e-5)
             lost = np.delete(expected, list(row))
             assert lost.max() <= carried.min() * (1 + 1e-5)
+            if token in found.patterns[layer].global_index:
+                assert len(row) == found.limits.most_global or lost.max() < FLOOR * (1 + STEP)
+                continue
             if len(row) > found.limits.least:
                 smallest = min(smallest, carried.min())
             largest_lost = max(largest_lost, lost.max())
@@ -99,10 +102,12 @@ class TestAttention:
         np.testing.assert_allclose(shares, whole, atol=0.5 / 255)
 
     def test_a_row_keeps_no_more_than_its_most(self):
-        limits = Limits.of(4096, 72)
-        assert limits.most == 64 and limits.least == 8
-        assert Limits.of(100, 72).most >= 100
-        assert Limits.of(4096, 16 * 24).least >= 1
+        limits = Limits.of(4096, 12, 72)
+        assert limits.most == 64 and limits.least == 8 and 1000 < limits.most_global < 1100
+        short = Limits.of(100, 12, 72)
+        assert short.most >= 100 and short.most_global == 100
+        many = Limits.of(4096, 400, 16 * 24)
+        assert many.least >= 1 and many.most_global >= many.least
 
     def test_numbers_as_bytes(self):
         numbers = np.array([0, 1, 254, 255, 256, 509, 510, 4000, 0])

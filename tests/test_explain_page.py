@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
 QUESTION = "Who fell?"
 DOCUMENT = "Dan fell.\nAnn did not. <b>Ü</b> 1 < 2 & 3"
 EVIL = "<b>D</b></script><script>document.title = 7</script>&amp;"
-MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +261,7 @@ def test_4096_tokens_of_the_shipped_checkpoint(browser, pretrained_dir, tmp_path
     )
     assert len(found.passage.ids) == 4096
     write_page(tmp_path / "page.html", found)
-    assert (tmp_path / "page.html").stat().st_size < 15 * MIB
+    assert (tmp_path / "page.html").stat().st_size < 15e6
     torch.testing.assert_close(found.rollout.sum(dim=-1), torch.ones(found.rollout.shape[:2]), rtol=0, atol=1e-4)
     with opened(browser, tmp_path / "page.html") as page:
         assert page.locator(".tokens span[data-i]").count() == 4096

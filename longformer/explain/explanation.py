@@ -18,7 +18,7 @@ from longformer.explain.packing import (
     lowest_level,
     pack,
 )
-from longformer.explain.passage import Passage, read_passage
+from longformer.explain.passage import QUESTION, Passage, read_passage
 from longformer.explain.probabilities import Attention, LayerPattern, observed
 from longformer.explain.rollout import rollout
 from longformer.question_answering import Answer, QuestionAnswerer
@@ -130,7 +130,9 @@ def explain(
     answers, passage = answers[:top_k], replace(passage, spans=passage.spans[:top_k])
     config = answerer.model.config
     seq_len = len(passage.ids)
-    recorder = _Recorder(Limits.of(seq_len, config.num_hidden_layers * config.num_attention_heads, entries))
+    heads = config.num_hidden_layers * config.num_attention_heads
+    global_tokens = passage.kinds.count(QUESTION) + 1  # the question and the token before it
+    recorder = _Recorder(Limits.of(seq_len, global_tokens, heads, entries))
     with observed(answerer.model, recorder):
         (logits,) = answerer._logits([passage.ids])
     lowest = lowest_level(recorder.layers, recorder.limits)
@@ -147,7 +149,7 @@ def explain(
         end_logits=logits[1],
         patterns=recorder.patterns,
         means=recorder.means,
-        packed=[pack(layer, seq_len, lowest, recorder.limits) for layer in recorder.layers],
+        packed=[pack(layer, seq_len, lowest) for layer in recorder.layers],
         lowest=lowest,
         limits=recorder.limits,
         rollout=rollout(list(zip(recorder.patterns, recorder.means, strict=True)), targets),

@@ -3,7 +3,8 @@
 A row's entries are numbered by *slots*, the tokens that it may attend to: for a token that is not global the G global
 tokens and then the W columns of its band, for a global token all S tokens. Of each row the entries from a threshold on
 are kept, but never fewer than ``least`` nor more than ``most``; the threshold is the one that makes the wanted number
-of entries, so that of all ways to keep so many of them this one loses least attention (but for the two limits).
+of entries, so that of all ways to keep so many of them this one loses least attention (but for the two limits). Global
+tokens are few, and their rows long and even: of each the largest ``most_global`` are kept.
 
 Probabilities are rounded on a logarithmic scale: level n is RATIO**-n, so that each is off by at most 2.3 %. Numbers
 are written as bytes, 255 meaning "255 more, read on": for every row how many entries it has, and for every entry the
@@ -30,7 +31,7 @@ RATIO = FLOOR ** (-1 / 254)  # levels 0 to 254
 STEP = RATIO**0.5 - 1  # the largest relative error of a probability
 ENTRIES = 7_000_000  # over all layers and heads: about 13 MB in the page
 MOST = 64  # entries a row that a long document keeps at most; a short one keeps more
-MOST_GLOBAL = 512  # the same of a global token, which may attend to every token
+GLOBAL_SHARE = 8  # an eighth of all entries is for the rows of global tokens
 
 
 class Limits(NamedTuple):
@@ -42,21 +43,25 @@ class Limits(NamedTuple):
     entries: int
 
     @classmethod
-    def of(cls, seq_len: int, heads: int, entries: int = ENTRIES) -> Limits:
+    def of(cls, seq_len: int, global_tokens: int, heads: int, entries: int = ENTRIES) -> Limits:
         """For ``heads`` heads, all layers counted."""
         fair = entries // (seq_len * heads)  # were all rows alike
-        return cls(max(1, min(8, fair // 2)), max(MOST, fair), max(MOST_GLOBAL, fair), entries)
+        least = max(1, min(8, fair // 2))
+        most_global = max(least, fair, entries // GLOBAL_SHARE // (max(1, global_tokens) * heads))
+        return cls(least, max(MOST, fair), min(seq_len, most_global), entries)
 
 
 class Candidates(NamedTuple):
     """The largest entries of a head's rows, largest first: (rows, K) probabilities float32 and slots uint16 or uint32.
 
     row: (rows,) which tokens these are.
+    least: how many of a row are kept in any case.
     """
 
     row: np.ndarray
     probability: np.ndarray
     slot: np.ndarray
+    least: int
 
 
 class PackedLayer(NamedTuple):
@@ -87,17 +92,17 @@ def candidates(pattern: LayerPattern, attention: Attention, limits: Limits) -> l
     local = np.setdiff1d(np.arange(seq_len), pattern.global_index.numpy())
     slots = np.concatenate([attention.columns.numpy(), attention.band.numpy()], axis=1)[local]
     return [
-        _largest(local, slots, limits.most),
-        _largest(pattern.global_index.numpy(), attention.rows.numpy(), limits.most_global),
+        _largest(local, slots, limits.most, limits.least),
+        _largest(pattern.global_index.numpy(), attention.rows.numpy(), limits.most_global, limits.most_global),
     ]
 
 
-def _largest(row: np.ndarray, values: np.ndarray, count: int) -> Candidates:
+def _largest(row: np.ndarray, values: np.ndarray, count: int, least: int) -> Candidates:
     import torch
 
     kind = np.uint16 if values.shape[1] <= 2**16 else np.uint32
     found = torch.from_numpy(values).topk(min(count, values.shape[1]), dim=1)
-    return Candidates(row, found.values.numpy(), found.indices.numpy().astype(kind))
+    return Candidates(row, found.values.numpy(), found.indices.numpy().astype(kind), least)
 
 
 def levels(probability: np.ndarray) -> np.ndarray:
@@ -112,20 +117,20 @@ def lowest_level(layers: list[list[list[Candidates]]], limits: Limits) -> int:
     optional, sure = np.zeros(256, dtype=np.int64), 0
     for part in (part for layer in layers for head in layer for part in head):
         level = levels(part.probability)
-        sure += int((level[:, : limits.least] < 255).sum())
-        optional += np.bincount(level[:, limits.least :].ravel(), minlength=256)
+        sure += int((level[:, : part.least] < 255).sum())
+        optional += np.bincount(level[:, part.least :].ravel(), minlength=256)
     fitting = np.flatnonzero(sure + optional[:255].cumsum() <= limits.entries)
     return int(fitting[-1]) if len(fitting) else -1
 
 
-def pack(layer: list[list[Candidates]], seq_len: int, lowest: int, limits: Limits) -> PackedLayer:
+def pack(layer: list[list[Candidates]], seq_len: int, lowest: int) -> PackedLayer:
     """A layer's heads, of which each has its candidates in parts: what is kept of them, written small."""
     rows, slots, kept_levels = [], [], []
     share = np.zeros((len(layer), seq_len))
     for head, parts in enumerate(layer):
         for part in parts:
             level = levels(part.probability)
-            keep = (level <= lowest) | (np.arange(level.shape[1]) < limits.least)
+            keep = (level <= lowest) | (np.arange(level.shape[1]) < part.least)
             keep &= level < 255
             share[head, part.row] = (part.probability * keep).sum(axis=1, dtype=np.float64)
             which, rank = keep.nonzero()

@@ -95,8 +95,8 @@ def _about(explanation: Explanation) -> list[str]:
     return [
         f"Attention: of {every:,} probabilities this page holds the {kept:,} that matter most, which carry "
         f"{share:.1%} of all attention: those from {threshold:.2g} on, but of each token in each head at least "
-        f"{limits.least} and at most {limits.most}, of a global token {limits.most_global}. Each is rounded by at most "
-        f"{STEP:.1%}. A mean is taken over what is kept.",
+        f"{limits.least} and at most {limits.most}, and of a global token the largest {limits.most_global:,}. Each is "
+        f"rounded by at most {STEP:.1%}. A mean is taken over what is kept.",
         "A token sees its window, itself included, and the global tokens, in one softmax; a global token sees every "
         "token. Global are the question's tokens and the first.",
         "Rollout (Abnar and Zuidema 2020): each layer is taken for half its attention, the mean of its heads, and half "
