@@ -10,29 +10,32 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from longformer.bench.cli import bench
+from longformer.cli_options import (
+    DTYPES,
+    Command,
+    answer_options,
+    check_output,
+    load_answerer,
+    model_options,
+    read_document,
+)
 from longformer.errors import DataError, LongformerError
+from longformer.explain.cli import explain
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
 if TYPE_CHECKING:
-    import torch
-
-    from longformer.question_answering import Answer, QuestionAnswerer
+    from longformer.question_answering import Answer
     from longformer.squad import Example
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton")
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -70,63 +73,6 @@ def cli() -> None:
     """
 
 
-def model_options(command: Command) -> Command:
-    """Options that say which model to load, and how."""
-    for option in (
-        click.option("--impl", type=click.Choice(IMPLEMENTATIONS), default="auto", help="How attention is computed."),
-        click.option(
-            "--dtype",
-            type=click.Choice([*DTYPES, "mixed", "int8"]),
-            default="float32",
-            show_default=True,
-            help="Precision; mixed computes matrix products in bfloat16, int8 the linear layers in int8.",
-        ),
-        click.option("--device", metavar="NAME", help="Where to compute, such as cuda; the CPU unless named."),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the hub."),
-        click.option(
-            "--model",
-            metavar="NAME",
-            help="Folder, or name on the hub. Without it, the small model that comes with the package.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def answer_options(command: Command) -> Command:
-    """Options that say what counts as an answer and how a long document is read."""
-    for option in (
-        click.option(
-            "--null-threshold",
-            type=float,
-            metavar="X",
-            help="For a model trained on SQuAD v2: answer nothing where that scores more than X above the best answer.",
-        ),
-        click.option(
-            "--max-length",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Tokens read at once; as many as the model has positions for unless given.",
-        ),
-        click.option(
-            "--stride",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Tokens between the starts of the overlapping windows in which a long document is read.",
-        ),
-        click.option(
-            "--max-answer-tokens",
-            type=click.IntRange(min=1),
-            default=30,
-            show_default=True,
-            metavar="N",
-            help="Longest answer.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 def batch_option(command: Command) -> Command:
     """Option for the size of a batch."""
     return click.option(
@@ -137,20 +83,6 @@ def batch_option(command: Command) -> Command:
         metavar="N",
         help="Most tokens in a batch, padding counted.",
     )(command)
-
-
-def _load(
-    model: str | None, revision: str | None, device: torch.device | str | None, dtype: str, impl: str
-) -> QuestionAnswerer:
-    import torch
-
-    from longformer.question_answering import QuestionAnswerer
-
-    if model is None and revision is not None:
-        raise click.UsageError("--revision is of a --model on the hub; name one, or leave --revision out")
-    return QuestionAnswerer.from_pretrained(
-        model, revision=revision, device=device, dtype=getattr(torch, dtype) if dtype in DTYPES else dtype, impl=impl
-    )
 
 
 def _first_given(*names: str) -> str | None:
@@ -194,7 +126,7 @@ def answer(
     from longformer.question_answering import check_pair
 
     check_pair((question, text))
-    answers = _load(**model).answer(
+    answers = load_answerer(**model).answer(
         question,
         text,
         top_k=top_k,
@@ -207,28 +139,6 @@ def answer(
         click.echo(json.dumps([asdict(found) for found in answers], indent=2))
     else:
         click.echo("\n\n".join(describe(found, text) for found in answers))
-
-
-def read_document(path: str) -> str:
-    """Text of a UTF-8 file, or of standard input for ``-``, with its line ends as they are.
-
-    Raises:
-        DataError: no such file, not readable, or not UTF-8; says at which byte.
-    """
-    name = "standard input" if path == "-" else path
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no file at {name!r}; to give the document itself, use --text") from None
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "convert it, for example with `iconv -f latin1 -t utf-8`"
-        ) from None
 
 
 def describe(found: Answer, document: str) -> str:
@@ -306,20 +216,9 @@ def _predict(examples: Sequence[Example], **settings: Any) -> dict[str, str] | N
     model = {name: settings.pop(name) for name in MODEL_OPTIONS}
     with processes(model["device"]) as group:
         with together(group):
-            answerer = _load(**{**model, "device": group.device if group.joined else model["device"]})
+            answerer = load_answerer(**{**model, "device": group.device if group.joined else model["device"]})
         predictions = predict(examples, answerer, group, progress=True, **settings)
         return predictions if group.is_first else None
-
-
-def check_output(path: str) -> None:
-    """Raises DataError where a file cannot be written at ``path``, before anything is computed for it."""
-    folder = Path(path).parent
-    if Path(path).is_dir():
-        raise DataError(f"{path} is a folder; give a file to write to")
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {str(folder)!r} to write {Path(path).name} into; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{str(folder)!r} cannot be written into; give another place for {Path(path).name}")
 
 
 def write_json(path: str, value: Mapping[str, str]) -> None:
@@ -499,5 +398,6 @@ def convert(
 
 cli.add_command(bench)
 cli.add_command(evaluate_mlm)
+cli.add_command(explain)
 cli.add_command(parity)
 cli.add_command(train)

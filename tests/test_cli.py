@@ -14,7 +14,7 @@ import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
 import longformer
-from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
+from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering, cli_options
 from longformer import cli as command
 from longformer.kernels.api import IMPLEMENTATIONS
 from longformer.question_answering import Answer, QuestionAnswerer
@@ -446,7 +446,7 @@ class TestMain:
             command.main(["answer", "Who?", "--text", "a"])
 
     def test_implementations_are_those_of_the_kernels(self):
-        assert command.IMPLEMENTATIONS == IMPLEMENTATIONS
+        assert cli_options.IMPLEMENTATIONS == IMPLEMENTATIONS
 
     def test_a_reader_that_leaves(self, tmp_path):
         reader, writer = os.pipe()

@@ -1,0 +1,156 @@
+"""``explain``: the answers of a document, and what there is to see of how the model came to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from longformer.errors import LongformerError
+from longformer.explain.packing import (
+    ENTRIES,
+    Candidates,
+    Limits,
+    PackedLayer,
+    candidates,
+    lowest_level,
+    pack,
+)
+from longformer.explain.passage import QUESTION, Passage, read_passage
+from longformer.explain.probabilities import Attention, LayerPattern, observed
+from longformer.explain.rollout import rollout
+from longformer.question_answering import Answer, QuestionAnswerer
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Letters: S sequence, A answers, L layers.
+
+    Args:
+        question, document: as they were given.
+        answers: best first, with the probabilities that ``longformer answer`` gives them.
+        passage: what the model read: the window of the document that scores the best answer.
+        start_logits, end_logits: (S,) float64.
+        patterns: of each layer, who may attend to whom.
+        means: of each layer, the mean of its heads' attention.
+        packed: of each layer, every head's attention.
+        lowest, limits: which entries were kept in ``packed``.
+        rollout: (L, A, S): in [n - 1] how much of each token is in the answer, through the last n layers. 0 for an
+            answer outside the passage.
+    """
+
+    question: str
+    document: str
+    answers: list[Answer]
+    passage: Passage
+    start_logits: Tensor
+    end_logits: Tensor
+    patterns: list[LayerPattern]
+    means: list[Attention]
+    packed: list[PackedLayer]
+    lowest: int
+    limits: Limits
+    rollout: Tensor
+
+
+class _Recorder:
+    """Takes each layer's attention as the model computes it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.patterns: list[LayerPattern] = []
+        self.means: list[Attention] = []
+        self.layers: list[list[list[Candidates]]] = []
+
+    def __call__(self, pattern: LayerPattern, heads: Iterator[Attention]) -> None:
+        total, found = None, []
+        for attention in heads:
+            found.append(candidates(pattern, attention, self.limits))
+            if total is None:
+                total = attention
+            else:
+                for sum_, part in zip(total, attention, strict=True):
+                    sum_ += part
+        assert total is not None
+        for sum_ in total:
+            sum_ /= len(found)
+        self.patterns.append(pattern)
+        self.means.append(total)
+        self.layers.append(found)
+
+
+def explain(
+    answerer: QuestionAnswerer,
+    question: str,
+    document: str,
+    *,
+    top_k: int = 5,
+    max_answer_tokens: int = 30,
+    stride: int | None = None,
+    max_length: int | None = None,
+    null_threshold: float | None = None,
+    entries: int = ENTRIES,
+) -> Explanation:
+    """Answer a question, and record how.
+
+    The model runs once more over the window that holds the best answer; of that run is what is recorded. Memory: one
+    head's attention at a time, the mean of each layer's heads, and the largest entries of every row.
+
+    Args:
+        answerer: whose model it is.
+        question, document, top_k, max_answer_tokens, stride, max_length, null_threshold: as for
+            :meth:`QuestionAnswerer.answer`.
+        entries: attention probabilities that are kept, over all layers and heads.
+
+    Raises:
+        DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; or ``entries`` that is no positive number.
+    """
+    if not isinstance(entries, int) or isinstance(entries, bool) or entries < 1:
+        raise LongformerError(f"entries is {entries!r}; it must be an int of at least 1")
+    answers = answerer.answer(
+        question,
+        document,
+        top_k=max(2, top_k),  # where the first is "", the second says which window to show
+        max_answer_tokens=max_answer_tokens,
+        stride=stride,
+        max_length=max_length,
+        null_threshold=null_threshold,
+    )
+    passage = read_passage(
+        answerer,
+        question,
+        document,
+        answers,
+        max_answer_tokens=max_answer_tokens,
+        stride=stride,
+        max_length=max_length,
+    )
+    answers, passage = answers[:top_k], replace(passage, spans=passage.spans[:top_k])
+    config = answerer.model.config
+    seq_len = len(passage.ids)
+    heads = config.num_hidden_layers * config.num_attention_heads
+    global_tokens = passage.kinds.count(QUESTION) + 1  # the question and the token before it
+    recorder = _Recorder(Limits.of(seq_len, global_tokens, heads, entries))
+    with observed(answerer.model, recorder):
+        (logits,) = answerer._logits([passage.ids])
+    lowest = lowest_level(recorder.layers, recorder.limits)
+    targets = torch.zeros(len(answers), seq_len)
+    for row, span in zip(targets, passage.spans, strict=True):
+        if span is not None:
+            row[span[0] : span[1] + 1] = 1 / (span[1] + 1 - span[0])
+    return Explanation(
+        question=question,
+        document=document,
+        answers=answers,
+        passage=passage,
+        start_logits=logits[0],
+        end_logits=logits[1],
+        patterns=recorder.patterns,
+        means=recorder.means,
+        packed=[pack(layer, seq_len, lowest) for layer in recorder.layers],
+        lowest=lowest,
+        limits=recorder.limits,
+        rollout=rollout(list(zip(recorder.patterns, recorder.means, strict=True)), targets),
+    )

@@ -1,0 +1,354 @@
+"""``longformer explain``: what it computes is the model's own, and what it keeps of that is what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from explained import dense, dense_of_model
+from tiny_checkpoint import save_tiny_checkpoint
+
+from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer, cli_options
+from longformer.cli import main
+from longformer.explain import Explanation, explain, write_page, write_picture
+from longformer.explain.packing import FLOOR, STEP, Limits, read_small_numbers, small_numbers, tokens, unpack
+from longformer.explain.page import entries, page
+from longformer.explain.picture import full_rows, pattern_bins
+from longformer.explain.probabilities import Attention, LayerPattern
+from longformer.explain.rollout import rollout
+
+QUESTION = " Who fell? "
+SHORT = "Dan fell.\n\nAnn did not. Ünï"
+LONG = "Dan fell off a wall. Ann did not; she sat still on hers.\n" * 3
+EVIL = "<b>D</b></script><script>x()</script>&amp;"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def answerer(checkpoint: Path) -> QuestionAnswerer:
+    return QuestionAnswerer.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def short(answerer: QuestionAnswerer) -> Explanation:
+    return explain(answerer, QUESTION, SHORT)
+
+
+def kept(found: Explanation, layer: int, head: int, token: int) -> tuple[dict[int, float], float]:
+    """Of a row, tokens to probabilities, and the share that it says it carries."""
+    rows = unpack(found.packed[layer])
+    row = head * len(found.passage.ids) + token
+    span = slice(rows.first[row], rows.first[row + 1])
+    columns = tokens(rows.slot[span], token, found.patterns[layer])
+    assert len(set(columns.tolist())) == len(columns)
+    return dict(zip(columns.tolist(), rows.probability[span].tolist(), strict=True)), float(rows.share[row])
+
+
+class TestAttention:
+    def test_all_of_a_short_document_is_the_models(self, answerer, short):
+        true = dense_of_model(answerer, torch.from_numpy(short.passage.ids))
+        seen = 0
+        for layer, head, token in np.ndindex(true.shape[:3]):
+            row, share = kept(short, layer, head, token)
+            expected = true[layer, head, token]
+            assert set(row) == set(np.flatnonzero(expected.numpy() >= FLOOR * (1 + STEP)).tolist()) | (
+                set(row) & set(np.flatnonzero(expected.numpy() >= FLOOR / (1 + STEP)).tolist())
+            )
+            for column, probability in row.items():
+                assert probability == pytest.approx(float(expected[column]), rel=STEP + 1e-4)
+            assert share == pytest.approx(1, abs=1 / 255)
+            seen += len(row)
+        assert seen == sum(layer.entries for layer in short.packed)
+
+    def test_means(self, answerer, short):
+        true = dense_of_model(answerer, torch.from_numpy(short.passage.ids)).mean(dim=1)
+        for pattern, mean, expected in zip(short.patterns, short.means, true, strict=True):
+            torch.testing.assert_close(dense(pattern, mean), expected)
+
+    @pytest.mark.parametrize("wanted", [400, 900])
+    def test_the_largest_are_kept_and_their_share_is_true(self, answerer, wanted):
+        found = explain(answerer, QUESTION, SHORT, entries=wanted)
+        true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).numpy()
+        total = sum(layer.entries for layer in found.packed)
+        assert wanted * 0.9 <= total <= max(wanted, found.limits.least * true[..., 0].size)
+        smallest, largest_lost = 1.0, 0.0
+        for layer, head, token in np.ndindex(true.shape[:3]):
+            row, share = kept(found, layer, head, token)
+            expected = true[layer, head, token]
+            assert len(row) >= found.limits.least
+            carried = expected[list(row)]
+            assert share == pytest.approx(carried.sum(), abs=0.5 / 255 + 1e-5)
+            lost = np.delete(expected, list(row))
+            assert lost.max() <= carried.min() * (1 + 1e-5)
+            if token in found.patterns[layer].global_index:
+                assert len(row) == found.limits.most_global or lost.max() < FLOOR * (1 + STEP)
+                continue
+            if len(row) > found.limits.least:
+                smallest = min(smallest, carried.min())
+            largest_lost = max(largest_lost, lost.max())
+        assert largest_lost <= smallest * (1 + STEP) ** 2  # one threshold for all rows
+        shares = [layer.share for layer in found.packed]
+        whole = np.array([[unpack(layer).share.reshape(2, -1).mean(axis=1)] for layer in found.packed]).reshape(2, 2)
+        np.testing.assert_allclose(shares, whole, atol=0.5 / 255)
+
+    def test_a_row_keeps_no_more_than_its_most(self):
+        limits = Limits.of(4096, 12, 72)
+        assert limits.most == 64 and limits.least == 8 and 1000 < limits.most_global < 1100
+        short = Limits.of(100, 12, 72)
+        assert short.most >= 100 and short.most_global == 100
+        many = Limits.of(4096, 400, 16 * 24)
+        assert many.least >= 1 and many.most_global >= many.least
+
+    def test_numbers_as_bytes(self):
+        numbers = np.array([0, 1, 254, 255, 256, 509, 510, 4000, 0])
+        assert (read_small_numbers(small_numbers(numbers)) == numbers).all()
+        assert read_small_numbers(small_numbers(np.array([], dtype=int))).size == 0
+
+    def test_nothing_is_left_behind(self, answerer, short):
+        assert all(not module._forward_pre_hooks for module in answerer.model.modules())
+        ids = torch.from_numpy(short.passage.ids)[None]
+        with torch.no_grad():
+            torch.testing.assert_close(answerer.model(ids).start_logits[0], short.start_logits.float())
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "mixed", "int8"])
+    def test_lower_precision(self, checkpoint, dtype):
+        dtype = torch.bfloat16 if dtype == "bfloat16" else dtype
+        found = explain(QuestionAnswerer.from_pretrained(checkpoint, dtype=dtype), QUESTION, SHORT)
+        for pattern, mean in zip(found.patterns, found.means, strict=True):
+            torch.testing.assert_close(dense(pattern, mean).sum(dim=1), torch.ones(len(found.passage.ids)))
+
+
+class TestRollout:
+    def test_is_the_dense_product(self):
+        seq_len, layers = 23, []
+        for window, index in (((3, 1), [0, 9]), ((30, 2), [0, 9]), ((0, 0), [0, 9])):
+            band = torch.rand(seq_len, sum(window) + 1)
+            place = torch.arange(seq_len)[:, None] + torch.arange(band.shape[1]) - window[0]
+            band *= (place >= 0) & (place < seq_len)
+            columns, rows = torch.rand(seq_len, 2), torch.rand(2, seq_len)
+            band[index], columns[index] = 0, 0
+            total = band.sum(dim=1, keepdim=True) + columns.sum(dim=1, keepdim=True)
+            total[index] = 1
+            attention = Attention(band / total, columns / total, rows / rows.sum(dim=1, keepdim=True))
+            layers.append((LayerPattern(window, torch.tensor(index)), attention))
+        targets = torch.zeros(2, seq_len)
+        targets[0, 5:8] = 1 / 3
+        targets[1, 9] = 1
+        found, expected = rollout(layers, targets), targets
+        for n, layer in enumerate(reversed(layers)):
+            matrix = dense(*layer)
+            torch.testing.assert_close(matrix.sum(dim=1), torch.ones(seq_len))
+            expected = expected @ (0.5 * matrix + 0.5 * torch.eye(seq_len))
+            torch.testing.assert_close(found[n], expected)
+            torch.testing.assert_close(found[n].sum(dim=1), torch.ones(2))
+
+    def test_of_a_model(self, answerer, short):
+        true = dense_of_model(answerer, torch.from_numpy(short.passage.ids)).mean(dim=1)
+        product = torch.eye(len(short.passage.ids))
+        for matrix in true:
+            product = (0.5 * matrix + 0.5 * torch.eye(len(matrix))) @ product
+        for n, (first, last) in enumerate(short.passage.spans):
+            torch.testing.assert_close(short.rollout[-1, n], product[first : last + 1].mean(dim=0))
+
+
+class TestAnswers:
+    def test_are_those_of_answer(self, checkpoint, capsys, short):
+        with pytest.raises(SystemExit) as end:
+            main(["answer", QUESTION, "--text", SHORT, "--top-k", "5", "--json", "--model", str(checkpoint)])
+        assert end.value.code == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert [answer.text for answer in short.answers] == [answer["text"] for answer in printed]
+        probabilities = [answer["probability"] for answer in printed]
+        assert [answer.probability for answer in short.answers] == pytest.approx(probabilities, rel=1e-5)
+
+    @pytest.mark.parametrize("document", [SHORT, LONG, EVIL])
+    def test_the_text_is_the_documents(self, answerer, document):
+        found = explain(answerer, QUESTION, document, top_k=8, max_answer_tokens=10)
+        passage = found.passage
+        pieces = [gap + text for gap, text in zip(passage.gaps, passage.texts, strict=True)]
+        inside = [i for i, kind in enumerate(passage.kinds) if kind == "d"]
+        text = "".join(pieces[i] for i in inside) + passage.tail
+        assert text in document and (document == LONG or text == document)
+        assert "".join(pieces[i] for i, kind in enumerate(passage.kinds) if kind == "q") == QUESTION.strip()
+        assert len(passage.ids) == len(passage.texts) == len(passage.gaps) == len(passage.kinds)
+        for answer, span in zip(found.answers, passage.spans, strict=True):
+            if span is not None:
+                shown = "".join(pieces[span[0] : span[1] + 1]).strip()
+                assert answer.text == shown or answer.text in shown  # a token may begin in the middle of a character
+
+    def test_the_window_of_the_best_answer(self, answerer):
+        found = explain(answerer, QUESTION, LONG, max_answer_tokens=10)
+        passage, (best, *_) = found.passage, found.answers
+        assert passage.windows > 2 and passage.stop - passage.first < passage.total == len(LONG)
+        first, last = passage.spans[0]
+        prefix = passage.kinds.index("d")
+        assert LONG[passage.first + first - prefix : passage.first + last - prefix + 1].strip() == best.text
+        # A span's score there is the one that decided.
+        score = found.start_logits[first] + found.end_logits[last]
+        second = found.passage.spans[1]
+        if second is not None:
+            other = found.start_logits[second[0]] + found.end_logits[second[1]]
+            ratio = float(torch.exp(score - other))
+            assert ratio == pytest.approx(best.probability / found.answers[1].probability, rel=1e-4)
+        assert f"window {passage.window + 1}" in page(found)
+
+    def test_no_answer(self, answerer):
+        found = explain(answerer, QUESTION, SHORT, top_k=1, null_threshold=-1e9)
+        assert [answer.text for answer in found.answers] == [""]
+        assert found.passage.spans == [(0, 0)]
+        assert found.rollout.shape[1] == 1 and "no answer" in page(found)
+
+    def test_entries(self, answerer):
+        with pytest.raises(LongformerError, match="entries is 0"):
+            explain(answerer, QUESTION, SHORT, entries=0)
+
+
+def data_of(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+class TestPage:
+    def test_needs_nothing_else(self, short, tmp_path):
+        write_page(tmp_path / "page.html", short)
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert not re.search(r"\b(src|href)=|https?:|@import|\bfetch\(|@@", text)
+        assert text.count("</script>") == len(short.packed) + 3
+
+    def test_a_document_stays_text(self, answerer):
+        found = explain(answerer, "</title>W", EVIL)
+        text = page(found)
+        assert "<script>x" not in text and "<title>&lt;/title&gt;W</title>" in text
+        assert text.count("</script>") == len(found.packed) + 3
+        data = data_of(text)
+        assert "".join(map("".join, zip(data["gaps"], data["texts"], strict=True))).count("<script>x()</script>") == 1
+
+    def test_says_what_it_holds(self, answerer):
+        found = explain(answerer, QUESTION, SHORT, entries=900)
+        seq_len, about = len(found.passage.ids), data_of(page(found))["about"][0]
+        pairs = (dense_of_model(answerer, torch.from_numpy(found.passage.ids)) > 0).sum()
+        assert entries(found) == pairs  # none is so small that it is 0
+        share = np.mean([unpack(layer).share.mean() for layer in found.packed])
+        said = re.search(r"of ([\d,]+) probabilities this page holds the ([\d,]+) .* carry ([\d.]+)%", about)
+        assert int(said[1].replace(",", "")) == pairs <= 4 * seq_len * seq_len
+        assert int(said[2].replace(",", "")) == sum(layer.entries for layer in found.packed)
+        assert float(said[3]) / 100 == pytest.approx(share, abs=0.005)
+
+    def test_rollout_in_the_page(self, short):
+        import base64
+
+        block = re.search(r'id="rollout">([^<]*)<', page(short))[1]
+        levels = np.frombuffer(zlib.decompress(base64.b64decode(block)), dtype=np.uint8).reshape(short.rollout.shape)
+        true = short.rollout.numpy()
+        values = np.where(levels < 255, data_of(page(short))["ratio"] ** -levels.astype(float), 0)
+        np.testing.assert_allclose(values[true > 2 * FLOOR], true[true > 2 * FLOOR], rtol=STEP + 1e-6)
+
+    def test_a_place_that_cannot_be_written(self, short, tmp_path):
+        with pytest.raises(LongformerError, match=r"absent/page\.html cannot be written"):
+            write_page(tmp_path / "absent" / "page.html", short)
+
+
+class TestPicture:
+    def test_is_drawn(self, answerer, tmp_path):
+        found = explain(answerer, "What costs $5 and $6?", "It was $5 and $6_a. " + LONG)
+        write_picture(tmp_path / "picture.png", found)
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_what_it_draws(self, short):
+        pattern, mean = short.patterns[0], short.means[0]
+        matrix = dense(pattern, mean).numpy()
+        np.testing.assert_allclose(pattern_bins(pattern, mean, len(matrix)), matrix, rtol=1e-6)
+        halved = pattern_bins(pattern, mean, -(-len(matrix) // 2))
+        padded = np.pad(matrix, (0, len(matrix) % 2))
+        np.testing.assert_allclose(halved, padded.reshape(len(halved), 2, -1, 2).max(axis=(1, 3)), rtol=1e-6)
+        np.testing.assert_allclose(full_rows(pattern, mean, 3, 6), matrix[3:7].mean(axis=0), rtol=1e-5, atol=1e-8)
+
+    def test_without_matplotlib(self, short, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(LongformerError, match=r"pip install 'longformer\[plot\]'"):
+            write_picture(tmp_path / "picture.png", short)
+
+
+class TestCommand:
+    def test_both(self, checkpoint, tmp_path, capsys):
+        (tmp_path / "d.txt").write_text(SHORT, encoding="utf-8")
+        arguments = [
+            QUESTION,
+            str(tmp_path / "d.txt"),
+            "-o",
+            str(tmp_path / "p.html"),
+            "--png",
+            str(tmp_path / "p.png"),
+        ]
+        with pytest.raises(SystemExit) as end:
+            main(["explain", *arguments, "--model", str(checkpoint), "--top-k", "3"])
+        assert end.value.code == 0
+        assert len(data_of((tmp_path / "p.html").read_text(encoding="utf-8"))["answers"]) == 3
+        assert (tmp_path / "p.png").stat().st_size > 10_000
+        out, err = capsys.readouterr()
+        assert out == "" and "p.html" in err and "p.png" in err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["", "d.txt", "-o", "p.html"], "the question is empty"),
+            (["  ", "d.txt", "-o", "p.html"], "the question is blank"),
+            (["Who?", "empty.txt", "-o", "p.html"], "the document is empty"),
+            (["Who?", "absent.txt", "-o", "p.html"], "no file at 'absent.txt'"),
+            (["Who?", "bytes.txt", "-o", "p.html"], "not UTF-8"),
+            (["Who?", "d.txt", "-o", "absent/p.html"], "there is no folder 'absent'"),
+            (["Who?", "d.txt", "--png", "absent/p.png"], "there is no folder 'absent'"),
+            (["Who?", "d.txt", "-o", "p.pdf"], "must end in .html"),
+            (["Who?", "d.txt", "--png", "p.html"], "must end in .png"),
+            (["Who?", "d.txt", "-o", "folder.html"], "is a folder"),
+            (["Who?", "d.txt"], "say what to write"),
+            (["Who?", "-o", "p.html"], "give the document"),
+            (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
+            (["Who?", "d.txt", "-o", "p.html", "--revision", "main"], "--revision is of a --model"),
+        ],
+    )
+    def test_bad_input_is_found_before_loading(self, tmp_path, monkeypatch, capsys, arguments, message):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(QuestionAnswerer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+        Path("d.txt").write_text(SHORT, encoding="utf-8")
+        Path("empty.txt").write_text("")
+        Path("bytes.txt").write_bytes(b"a\xff")
+        Path("folder.html").mkdir()
+        with pytest.raises(SystemExit) as end:
+            main(["explain", *arguments])
+        assert end.value.code == 2 and message in capsys.readouterr().err
+        assert not Path("p.html").exists()
+
+    def test_a_folder_that_may_not_be_written(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(cli_options.os, "access", lambda *_: False)  # permissions do not hold root back
+        with pytest.raises(SystemExit) as end:
+            main(["explain", "Who?", "--text", SHORT, "-o", str(tmp_path / "p.html")])
+        assert end.value.code == 2 and "cannot be written into" in capsys.readouterr().err
+
+    def test_no_matplotlib_is_found_before_loading(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(QuestionAnswerer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(SystemExit) as end:
+            main(["explain", "Who?", "--text", SHORT, "--png", str(tmp_path / "p.png")])
+        assert end.value.code == 2 and "longformer[plot]" in capsys.readouterr().err
+
+    def test_a_model_without_a_head(self, checkpoint, tmp_path, capsys):
+        config = LongformerConfig.from_file(checkpoint / "config.json")
+        folder = tmp_path / "encoder"
+        LongformerModel(config).save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+            if (checkpoint / name).exists():
+                (folder / name).write_bytes((checkpoint / name).read_bytes())
+        with pytest.raises(SystemExit) as end:
+            main(["explain", "Who?", "--text", SHORT, "-o", str(tmp_path / "p.html"), "--model", str(folder)])
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and "qa_outputs" in err and len(err.strip().splitlines()) == 1

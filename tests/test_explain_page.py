@@ -1,0 +1,275 @@
+"""The page of ``longformer explain`` in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import find_browser
+from tiny_checkpoint import save_tiny_checkpoint
+
+from longformer import QuestionAnswerer
+from longformer.explain import Explanation, explain, write_page
+from longformer.explain.packing import FLOOR, STEP, tokens, unpack
+
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
+
+QUESTION = "Who fell?"
+DOCUMENT = "Dan fell.\nAnn did not. <b>Ü</b> 1 < 2 & 3"
+EVIL = "<b>D</b></script><script>document.title = 7</script>&amp;"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = find_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def answerer(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
+    return QuestionAnswerer.from_pretrained(save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.fixture(scope="module")
+def found(answerer: QuestionAnswerer) -> Explanation:
+    return explain(answerer, QUESTION, DOCUMENT, entries=1500)
+
+
+@pytest.fixture(scope="module")
+def path(found: Explanation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    write_page(path, found)
+    return path
+
+
+@contextmanager
+def opened(browser: Any, path: Path, **how: Any) -> Iterator[Any]:
+    """The page, once it has drawn itself. Fails where it had an error or asked for anything but itself."""
+    context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **how})
+    page, complaints, requests = context.new_page(), [], []
+    page.set_default_timeout(120_000)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-ready=yes]", state="attached")
+    yield page
+    context.close()
+    assert complaints == []
+    assert requests == [path.as_uri()]
+
+
+def shown(page: Any) -> dict[int, float]:
+    """Tokens to the weights that are drawn."""
+    return {int(i): p for i, p in page.evaluate("touched.map(i => [i, weight[i]])")}
+
+
+def expected(found: Explanation, token: int, layers: list[int], heads: list[int]) -> dict[int, float]:
+    weights: dict[int, float] = {}
+    for layer in layers:
+        rows = unpack(found.packed[layer])
+        for head in heads:
+            row = head * len(found.passage.ids) + token
+            span = slice(rows.first[row], rows.first[row + 1])
+            columns = tokens(rows.slot[span], token, found.patterns[layer])
+            for column, p in zip(columns.tolist(), rows.probability[span].tolist(), strict=True):
+                weights[column] = weights.get(column, 0) + p / len(layers) / len(heads)
+    return weights
+
+
+def test_it_opens_and_marks_the_answers(browser, found, path):
+    with opened(browser, path) as page:
+        assert page.title() == QUESTION
+        lead = page.inner_text("#lead")
+        assert lead.startswith(" ".join(found.answers[0].text.split()))
+        texts = page.locator("#text").evaluate("e => e.textContent")
+        assert texts.replace("·", "").startswith(DOCUMENT[:20])
+        first, last = found.passage.spans[0]
+        best = page.locator("#text .best").evaluate_all("all => all.map(e => +e.dataset.i)")
+        assert best == list(range(first, last + 1))
+        ranks = page.locator(".ranked").evaluate_all("all => all.flatMap(e => e.dataset.rank.split(' ')).map(Number)")
+        assert sorted(ranks) == [1, 2, 3, 4, 5]
+        listed = page.locator("#answers button").all_inner_texts()
+        assert [" ".join(row.split()[1:-2]) for row in listed] == [
+            " ".join(answer.text.split()) for answer in found.answers
+        ]
+        # What is drawn at first is the answer's first token, all heads taken together.
+        assert shown(page) == pytest.approx(expected(found, first, [0, 1], [0, 1]))
+
+
+def test_a_click_changes_the_picture(browser, found, path):
+    with opened(browser, path) as page:
+        before = page.locator("#curves").evaluate("c => c.toDataURL()")
+        token = found.passage.kinds.index("d") + 20
+        page.locator(f'[data-i="{token}"]').click()
+        assert shown(page) == pytest.approx(expected(found, token, [0, 1], [0, 1]))
+        assert page.locator(".chosen").get_attribute("data-i") == str(token)
+        assert page.locator("#curves").evaluate("c => c.toDataURL()") != before
+        # The window, 4 on each side, has its edges marked; a global token is drawn as such.
+        assert page.locator(".from").get_attribute("data-i") == str(token - 4)
+        assert page.locator(".to").get_attribute("data-i") == str(token + 4)
+        local = page.locator(".local").evaluate_all("all => all.map(e => +e.dataset.i)")
+        assert local and all(abs(i - token) <= 4 for i in local)
+        drawn = page.locator(".global").evaluate_all("all => all.map(e => +e.dataset.i)")
+        assert drawn and max(drawn) < found.passage.kinds.index("s", 1)
+        for layer, head in ((1, 0), (0, 1)):
+            page.select_option("#layer", label=str(layer + 1))
+            page.select_option("#head", label=str(head + 1))
+            assert shown(page) == pytest.approx(expected(found, token, [layer], [head]))
+        page.select_option("#layer", label="mean of 2")
+        assert shown(page) == pytest.approx(expected(found, token, [0, 1], [1]))
+        assert f"token {token}" in page.inner_text("#summary")
+        # A global token sees everything: it has no edge.
+        page.locator('[data-i="2"]').click()
+        assert shown(page) == pytest.approx(expected(found, 2, [0, 1], [1]))
+        assert page.locator(".from, .to").count() == 0
+
+
+def test_strongest_targets(browser, found, path):
+    with opened(browser, path) as page:
+        weights = shown(page)
+        order = page.locator("#targets button").evaluate_all("all => all.map(e => +e.dataset.go)")
+        assert [weights[i] for i in order] == sorted(weights.values(), reverse=True)[:8]
+        page.locator("#targets button").nth(1).click()
+        assert "token " + str(order[1]) in page.inner_text("#hover")
+
+
+def test_rollout(browser, found, path):
+    with opened(browser, path) as page:
+        page.get_by_label("the answer’s rollout").check()
+        page.locator('[data-answer="1"]').click()
+        for depth in (2, 1):
+            page.locator("#depth").fill(str(depth))
+            true, drawn = found.rollout[depth - 1, 1].numpy(), np.zeros(found.rollout.shape[2])
+            for i, p in shown(page).items():
+                drawn[i] = p
+            np.testing.assert_allclose(drawn[true > 2 * FLOOR], true[true > 2 * FLOOR], rtol=STEP + 1e-6)
+        assert page.locator(".rolled").count() > 2 and page.locator(".local, .global").count() == 0
+        page.locator(f'[data-i="{found.passage.kinds.index("d")}"]').click()
+        assert page.locator(".rolled").count() == 0 and page.locator("#grid").is_visible()
+
+
+def test_keyboard(browser, found, path):
+    with opened(browser, path) as page:
+        first = found.passage.spans[0][0]
+        assert page.locator(".tokens [tabindex]").count() == 1  # one stop of the tab key among all tokens
+        page.locator(f'[data-i="{first}"]').focus()
+        page.keyboard.press("ArrowRight")
+        focused = "document.activeElement.dataset.i"
+        assert page.evaluate(focused) == str(first + 1)
+        assert page.locator(".chosen").get_attribute("data-i") == str(first)
+        page.keyboard.press("Enter")
+        assert page.locator(".chosen").get_attribute("data-i") == str(first + 1)
+        assert page.locator('[role="button"][aria-pressed="true"]').get_attribute("data-i") == str(first + 1)
+        assert f"token {first + 1}," in page.locator('[aria-live="polite"]').inner_text()
+        page.keyboard.press("Home")
+        assert page.evaluate(focused) == "0"
+        page.keyboard.press("ArrowDown")
+        assert int(page.evaluate(focused)) >= found.passage.kinds.index("d")
+        page.keyboard.press("Home")
+        page.keyboard.press("n")
+        assert page.evaluate(focused) == str(min(span[0] for span in found.passage.spans))
+        # Layers and heads, by arrow keys.
+        page.locator('#grid [aria-checked="true"]').focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 1, head 1"
+        assert shown(page) == pytest.approx(expected(found, first + 1, [0], [0]))
+        # The curves are a slider.
+        page.locator("#curves").focus()
+        page.keyboard.press("End")
+        last = len(found.passage.ids) - 1
+        assert page.locator("#curves").get_attribute("aria-valuenow") == str(last)
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("Enter")
+        assert page.locator(".chosen").get_attribute("data-i") == str(last - 1)
+
+
+def test_everything_has_a_name(browser, path):
+    with opened(browser, path) as page:
+        nameless = """
+            [...document.querySelectorAll("button, select, input, [role], [tabindex], section, aside")].filter(e =>
+              !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels && e.labels.length))
+              .map(e => e.outerHTML)
+        """
+        assert page.evaluate(nameless) == []
+
+
+def test_a_document_stays_text(browser, answerer, tmp_path):
+    found = explain(answerer, "<i>?", EVIL, max_answer_tokens=10)
+    write_page(tmp_path / "evil.html", found)
+    with opened(browser, tmp_path / "evil.html") as page:
+        assert page.title() == "<i>?" and page.inner_text("h1") == "<i>?"
+        text = page.locator("#reading").evaluate("e => e.textContent")
+        shown_text = "".join(text.replace("·", "").split())  # a token without text is shown as a dot
+        passage = found.passage
+        inside = [i for i, kind in enumerate(passage.kinds) if kind == "d"]
+        ours = "".join(passage.gaps[i] + passage.texts[i] for i in inside)
+        assert "".join(ours.split()) in shown_text and "<script>" in ours
+        assert page.locator("#reading b, #reading script, #reading i").count() == 0
+
+
+def test_a_part_of_a_long_document(browser, answerer, tmp_path):
+    found = explain(answerer, QUESTION, "Dan fell. Ann did not. " * 6, max_answer_tokens=10, top_k=300)
+    assert any(span is None for span in found.passage.spans)
+    write_page(tmp_path / "long.html", found)
+    with opened(browser, tmp_path / "long.html") as page:
+        said = page.inner_text("#window")
+        assert f"{found.passage.windows} overlapping windows" in said
+        assert page.locator("#answers button:disabled").count() == sum(span is None for span in found.passage.spans)
+
+
+def test_light_and_dark(browser, path):
+    def back(page: Any) -> int:
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+
+    with opened(browser, path, color_scheme="light") as page:
+        assert back(page) > 700
+        page.emulate_media(color_scheme="dark")
+        assert back(page) < 120
+        page.locator("#theme").click()  # auto to light
+        assert back(page) > 700 and page.locator("#theme").get_attribute("aria-label") == "Colours: light"
+        page.locator("#theme").click()
+        page.emulate_media(color_scheme="light")
+        assert back(page) < 120
+
+
+def test_narrow(browser, path):
+    with opened(browser, path, viewport={"width": 400, "height": 800}, reduced_motion="reduce") as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert page.evaluate("calm.matches")
+        assert page.locator("#panel").is_visible() and page.locator("#text").is_visible()
+
+
+def test_4096_tokens_of_the_shipped_checkpoint(browser, pretrained_dir, tmp_path):
+    document = (pretrained_dir.parent / "data" / "constitution.txt").read_text(encoding="utf-8")
+    found = explain(
+        QuestionAnswerer.from_pretrained(pretrained_dir), "How old must a person be to become President?", document
+    )
+    assert len(found.passage.ids) == 4096
+    write_page(tmp_path / "page.html", found)
+    assert (tmp_path / "page.html").stat().st_size < 15e6
+    torch.testing.assert_close(found.rollout.sum(dim=-1), torch.ones(found.rollout.shape[:2]), rtol=0, atol=1e-4)
+    with opened(browser, tmp_path / "page.html") as page:
+        assert page.locator(".tokens span[data-i]").count() == 4096
+        page.locator('[data-i="2000"]').click()
+        layers, heads = list(range(6)), list(range(12))
+        assert shown(page) == pytest.approx(expected(found, 2000, layers, heads))
+        assert page.locator(".from").get_attribute("data-i") == str(2000 - 256)
+        assert page.locator(".to").get_attribute("data-i") == str(2000 + 256)
+        page.select_option("#layer", label="6")
+        page.select_option("#head", label="12")
+        assert shown(page) == pytest.approx(expected(found, 2000, [5], [11]))
