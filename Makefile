@@ -1,6 +1,7 @@
 # make demo     answer a question over the document that ships with the project
 # make test     run the tests
 # make lint     ruff and mypy
+# make notebooks   execute the notebooks and keep what they show
 # make clean    remove what these made
 #
 # Only Python and make are needed: each command first builds the environment that it wants, once.
@@ -15,7 +16,7 @@ DOCUMENT ?= longformer/data/constitution.txt
 python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint notebooks clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/longformer answer "$(QUESTION)" "$(DOCUMENT)"
@@ -27,6 +28,9 @@ lint: $(VENV)/.development
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+
+notebooks: $(VENV)/.development
+	$(python) notebooks/run.py
 
 # Stamps: an environment is touched again only when what it is made from changes.
 $(VENV)/.package: pyproject.toml constraints.txt

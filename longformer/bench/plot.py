@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longformer.bench.report import Report, megabytes, seconds
 from longformer.errors import LongformerError
-
-if TYPE_CHECKING:
-    from longformer.bench.timing import Record
-
-COLORS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#4a4a4a")
+from longformer.plotting.curves import LINES, draw_cost
 
 
 def require_matplotlib() -> None:
@@ -62,32 +58,12 @@ def _bars(report: Report) -> Any:
 def _against_length(report: Report) -> Any:
     figure = _figure(11, 5)
     time, memory = figure.subplots(1, 2)
-    for axes, unit, label, scale in ((time, "s", "ms", 1e3), (memory, "B", "MB", 1e-6)):
-        records = [record for record in report.records if record.unit == unit]
-        names = list(dict.fromkeys(m.name for record in records for m in record.measurements))
-        for name in names:
-            points = [
-                (_length(record), m.median * scale) for record in records for m in record.measurements if m.name == name
-            ]
-            axes.plot(*zip(*points, strict=True), "o-", label=name, color=_color(name, names))
-        if unit == "s":
-            floor = [(_length(r), r.flop / r.gflops / 1e6) for r in records if r.flop and r.gflops]
-            axes.plot(*zip(*floor, strict=True), "k--", label="the band's arithmetic at matrix-product speed")
-        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
-        axes.set_xscale("log", base=2)
-        lengths = [_length(record) for record in records]
-        axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
+    draw_cost(time, report.to_dict(), "time")
+    draw_cost(memory, report.to_dict(), "memory")
     time.set_title("time of a forward", fontsize=9)
     memory.set_title("peak memory above inputs and output", fontsize=9)
     return figure
 
 
-def _length(record: Record) -> int:
-    length: int = record.settings["seq_len"]
-    return length
-
-
 def _color(name: str, names: list[str]) -> str:
-    return COLORS[names.index(name) % len(COLORS)]
+    return LINES[names.index(name) % len(LINES)]

@@ -1,0 +1,31 @@
+"""Pictures with matplotlib (the extra ``plot``): patterns, probabilities, error against depth, cost against length.
+
+Every function draws into axes, or a figure, that it is given, so that pictures can be put together at will. What is
+drawn is what the kernels compute: masks come from :func:`longformer.kernels.attention_pairs`.
+"""
+
+from longformer.plotting.curves import draw_cost, draw_depth
+from longformer.plotting.patterns import (
+    COLOURS,
+    attention_kinds,
+    draw_pattern,
+    draw_patterns,
+    draw_receptive_field,
+    receptive_field,
+    save_patterns,
+)
+from longformer.plotting.probabilities import dense_probabilities, draw_probabilities
+
+__all__ = [
+    "COLOURS",
+    "attention_kinds",
+    "dense_probabilities",
+    "draw_cost",
+    "draw_depth",
+    "draw_pattern",
+    "draw_patterns",
+    "draw_probabilities",
+    "draw_receptive_field",
+    "receptive_field",
+    "save_patterns",
+]

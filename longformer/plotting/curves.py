@@ -1,0 +1,111 @@
+"""Curves: error against depth, cost against length."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longformer.errors import LongformerError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from longformer.parity import Comparison
+
+LINES = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#4a4a4a")
+
+
+def draw_depth(axes: Axes, comparison: Comparison, *, gradients: bool = False) -> None:
+    """Draw how far both runs of a parity comparison are from the truth, value by value, as the network computes them.
+
+    Each run's root mean square error is a line, what rounding may cost an area, and a value that is farther off than
+    that a cross. Values that are 0 off, or not finite, are left out.
+
+    Args:
+        axes: matplotlib axes to draw into.
+        comparison: of :func:`longformer.parity.compare` with a truth.
+        gradients: draw the gradients instead of the activations.
+
+    Raises:
+        LongformerError: no value that was measured against a truth.
+    """
+    from longformer.parity.measure import GRADIENTS, MULTIPLE
+    from longformer.parity.table import GRADIENT, split_name
+
+    values = [
+        value
+        for value in comparison.values
+        if value.a is not None and value.b is not None and value.name.startswith(GRADIENT) == gradients
+    ]
+    if not values:
+        what = "gradient" if gradients else "activation"
+        raise LongformerError(f"no {what} was measured against a truth; give compare() one, and record it in both runs")
+    places = range(len(values))
+    allowed = MULTIPLE * (GRADIENTS if gradients else 1.0)
+    noise = [max(value.a.noise, value.b.noise) for value in values if value.a and value.b]
+    axes.fill_between(places, noise, [allowed * x for x in noise], color="#dddddd", label="what rounding may cost")
+    for name, side, colour in zip(comparison.names, "ab", LINES, strict=False):
+        errors = [getattr(value, side) for value in values]
+        rms = [error.rms if math.isfinite(error.rms) and error.rms > 0 else math.nan for error in errors]
+        axes.plot(places, rms, color=colour, marker=".", linewidth=1, label=name)
+        far = [i for i, error in enumerate(errors) if error.far and not math.isnan(rms[i])]
+        axes.plot(far, [rms[i] for i in far], "x", color=colour, markersize=8)
+    layers = [split_name(value.name.removeprefix(GRADIENT))[0] for value in values]
+    starts = {layer: layers.index(layer) for layer in layers if layer is not None}
+    axes.set_xticks(list(starts.values()), [f"layer {layer}" for layer in starts], rotation=45, fontsize=8)
+    axes.set(yscale="log", ylabel="distance from float64, rms")
+    axes.legend(fontsize=8)
+
+
+def draw_cost(axes: Axes, report: Mapping[str, Any] | str | Path, quantity: str = "time") -> None:
+    """Draw time or memory against the length of the sequence, both on logarithmic scales.
+
+    Args:
+        axes: matplotlib axes to draw into.
+        report: of ``longformer bench scaling``: the JSON file that it wrote, or what that file holds.
+        quantity: "time" of a forward in milliseconds, or peak "memory" above inputs and output in megabytes.
+
+    Raises:
+        LongformerError: another quantity, a file that cannot be read, or a report that has no such measurement.
+    """
+    if quantity not in ("time", "memory"):
+        raise LongformerError(f'quantity is {quantity!r}; it must be "time" or "memory"')
+    values, label, scale = ("seconds", "ms", 1e3) if quantity == "time" else ("bytes", "MB", 1e-6)
+    points: dict[str, list[tuple[int, float]]] = {}
+    floor = []
+    for case in _cases(report):
+        length = case["settings"].get("seq_len")
+        measured = [result for result in case["results"] if values in result]
+        for result in measured if length else ():
+            points.setdefault(result["name"], []).append((length, result["median"] * scale))
+        if length and quantity == "time" and measured and case["useful_gflop"] and case["matrix_product_gflops"]:
+            floor.append((length, case["useful_gflop"] / case["matrix_product_gflops"] * scale))
+    if not points:
+        raise LongformerError(f"the report has no {quantity} by length; `longformer bench scaling --json` writes one")
+    for i, (name, line) in enumerate(points.items()):
+        axes.plot(*zip(*line, strict=True), "o-", label=name, color=LINES[i % len(LINES)])
+    if floor:
+        axes.plot(*zip(*floor, strict=True), "k--", label="the band's arithmetic at matrix-product speed")
+    lengths = sorted({length for line in points.values() for length, _ in line})
+    axes.set(xlabel="tokens", ylabel=label, yscale="log")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+
+
+def _cases(report: Mapping[str, Any] | str | Path) -> list[dict[str, Any]]:
+    if isinstance(report, (str, Path)):
+        try:
+            report = json.loads(Path(report).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LongformerError(
+                f"{report} is no report: {error}; `longformer bench scaling --json` writes one"
+            ) from None
+    cases = report.get("cases") if isinstance(report, Mapping) else None
+    if not isinstance(cases, list):
+        raise LongformerError("this is no report; `longformer bench scaling --json FILE` writes one")
+    return cases

@@ -1,0 +1,76 @@
+"""Execute notebooks and keep what they show: every NAME.py of this folder, or those named, into NAME.ipynb.
+
+The sources are the .py files (jupytext's percent format); the .ipynb beside each is made from it, to be looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from traitlets.config import Config
+
+FOLDER = Path(__file__).parent
+SECONDS = 120  # for one cell
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",  # all that a notebook needs is in the repository
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of the debugger's about Python's own frozen modules
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def sources() -> list[Path]:
+    """The notebooks, in the order in which they are read."""
+    return sorted(FOLDER.glob("[0-9]*.py"))
+
+
+def read(source: Path) -> NotebookNode:
+    """The notebook of a source, without outputs. A cell's id comes from its text, so that equal cells stay equal."""
+    notebook = jupytext.read(source)
+    seen: Counter[str] = Counter()
+    for cell in notebook.cells:
+        name = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        cell.id = f"{name}-{seen[name]}"
+        seen[name] += 1
+    return notebook
+
+
+def execute(notebook: NotebookNode) -> NotebookNode:
+    """Run a notebook's cells from first to last, and put what they show into it.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell raised.
+        nbclient.exceptions.CellTimeoutError: a cell took longer than SECONDS.
+    """
+    config = Config()
+    config.KernelSpecManager.kernel_dirs = []  # this very Python, whatever kernels the user has installed
+    resources = {"metadata": {"path": str(FOLDER)}}
+    with tempfile.TemporaryDirectory() as sockets:
+        # A port of TCP is free when it is chosen, and perhaps no more when it is opened.
+        config.KernelManager.transport, config.KernelManager.ip = "ipc", f"{sockets}/kernel"
+        client = NotebookClient(
+            notebook, config=config, kernel_name="python3", timeout=SECONDS, resources=resources, record_timing=False
+        )
+        client.execute(env={**os.environ, **SETTINGS})
+    notebook.metadata.language_info = {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"}
+    return notebook
+
+
+def main(names: list[str]) -> None:
+    """Execute the sources named, or all."""
+    for source in [Path(name) for name in names] or sources():
+        target = source.with_suffix(".ipynb")
+        nbformat.write(execute(read(source)), target)
+        print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

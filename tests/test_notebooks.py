@@ -1,0 +1,58 @@
+"""The notebooks: source and kept copy are a pair, and the source runs from first to last cell, offline and quietly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jupytext", reason="notebooks need jupytext, nbclient and ipykernel, the extra notebooks")
+nbformat = pytest.importorskip("nbformat", reason="notebooks need nbformat, of the extra notebooks")
+
+import run  # noqa: E402
+from nbformat import NotebookNode  # noqa: E402
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", run.sources(), ids=lambda source: source.stem)
+def test_a_notebook(source: Path) -> None:
+    kept = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    notebook = run.read(source)
+    again = f"the pair is out of step; `make notebooks` writes {source.stem}.ipynb again"
+    assert [(cell.cell_type, cell.source) for cell in kept.cells] == [
+        (cell.cell_type, cell.source) for cell in notebook.cells
+    ], again
+
+    run.execute(notebook)
+    assert not warnings(notebook)
+    drawn, drawn_before = (count_pictures(each) for each in (notebook, kept))
+    assert drawn == drawn_before, "pictures in each cell, and pictures in each cell of the kept copy"
+    assert sum(drawn) >= 1
+
+
+def test_a_failing_cell_and_a_warning_are_noticed() -> None:
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell("import warnings\nwarnings.warn('beware')"),
+        nbformat.v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2]);"),
+        nbformat.v4.new_code_cell("assert 1 + 1 == 3"),
+    ]
+    with pytest.raises(Exception, match="assert 1 \\+ 1 == 3"):
+        run.execute(notebook)
+    assert warnings(notebook)
+    assert count_pictures(notebook) == [0, 1, 0]
+
+
+def outputs(cell: NotebookNode) -> list[NotebookNode]:
+    return cell.outputs if cell.cell_type == "code" else []
+
+
+def warnings(notebook: NotebookNode) -> list[str]:
+    """What was written to stderr and is a warning."""
+    written = [output.text for cell in notebook.cells for output in outputs(cell) if output.get("name") == "stderr"]
+    return [text for text in written if "Warning" in text]
+
+
+def count_pictures(notebook: NotebookNode) -> list[int]:
+    """How many pictures each cell shows."""
+    return [sum("image/png" in output.get("data", {}) for output in outputs(cell)) for cell in notebook.cells]
