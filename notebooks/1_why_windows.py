@@ -36,8 +36,6 @@ from longformer.plotting import (
     receptive_field,
 )
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## What full attention costs
 #
@@ -138,6 +136,7 @@ config = LongformerConfig(
     attention_window=(4, 8, 12),  # of both sides together, one a layer
     max_position_embeddings=66,
 )
+torch.manual_seed(0)
 model = LongformerModel(config, add_pooling_layer=False).eval()
 embedded = []
 handle = model.embeddings.register_forward_hook(lambda module, inputs, output: embedded.append(output))
@@ -158,7 +157,7 @@ draw_receptive_field(axes, 60, config, 30, title="windows that grow with depth: 
 
 # %%
 windows = [(4, 0), (8, 0), (12, 0), (16, 0)]
-figure = plt.figure(figsize=(3.2, 11), layout="constrained")
+figure = plt.figure(figsize=(12, 3.3), layout="constrained")
 draw_patterns(figure, 48, windows, causal=True)
 
 # %% [markdown]

@@ -24,11 +24,11 @@
 # %%
 import copy
 import tempfile
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import transformers
 from click import unstyle
 
 import longformer
@@ -37,6 +37,9 @@ from longformer.parity import Truth, assert_within_rounding, compare, read_trace
 from longformer.parity.report import table
 from longformer.plotting import draw_depth
 from longformer.question_answering import PRETRAINED
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # for progress bars, which are turned off
+import transformers
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -191,7 +194,8 @@ draw_depth(axes, found)
 plt.show()
 
 # %% [markdown]
-# Up to the mistake the port's line keeps to the other one. Then it jumps, and later layers inherit the error.
+# Up to the mistake the port's line keeps to the other one. Then it jumps, and later layers inherit the error. One value
+# falls back at once, the rows of the layer's global tokens: these have no window.
 #
 # ## Fewer bits are not a mistake
 #

@@ -60,8 +60,16 @@ def execute(notebook: NotebookNode) -> NotebookNode:
             notebook, config=config, kernel_name="python3", timeout=SECONDS, resources=resources, record_timing=False
         )
         client.execute(env={**os.environ, **SETTINGS})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_repr(output)]
     notebook.metadata.language_info = {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"}
     return notebook
+
+
+def _is_repr(output: NotebookNode) -> bool:
+    """Whether this is only what a cell's last line happened to return, whose text may be an address in memory."""
+    return output.output_type == "execute_result" and set(output.data) == {"text/plain"}
 
 
 def main(names: list[str]) -> None:

@@ -104,7 +104,7 @@ def draw_patterns(
     causal: bool = False,
     global_tokens: Sequence[int] = (),
 ) -> list[list[Axes]]:
-    """Draw a model's patterns: a row of pictures for layers, a column for heads.
+    """Draw a model's patterns: a row of pictures for layers, a column for heads; where all heads are alike, one row.
 
     Neighbouring layers of one window and dilation, and neighbouring heads of one dilation, share a picture.
 
@@ -123,7 +123,11 @@ def draw_patterns(
     """
     each = _layers(windows, dilation)
     layers, heads = _runs(each), _runs(list(zip(*(gaps for _, gaps in each), strict=True)))
-    panels = figure.subplots(len(layers), len(heads), squeeze=False)
+    if len(heads) == 1:
+        grid = figure.subplots(1, len(layers), squeeze=False)
+        panels = grid.T
+    else:
+        panels = grid = figure.subplots(len(layers), len(heads), squeeze=False)
     for row, ((window, gaps), which_layers) in zip(panels, layers, strict=True):
         for axes, (_, which_heads) in zip(row, heads, strict=True):
             gap = gaps[which_heads[0]]
@@ -139,8 +143,9 @@ def draw_patterns(
                 global_tokens=global_tokens,
                 title=", ".join(filter(None, names)),
             )
-        row[0].set_ylabel("query")
-    for axes in panels[-1]:
+    for axes in grid[:, 0]:
+        axes.set_ylabel("query")
+    for axes in grid[-1]:
         axes.set_xlabel("key")
     return [list(row) for row in panels]
 
