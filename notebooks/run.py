@@ -57,7 +57,13 @@ def execute(notebook: NotebookNode) -> NotebookNode:
         # A port of TCP is free when it is chosen, and perhaps no more when it is opened.
         config.KernelManager.transport, config.KernelManager.ip = "ipc", f"{sockets}/kernel"
         client = NotebookClient(
-            notebook, config=config, kernel_name="python3", timeout=SECONDS, resources=resources, record_timing=False
+            notebook,
+            config=config,
+            kernel_name="python3",
+            timeout=SECONDS,
+            resources=resources,
+            record_timing=False,
+            coalesce_streams=True,
         )
         client.execute(env={**os.environ, **SETTINGS})
     for cell in notebook.cells:
