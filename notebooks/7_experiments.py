@@ -87,7 +87,8 @@ for name, changes in PATTERNS.items():
 # ## What they look like
 #
 # The last head of the first and of the last layer, over 300 tokens of which the first 12 are `<s>` and a question. The
-# pattern says what one layer can see; blue is the window, orange what is global (of a single token, a thin line).
+# pattern says what one layer can see; blue is the window, orange what is global. (A single global token is a line too
+# thin to be seen here.)
 
 # %%
 ids = torch.full((1, 300), 1 + max(config.pad_token_id, config.bos_token_id, config.sep_token_id))
