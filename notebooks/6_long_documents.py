@@ -85,6 +85,7 @@ for n, window in enumerate(windows):
     axes.broken_barh([(low, high - low)], (n - 0.4, 0.8), color="#d9822b")
 axes.set(xlabel="token of the document", ylabel="window")
 axes.set_title("what each window reads, and in orange what is scored there", fontsize=10)
+axes.set_yticks(range(0, len(windows), 3))
 axes.invert_yaxis()
 plt.show()
 
