@@ -271,9 +271,10 @@ axes.set(ylabel="F1", ylim=(0, 100))
 axes.legend(title="document")
 
 # %% [markdown]
-# How to read it. The checkpoint was trained with its question global, so every other row is also a model used in a way
-# that it did not learn: what is lost within one window is that, since there the way from question to answer is as short
-# as before. What is lost in addition over several windows is the way itself: with windows alone the question's words
+# How to read it. The checkpoint was trained with its question global, so that every other row is also a model used in a
+# way that it did not learn. Within one window *local projections* and *none* are one and the same computation: every
+# row sees every token by the same projections, global or not. What is lost there is the question's own projections.
+# What is lost in addition over several windows is the way from the question to the answer: with windows alone its words
 # reach an answer 800 tokens away only in the fourth layer, passed on by tokens that have other things to do.
 #
 # The questions are few, so that a difference of one of them is no finding. The paper retrained its model for each
