@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from longformer import precision
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError
+from longformer.errors import CheckpointError, ConfigError
 from longformer.hub import PathOrName, said
 from longformer.hub import find_files as find_files  # for whoever reads other files of a checkpoint
 from longformer.weights import SAFETENSORS, find_weights, read_tensors, replace_file, some, unaliased
@@ -64,6 +64,7 @@ class Pretrained(nn.Module):
     """
 
     base_model_prefix = "longformer"
+    num_labels: int | None = None  # of a head that has always so many
     config: LongformerConfig
 
     @classmethod
@@ -111,8 +112,13 @@ class Pretrained(nn.Module):
             raise CheckpointError(f"dtype is {dtype!r}; it must be a floating type such as torch.float32, or {names}")
         if config is None:
             config = read_config(name_or_path, revision=revision, local_files_only=local_files_only)
-        with torch.device("meta"):  # shapes only: no memory, no random numbers
-            model = cls(config, impl=impl, **arguments)
+        if new_head and cls.num_labels is not None:  # what the config says is of a head that is not loaded
+            config = config.replace(num_labels=cls.num_labels)
+        try:
+            with torch.device("meta"):  # shapes only: no memory, no random numbers
+                model = cls(config, impl=impl, **arguments)
+        except ConfigError as error:
+            raise ConfigError(f"{name_or_path}: {error}") from None
         tensors = read_tensors(find_weights(name_or_path, revision=revision, local_files_only=local_files_only))
         shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
         fresh = model._head_names() if new_head else set()
@@ -243,7 +249,7 @@ def _missing_remedy(missing: list[str]) -> str:
     if all(name.startswith("longformer.pooler.") for name in today):
         return " (the checkpoint has no pooler: load with add_pooling_layer=False)"
     if not any(name.startswith("longformer.") for name in today):
-        return " (the checkpoint has no such head: to train one, load with new_head=True)"
+        return " (the checkpoint has no such head: to train one, use `longformer train`, or load with new_head=True)"
     return ""
 
 
@@ -255,10 +261,16 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size
         if tensor.shape != shapes[name]
     ]
     if wrong:
-        raise CheckpointError(f"weights do not fit the config: {some(wrong, separator='; ')}")
+        raise CheckpointError(f"weights do not fit the config: {some(wrong, separator='; ')}{_shape_remedy(wrong)}")
     kinds = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if kinds:
         raise CheckpointError(f"weights must be floating point, but there are {some(kinds)}")
+
+
+def _shape_remedy(wrong: list[str]) -> str:
+    if any(todays_name(line).startswith("longformer.") for line in wrong):
+        return ""
+    return " (its head is not this one: load another checkpoint, or to train a new head, one without it)"
 
 
 def check_tied(source: PathOrName, tensors: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from longformer.bench.cli import bench
 from longformer.errors import DataError, LongformerError
 from longformer.parity.cli import parity
-from longformer.training.cli import train
+from longformer.training.cli import evaluate_mlm, train
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit: 0 done, 2 bad input (``error: ...`` on standard error), 130 interrupted.
+
+    A training that SIGTERM ended exits with 143.
 
     Args:
         arguments: of the command line; None takes ``sys.argv``'s.
@@ -338,15 +340,20 @@ def write_json(path: str, value: Mapping[str, str]) -> None:
 @cli.command()
 @click.argument("file")
 @click.option("--predictions", metavar="P.json", help="Judge these answers, {id: text}, instead of predicting first.")
+@click.option(
+    "--against", metavar="Q.json", help="By how much --predictions are better than these, with paired intervals."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object of the scores.")
 @batch_option
 @answer_options
 @model_options
-def evaluate(file: str, predictions: str | None, as_json: bool, **settings: Any) -> None:
+def evaluate(file: str, predictions: str | None, against: str | None, as_json: bool, **settings: Any) -> None:
     """Exact match and F1 on the SQuAD-format FILE, as the official script computes them, with 95 % intervals.
 
     Under torchrun the processes share the questions.
     """
+    if against is not None and predictions is None:
+        raise click.UsageError("--against compares answers with those of --predictions; name these too")
     if predictions is not None:
         given = _first_given(*settings)
         if given is not None:
@@ -354,6 +361,9 @@ def evaluate(file: str, predictions: str | None, as_json: bool, **settings: Any)
 
     from longformer.squad import offset_report, read_predictions, read_squad
 
+    if predictions is not None and against is not None:
+        _report_comparison(file, (predictions, against), as_json)
+        return
     examples = read_squad(file)
     offsets = offset_report(examples)
     if (offsets.realigned or offsets.unusable) and is_first_process():
@@ -381,14 +391,28 @@ def _report_scores(examples: Sequence[Example], predictions: Mapping[str, str], 
     from longformer import evaluation
     from longformer.squad import score
 
-    found = evaluation.summary(examples, predictions)
-    missing = score(examples, predictions).missing
+    scores = score(examples, predictions)
+    found, missing = evaluation.summary(scores), scores.missing
     unknown = sorted(predictions.keys() - {example.id for example in examples})
     if missing:
         click.echo(f"{_listed(missing)} without a prediction, scored 0", err=True)
     if unknown:
         click.echo(f"{_listed(unknown)} predicted but not in the file, left out", err=True)
     click.echo(json.dumps(found) if as_json else evaluation.describe(found))
+
+
+def _report_comparison(file: str, paths: tuple[str, str], as_json: bool) -> None:
+    from longformer import evaluation
+    from longformer.squad import read_predictions, read_squad
+
+    examples = read_squad(file)
+    answers = [read_predictions(path) for path in paths]
+    for path, predictions in zip(paths, answers, strict=True):
+        missing = [example.id for example in examples if example.id not in predictions]
+        if missing:
+            raise DataError(f"{path}: no answer to {_listed(missing)} of {file}; only answers to all can be compared")
+    found = evaluation.compare(examples, *answers)
+    click.echo(json.dumps(found) if as_json else evaluation.describe_comparison(found))
 
 
 def _listed(ids: Sequence[str]) -> str:
@@ -474,5 +498,6 @@ def convert(
 
 
 cli.add_command(bench)
+cli.add_command(evaluate_mlm)
 cli.add_command(parity)
 cli.add_command(train)

@@ -17,6 +17,7 @@ from torch import Tensor
 from longformer.errors import LongformerError
 
 Item = TypeVar("Item")
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words for an exchange in vain
 
 
 class Processes(NamedTuple):
@@ -86,6 +87,12 @@ def processes(device: torch.device | str | None = None) -> Iterator[Processes]:
         raise LongformerError(f"process {rank} of {size} cannot join the others: {said}") from None
     try:
         yield Processes(rank, size, own, joined=True)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in GONE):
+            raise
+        raise LongformerError(
+            f"process {rank} of {size} lost the others: one of them ended, and its own message says why"
+        ) from None
     finally:
         dist.destroy_process_group()
 
@@ -102,13 +109,17 @@ def check_device(device: torch.device | str | None) -> torch.device:
 
 @contextmanager
 def together(group: Processes) -> Iterator[None]:
-    """Let an error of one process be raised by all of them, so that none waits for one that is gone."""
-    error: LongformerError | None = None
+    """Let an error of one process be raised by all of them, so that none waits for one that is gone.
+
+    Within, no process may wait for another.
+    """
+    error: Exception | None = None
     try:
         yield
-    except LongformerError as raised:
+    except Exception as raised:  # those that are no LongformerError end all processes as well
         error = raised
-    messages = group.gather(None if error is None else str(error))
+    known = isinstance(error, LongformerError)
+    messages = group.gather(None if error is None else str(error) if known else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
     for rank, message in enumerate(messages):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from longformer.distributed import Processes, together
 from longformer.errors import DataError, LongformerError
 from longformer.question_answering import QuestionAnswerer
-from longformer.squad import Example, bootstrap_interval, score
+from longformer.squad import Example, Scores, bootstrap_interval, score
 
 QuestionFile = tuple[str, list[Example]]  # a file's path, and what of it is asked
 
@@ -85,23 +85,61 @@ def _share(examples: Sequence[Example], group: Processes) -> list[Example]:
     return [example for example in examples if example.context in mine]
 
 
-def summary(examples: Sequence[Example], predictions: Mapping[str, str]) -> dict[str, Any]:
+def summary(scores: Scores) -> dict[str, Any]:
     """The official scores, and 95 % intervals by bootstrap over articles, or over questions where there is one article.
+
+    Args:
+        scores: of :func:`longformer.squad.score`.
 
     Returns:
         ``exact_match``, ``f1``, ``total`` of :func:`longformer.squad.evaluate`, with ``exact_match_interval`` and
         ``f1_interval`` (low, high) and ``interval_over``, "articles" or "questions".
     """
-    scores = score(examples, predictions)
-    clusters = scores.articles if len(set(scores.articles)) > 1 else None
+    clusters = _clusters(scores)
     return {
         "exact_match": float(scores.exact_match.mean()),
         "f1": float(scores.f1.mean()),
-        "total": len(examples),
+        "total": len(scores.f1),
         "exact_match_interval": bootstrap_interval(scores.exact_match, clusters=clusters),
         "f1_interval": bootstrap_interval(scores.f1, clusters=clusters),
         "interval_over": "questions" if clusters is None else "articles",
     }
+
+
+def _clusters(scores: Scores) -> list[str] | None:
+    return scores.articles if len(set(scores.articles)) > 1 else None
+
+
+def compare(examples: Sequence[Example], predictions: Mapping[str, str], against: Mapping[str, str]) -> dict[str, Any]:
+    """By how much ``predictions`` score more than ``against`` on the same questions, in points.
+
+    Intervals of 95 % are of the paired bootstrap: articles are drawn, or questions where there is one article, and
+    both sides are scored on what is drawn, so that how hard it is does not count.
+
+    Returns:
+        ``predictions`` and ``against``, a :func:`summary` each; ``exact_match_difference`` and ``f1_difference``, with
+        ``exact_match_difference_interval`` and ``f1_difference_interval`` (low, high); ``interval_over``, ``total``.
+    """
+    first, second = score(examples, predictions), score(examples, against)
+    one, other = summary(first), summary(second)
+    found = {"predictions": one, "against": other, "interval_over": one["interval_over"], "total": one["total"]}
+    for name in ("exact_match", "f1"):
+        difference = getattr(first, name) - getattr(second, name)
+        found[f"{name}_difference"] = float(difference.mean())
+        found[f"{name}_difference_interval"] = bootstrap_interval(difference, clusters=_clusters(first))
+    return found
+
+
+def describe_comparison(found: Mapping[str, Any]) -> str:
+    """What :func:`compare` found for a reader, a line a figure."""
+    lines = []
+    for name, key in (("exact match", "exact_match"), ("F1", "f1")):
+        low, high = found[f"{key}_difference_interval"]
+        lines.append(
+            f"{name:<11}  {found[f'{key}_difference']:+6.2f}   95% interval over {found['interval_over']} "
+            f"{low:+.2f} to {high:+.2f}   ({found['predictions'][key]:.2f} against {found['against'][key]:.2f})"
+        )
+    return "\n".join([*lines, f"{'questions':<11}  {found['total']}"])
 
 
 def describe(found: Mapping[str, Any]) -> str:

@@ -40,17 +40,23 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
     every token before the first separator: ``<s>`` and the question see everything and are seen by everyone.
 
     Args:
-        config: architecture of the encoder, ``num_labels`` 2.
+        config: architecture of the encoder, ``num_labels`` 2. That of a checkpoint may differ where the head is new.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
 
     Raises:
         ConfigError: ``config.num_labels`` is not 2.
     """
 
+    num_labels = 2
+
     def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
         super().__init__()
         if config.num_labels != 2:
-            raise ConfigError(f"num_labels is {config.num_labels}; question answering has 2, start and end")
+            raise ConfigError(
+                f"num_labels is {config.num_labels}; question answering has 2, start and end: let config.json say 2 "
+                "(or two labels in id2label) if qa_outputs has two rows, else load another checkpoint, or to train a "
+                "new head, one without it"
+            )
         self.config = config
         self.longformer = LongformerModel(config, add_pooling_layer=False, impl=impl)
         self.qa_outputs = Linear(config.hidden_size, 2)

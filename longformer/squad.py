@@ -284,6 +284,36 @@ def bootstrap_interval(
         sums = np.bincount(member_of, weights=values)
         counts = np.bincount(member_of).astype(np.float64)
 
+    return _interval_of_ratio(sums, counts, confidence, resamples, seed)
+
+
+def bootstrap_ratio_interval(
+    totals: Sequence[float], counts: Sequence[float], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval, of 95 %, for the sum of ``totals`` over the sum of ``counts``, drawn in pairs.
+
+    Args:
+        totals: (N,), such as the bits of each row of text.
+        counts: (N,), above 0, such as the tokens that take them.
+        resamples, seed: as of :func:`bootstrap_interval`.
+
+    Returns:
+        (low, high)
+
+    Raises:
+        LongformerError: no values, values that are not finite, another number of counts, or one that is not above 0.
+    """
+    above, below = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if above.ndim != 1 or not above.size or above.shape != below.shape:
+        raise LongformerError(f"totals has shape {above.shape} and counts {below.shape}; they must be as long rows")
+    if not (np.isfinite(above).all() and np.isfinite(below).all() and (below > 0).all()):
+        raise LongformerError("totals must hold finite numbers, and counts finite ones above 0")
+    return _interval_of_ratio(above, below, 0.95, resamples, seed)
+
+
+def _interval_of_ratio(
+    sums: np.ndarray, counts: np.ndarray, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
     generator = np.random.default_rng(seed)
     means = []
     rows_at_once = max(1, 1_000_000 // len(sums))  # bounds memory: about 24 MB whatever the number of questions

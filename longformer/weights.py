@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import pickle
 import re
+import socket
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ WEIGHTS = (  # in order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+DAY = 24 * 3600.0  # seconds
 FOREIGN_WEIGHTS = {
     "tf_model.h5": ("TensorFlow", "from_tf"),
     "flax_model.msgpack": ("Flax", "from_flax"),
@@ -141,7 +145,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
     Truncating in place would pull a file from under the models whose weights are mapped from it.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new = unfinished(path)
     try:
         new.touch()
         mode = new.stat().st_mode
@@ -150,6 +154,42 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> Path:
+    """The name under which this process makes what is to be ``path``: it tells who makes it, and on which machine."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+
+
+def abandoned(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Files and folders that were to become one of ``names`` in ``folder``, and whose makers were killed before that.
+
+    A process of another machine cannot be asked whether it is alive; it is taken to be until its file is a day old.
+    Nothing that this process makes may be under way.
+    """
+    found = []
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*"):
+            host, _, number = path.name.removeprefix(f".{name}.").rpartition(".")
+            if not number.isdecimal():
+                continue
+            if host in ("", socket.gethostname()):  # "": of a version that did not write it
+                alive = int(number) != os.getpid() and _is_alive(int(number))
+            else:
+                alive = time.time() - path.stat().st_mtime < DAY
+            if not alive:
+                found.append(path)
+    return found
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def some(items: Sequence[str], *, most: int = 8, separator: str = ", ") -> str:

@@ -8,6 +8,7 @@ make="${PYTHON:-.venv/bin/python} scripts/squad_data.py"
 limit=${STEPS:+--max-steps $STEPS}
 mkdir -p "$work"
 titles="--title Doctor_Who --title Force --title Pharmacy --title Warsaw"
+# What is killed half-way leaves things called *.part alone, which are made again.
 # shellcheck disable=SC2086
 if [ ! -e "$work/spans.json" ]; then
   $make split "$DATA/squad-v1.1-dev-part.json" "$work/dev-train.json" "$work/dev-held.json" $titles
@@ -17,9 +18,14 @@ if [ ! -e "$work/spans.json" ]; then
   $make split "$work/dev-train.json" "$work/train.json" "$work/choose.json" --every 10
   $make lengthen "$work/train.json" "$work/long.json"
   $make spans "$work/train.json" "$DATA/squad-v1.1-train-part.json" "$work/covid-train.json" \
-    longformer/data/constitution.txt -o "$work/spans.json"
+    longformer/data/constitution.txt -o "$work/spans.json.part"
+  mv "$work/spans.json.part" "$work/spans.json"
 fi
-[ -e "$work/encoder" ] || $run convert --to-long "$ENCODER" "$work/encoder"
+if [ ! -e "$work/encoder" ]; then
+  rm -rf "$work/encoder.part"
+  $run convert --to-long "$ENCODER" "$work/encoder.part"
+  mv "$work/encoder.part" "$work/encoder"
+fi
 squad="$work/train.json $DATA/squad-v1.1-train-part.json"
 common="--precision bfloat16 --attention-dropout 0 --batch-size 16 --store float16 --evaluate-on $work/choose.json"
 # shellcheck disable=SC2086

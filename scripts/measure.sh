@@ -1,11 +1,25 @@
 #!/usr/bin/env bash
 # Exact match and F1 with intervals on what no candidate was trained on or chosen by.
-# usage: scripts/measure.sh MODEL WORK
+# usage: [LIMIT=N] scripts/measure.sh MODEL WORK
 set -euo pipefail
+model=$1 work=$2
 run="${LONGFORMER:-.venv/bin/longformer}"
+
+# Answers are kept beside the model: those that are there are whole, since `predict` writes a file whole or not at all.
+# They are made again where the weights or the questions are newer than they.
+# usage: measure HELD NAME [OPTION...]
+measure() {
+  local questions="$work/$1.json" answers="$model/answers-$2${LIMIT:+-$LIMIT}.json"
+  shift 2
+  if [ ! -e "$answers" ] || [ "$model/model.safetensors" -nt "$answers" ] || [ "$questions" -nt "$answers" ]; then
+    "$run" predict "$questions" -o "$answers" --model "$model" ${LIMIT:+--limit "$LIMIT"} "$@"
+  fi
+  "$run" evaluate "$questions" --predictions "$answers"
+}
+
 for held in dev-held xquad-held covid-held; do
   echo "$held"
-  "$run" evaluate "$2/$held.json" --model "$1" ${LIMITS:-}
+  measure "$held" "$held"
 done
 echo "covid-held, in windows of 512 tokens"
-"$run" evaluate "$2/covid-held.json" --model "$1" --max-length 512
+measure covid-held covid-held-512 --max-length 512

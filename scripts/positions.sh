@@ -9,13 +9,13 @@ limit=${STEPS:+--max-steps $STEPS}
 python="${PYTHON:-.venv/bin/python}"
 held="--title Doctor_Who --title Force --title Pharmacy --title Warsaw"
 [ -e "$work/train.jsonl" ] || $python scripts/text_data.py "$DATA" "$work" $held
-common="--precision bfloat16 --batch-size 8 --batch-tokens 8192 --weight-decay 0.01"
+common="--precision bfloat16 --attention-dropout 0"
 held_out="--evaluate-on $work/held.jsonl"
 
 # 1. The encoder at hand has no masked-LM head: train one, on texts of 512 tokens under full attention. Positions stay.
 [ -e "$work/short" ] || $run convert --to-long "$ENCODER" "$work/short" --max-tokens 512 --attention-window 1022
 # shellcheck disable=SC2086
-$run train mlm "$work/short" "$work/short-mlm" "$work/train.jsonl" $held_out --max-length 512 --batch-size 32 \
+$run train mlm "$work/short" "$work/short-mlm" "$work/train.jsonl" $held_out --max-length 512 --batch-size 16 \
   --epochs "${EPOCHS:-12}" --learning-rate 3e-4 --freeze positions $common $limit --resume
 
 # 2. Make it long, positions random and copied; both are measured as they are by one step at a rate of nothing.

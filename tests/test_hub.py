@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_checkpoint import save_tiny_checkpoint
+from training_runs import squad_file
 
 import longformer
 from longformer import CheckpointError, LongformerConfig, LongformerModel
@@ -41,6 +43,12 @@ try:
     print(sum(parameter.numel() for parameter in LongformerModel.from_pretrained(sys.argv[1]).parameters()))
 except LongformerError as error:
     print(error)
+"""
+
+TRAIN = """
+import json, sys
+from longformer.cli import main
+main(json.loads(sys.argv[1]))
 """
 
 
@@ -255,6 +263,19 @@ def test_a_model_is_loaded_by_name(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["owner/model"] = {"main": files}
     size = sum(parameter.numel() for parameter in model.parameters())
     assert run(LOAD, "owner/model", tmp_path, hub.url) == f"{size}\n"
+
+
+def test_a_revision_is_trained_on(hub: Hub, tmp_path: Path) -> None:
+    """Config, weights and tokenizer are all of it; ``main`` has none of them."""
+    folder = save_tiny_checkpoint(tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.repositories["owner/model"] = {"main": {"README.md": b"moved"}, "v1": files}
+    squad = squad_file(tmp_path / "squad.json")
+    arguments = ["train", "qa", "owner/model", "out", squad, "--max-length", "48", "--max-steps", "1"]
+    run(TRAIN, json.dumps([*arguments, "--revision", "v1"]), tmp_path, hub.url)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert 'revision = "v1"' in (tmp_path / "out" / "training.toml").read_text()
+    assert {request.split()[2] for request in hub.requests} == {"v1"}
 
 
 @pytest.mark.parametrize("file, framework", [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax")])

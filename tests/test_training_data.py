@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ import torch
 from tiny_checkpoint import byte_level_tokenizer, tiny_model
 from training_runs import QUESTIONS, qa_options, squad_file
 
-from longformer import DataError, LongformerError, LongformerTokenizer
+from longformer import DataError, LongformerError, LongformerForMaskedLM, LongformerTokenizer
 from longformer.distributed import Processes
 from longformer.heads import IGNORED
 from longformer.squad import Example, read_squad
 from longformer.training import MLMOptions
 from longformer.training.batches import parts_of_step, steps_of_epoch
 from longformer.training.mlm import MaskedLMTask, pack_documents, read_documents
-from longformer.training.qa import NOWHERE, QuestionAnsweringTask, make_features
+from longformer.training.qa import NOWHERE, Feature, QuestionAnsweringTask, fingerprint, make_features
 
 ALONE = Processes(0, 1, torch.device("cpu"), joined=False)
 
@@ -141,6 +143,21 @@ def test_a_row_s_loss_does_not_depend_on_the_rows_beside_it(tokenizer: Longforme
     assert task.loss(model, inputs).item() == pytest.approx(sum(alone) / 6, rel=1e-5)
 
 
+def test_the_fingerprint_is_of_everything_and_takes_no_room(tmp_path: Path) -> None:
+    features = [Feature(list(range(i, i + 400)), [(i, i + 1)]) for i in range(500)]
+    held = examples(tmp_path)
+    whole = repr(features) + repr([(e.id, e.question, e.context, e.answers) for e in held])
+    tracemalloc.start()
+    found = fingerprint(features, held)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(whole) / 20
+    assert found == hashlib.sha256(whole.encode()).hexdigest()
+    others = [fingerprint(features[::-1], held), fingerprint(features, held[1:])]
+    others.append(fingerprint([*features[:-1], features[-1]._replace(spans=[(0, 0)])], held))
+    assert len({found, *others}) == 4
+
+
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +213,7 @@ def test_masks(tokenizer: LongformerTokenizer) -> None:
     assert count == int(chosen.sum())
     assert torch.equal(labels[chosen], plain[chosen])
     assert torch.equal(ids[~chosen], plain[~chosen])
-    assert not bool(torch.isin(plain[chosen], task.special).any())
+    assert not bool(torch.isin(plain[chosen], task.masking.special).any())
     assert count / plain.numel() == pytest.approx(0.15, abs=0.01)
     masked = float((ids[chosen] == tokenizer.mask_token_id).float().mean())
     kept = float((ids[chosen] == plain[chosen]).float().mean())
@@ -211,13 +228,33 @@ def test_masks(tokenizer: LongformerTokenizer) -> None:
 
 def test_bits_per_token_of_a_model_that_knows_nothing(tokenizer: LongformerTokenizer) -> None:
     """With a head of zeros every word is as likely, and a token takes the logarithm of the vocabulary."""
-    from longformer import LongformerForMaskedLM
-
     model = LongformerForMaskedLM(tiny_model(tokenizer).config).eval()
     torch.nn.init.zeros_(model.lm_head.layer_norm.weight)
     task = MaskedLMTask(["x"], ["the quick brown fox. " * 30], tokenizer, mlm_options())
     wanted = float(torch.tensor(float(tokenizer.vocab_size)).log2())
     assert task.evaluate(model, ALONE)["bits_per_token"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_held_out_text_in_which_nothing_is_masked(tokenizer: LongformerTokenizer) -> None:
+    """0 bits would be the best of all."""
+    few = mlm_options(evaluate_on=("a.txt", "b.txt"), mask_probability=0.001)
+    with pytest.raises(
+        DataError, match=r"none of the 3 tokens of a\.txt, b\.txt is drawn .* raise mask_probability, which is 0\.001"
+    ):
+        MaskedLMTask(["x"], ["ab", "c"], tokenizer, few)
+    MaskedLMTask(["x"], ["ab" * 9999], tokenizer, few)
+
+
+def test_a_step_in_which_nothing_is_masked(tokenizer: LongformerTokenizer) -> None:
+    """Its loss is 0, and so are all gradients."""
+    model = LongformerForMaskedLM(tiny_model(tokenizer).config)
+    task = MaskedLMTask(["a few words"], [], tokenizer, mlm_options(mask_probability=1e-9))
+    inputs, count = task.collate([0], 0)
+    assert count == 0
+    loss = task.loss(model, inputs)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(bool((p.grad == 0).all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_text_files(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import QUESTIONS, command, last_state, qa_options, run, squad_file, together
+from training_runs import QUESTIONS, command, last_state, printed, qa_options, run, squad_file, together
 
 from longformer import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.distributed import processes
@@ -130,7 +130,10 @@ def test_predict_and_evaluate_share_the_questions(setting: dict[str, Any], tmp_p
     assert together(command, [arguments, arguments, arguments]) == [0, 0, 0]
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
     arguments = ("evaluate", setting["file"], *model)
-    assert together(command, [arguments, arguments]) == [0, 0]
+    status, one = printed(*arguments)
+    assert status == 0
+    assert "exact match" in one
+    assert together(printed, [arguments, arguments]) == [(0, one), (0, "")]
 
 
 def test_without_torchrun_there_is_one() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
+import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import assert_same_bits, context, last_state, qa_options, run, squad_file, start
+from training_runs import assert_same_bits, context, last_state, qa_options, run, run_with_fault, squad_file, start
 
 from longformer import CheckpointError, LongformerError, LongformerForQuestionAnswering
 from longformer.training import checkpoints
@@ -33,19 +36,16 @@ def test_killed_at_random_moments(setting: dict[str, Any], tmp_path: Path) -> No
     """Bit for bit the same weights, moments and random states, and the same best weights, as without."""
     setting |= {"checkpoint_every": 1, "annotator": "random", "evaluate_every": 3}
     whole = qa_options(output=tmp_path / "whole", **setting)
-    server = context().Process(target=int)  # starting the server that forks is no part of a run's duration
-    server.start()
-    server.join()
-    began = time.monotonic()
     process = start(whole, resume=False)
     process.join()
     assert process.exitcode == 0
-    duration = time.monotonic() - began
     killed = qa_options(output=tmp_path / "killed", **setting)
     chance, kills = random.Random(5), 0
-    for _ in range(6):
+    for least in (0, 2, 4, 7):  # checkpoints to wait for: the machine's speed decides neither whether nor how often
         process = start(killed, resume=True)
-        process.join(chance.uniform(0.1, 1.0) * duration)
+        while process.exitcode is None and _last_step(tmp_path / "killed") < least:
+            time.sleep(0.002)
+        process.join(chance.uniform(0.0, 0.05))
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -62,6 +62,41 @@ def test_killed_at_random_moments(setting: dict[str, Any], tmp_path: Path) -> No
     ]
     assert losses[1] == losses[0]
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def _last_step(folder: Path) -> int:
+    """Of the last checkpoint that is there, whole or not."""
+    steps = checkpoints.saved_steps(folder / "checkpoints")
+    return int(steps[-1].name.removeprefix("step-")) if steps else 0
+
+
+def test_what_killed_processes_left_is_removed(
+    setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run killed while it writes its result, for real; and what is not ours to remove stays."""
+    options = qa_options(output=tmp_path / "out", checkpoint_every=5, max_steps=6, **setting)
+    process = context().Process(target=run_with_fault, args=(options, "killed while writing the result"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    out = tmp_path / "out"
+    (left,) = out.glob(".model.safetensors.*")
+    assert left.stat().st_size > 0
+    step = checkpoints.saved_steps(out / "checkpoints")[-1]
+    dead, alive, here = process.pid, os.getppid(), socket.gethostname()
+    gone = [out / f".curves.png.{here}.{dead}", out / f".config.json.{dead}", step / f".state.json.{here}.{dead}"]
+    gone += [out / f".training.toml.{here}.{os.getpid()}", out / f".log.jsonl.elsewhere.{alive}"]
+    kept = [out / f".curves.png.{here}.{alive}", out / f".log.jsonl.other.{dead}", out / f".notes.{here}.{dead}"]
+    kept += [out / ".model.safetensors.backup"]
+    for path in [*gone, *kept]:
+        path.write_text("")
+    os.utime(gone[-1], (0, 0))
+    (out / "checkpoints" / f".step-00000007.{here}.{dead}").mkdir()
+    (out / "checkpoints" / f".step-00000007.{here}.{alive}").mkdir()
+    run(options, resume=True)
+    assert sorted(out.glob(".*")) == sorted(kept)
+    assert [path.name for path in (out / "checkpoints").glob(".*")] == [f".step-00000007.{here}.{alive}"]
+    assert not gone[2].exists()
 
 
 def test_a_full_disk(setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import QUESTIONS, qa_options, run, squad_file
 
@@ -169,6 +170,19 @@ def test_masked_language_modelling(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_steps_in_which_nothing_is_masked(source: Path, tmp_path: Path) -> None:
+    """They train nothing, and spoil nothing."""
+    (tmp_path / "text.txt").write_text(9 * "Ann met Bob. Dan fell down. ", encoding="utf-8")
+    options = MLMOptions(
+        source=str(source), output=str(tmp_path / "out"), files=(str(tmp_path / "text.txt"),), max_length=64,
+        max_steps=2, log_every=1, mask_probability=1e-9, weight_decay=0.0,
+    )  # fmt: skip
+    run(options)
+    assert [(line["loss"], line["grad_norm"]) for line in read_log(tmp_path / "out")] == [(0, 0)]
+    before, after = (LongformerModel.from_pretrained(x, add_pooling_layer=False) for x in (source, tmp_path / "out"))
+    assert all(torch.equal(x, y) for x, y in zip(before.parameters(), after.parameters(), strict=True))
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -267,3 +281,28 @@ def test_a_tokenizer_that_is_not_the_model_s(source: Path, tmp_path: Path) -> No
     LongformerTokenizer.from_pretrained(source)
     with pytest.raises(CheckpointError, match="sep_token_id is 5 for the model and 2 for the tokenizer"):
         run(qa_options(source, tmp_path / "out", squad_file(tmp_path / "squad.json")))
+
+
+def test_a_classifier_is_an_encoder_too(source: Path, tmp_path: Path) -> None:
+    """Its number of labels is that of a head which is not loaded. A head for answers with another number is refused."""
+    weights = {name: tensor.clone() for name, tensor in load_file(source / "model.safetensors").items()}
+    config = json.loads((source / "config.json").read_text())
+    file = squad_file(tmp_path / "squad.json")
+    three = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    (source / "config.json").write_text(json.dumps({**config, **three}))
+    with pytest.raises(
+        LongformerError, match=r"tiny: num_labels is 3; question answering has 2, .* if qa_outputs has two"
+    ):
+        run(qa_options(source, tmp_path / "out", file))
+    rows = {name: torch.zeros(3, *tensor.shape[1:]) for name, tensor in weights.items() if "qa_outputs" in name}
+    (source / "config.json").write_text(json.dumps(config))
+    save_file({**weights, **rows}, source / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"qa_outputs.weight is \[3, 16\], not \[2, 16\].*load another checkpoint"
+    ):
+        run(qa_options(source, tmp_path / "out", file))
+    (source / "config.json").write_text(json.dumps({**config, **three}))
+    encoder = {name: tensor for name, tensor in weights.items() if "qa_outputs" not in name}
+    save_file({**encoder, "classifier.weight": torch.zeros(3, 16)}, source / "model.safetensors")
+    run(qa_options(source, tmp_path / "out", file, max_steps=1))
+    assert LongformerForQuestionAnswering.from_pretrained(tmp_path / "out").config.num_labels == 2

@@ -5,21 +5,27 @@ Processes are forked from a server that has imported everything already, so that
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import longformer.checkpoint
 from longformer.errors import LongformerError
 from longformer.training import MLMOptions, QAOptions
 from longformer.training.checkpoints import TENSORS, saved_steps
+from longformer.training.loop import Trainer
+from longformer.training.mlm import MaskedLMTask
 from longformer.training.run import train_mlm, train_qa
 
 QUESTIONS = [
@@ -74,6 +80,59 @@ def run(options: QAOptions | MLMOptions, resume: bool = False) -> None:
         train_qa(options, resume=resume)
     else:
         train_mlm(options, resume=resume)
+
+
+def run_with_fault(options: QAOptions | MLMOptions, fault: str) -> None:
+    """Train; ``fault`` is of this process alone, which is one of its own for the test."""
+    _put_fault(fault)
+    run(options)
+
+
+def _put_fault(fault: str) -> None:
+    train = Trainer._train
+
+    def fail(*arguments: Any) -> Any:
+        raise LongformerError("a fault")
+
+    def die(tensors: Any, path: Path, **named: Any) -> None:
+        save_file(tensors, path, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
+        if self.step == 4:
+            os.kill(os.getpid(), signal.Signals[fault])
+        return train(self, *arguments)
+
+    def spoil_log(self: Trainer, *arguments: Any) -> Any:
+        (self.folder / "log.jsonl").unlink()
+        (self.folder / "log.jsonl").mkdir()
+        return train(self, *arguments)
+
+    if fault == "measuring":
+        MaskedLMTask.bits_by_row = fail  # type: ignore[method-assign]
+    elif fault == "backward":
+        Trainer._backward = fail  # type: ignore[method-assign]
+    elif fault == "killed while writing the result":
+        longformer.checkpoint.save_file = die
+    elif fault in ("SIGTERM", "SIGINT"):
+        Trainer._train = interrupted  # type: ignore[method-assign]
+    elif fault == "log":
+        Trainer._train = spoil_log  # type: ignore[method-assign]
+
+
+def interrupted_command(fault: str, *arguments: str) -> tuple[int, str]:
+    """Exit status and standard error of the command, whose process is sent a signal during its fifth step."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        _put_fault(fault)
+        torch.set_num_threads(1)
+        return command(*arguments), said.getvalue()
+
+
+def printed(*arguments: str) -> tuple[int, str]:
+    """The exit status and the standard output of the command."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        return command(*arguments), output.getvalue()
 
 
 def command(*arguments: str) -> int:

@@ -1,8 +1,8 @@
 """Training: fine-tuning on question answering, and masked language modelling.
 
 Read ``loop`` first. ``options`` says what can be chosen, ``qa`` and ``mlm`` make rows of data, ``batches`` makes steps
-of rows, ``optimizer``, ``parallel``, ``checkpoints`` and ``log`` are what their names say, ``run`` puts all together,
-and ``cli`` makes commands of it.
+of rows, ``optimizer``, ``parallel``, ``checkpoints``, ``signals`` and ``log`` are what their names say, ``run`` puts
+all together, ``measure`` measures without training, and ``cli`` makes commands of it.
 """
 
 from importlib import import_module

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from longformer.errors import CheckpointError
 from longformer.hub import said
-from longformer.weights import replace_file
+from longformer.weights import abandoned, replace_file, unfinished
 
+CHECKPOINTS = "checkpoints"
 TENSORS = "state.safetensors"
 STATE = "state.json"
 
@@ -42,9 +43,9 @@ def save_state(folder: Path, state: RunState, *, keep: int) -> None:
             were.
     """
     name = _name(state.values["step"])
-    new = folder / f".{name}.{os.getpid()}"
+    new = unfinished(folder / name)
     try:
-        _remove_unfinished(folder)
+        _remove_abandoned_steps(folder)
         new.mkdir(parents=True)
         save_file({key: tensor.contiguous() for key, tensor in state.tensors.items()}, new / TENSORS)
         _write_values(new, state.values, _sha256(new / TENSORS))
@@ -142,8 +143,25 @@ def rng_of(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def _remove_unfinished(folder: Path) -> None:
-    for path in folder.glob(".step-*"):
+def remove_abandoned(folder: Path, names: Sequence[str]) -> None:
+    """Remove what processes that were killed left of checkpoints in ``folder``, a run's, and of ``names`` beside them.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    if not folder.is_dir():
+        return
+    for path in abandoned(folder, names):
+        path.unlink(missing_ok=True)
+    steps = folder / CHECKPOINTS
+    _remove_abandoned_steps(steps)
+    for path in [path for step in saved_steps(steps) for path in abandoned(step, [STATE])]:
+        path.unlink(missing_ok=True)
+
+
+def _remove_abandoned_steps(folder: Path) -> None:
+    names = {path.name[1:].partition(".")[0] for path in folder.glob(".step-*")}
+    for path in abandoned(folder, sorted(names)):
         shutil.rmtree(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Callable
@@ -88,6 +89,58 @@ def qa(resume: bool, **given: Any) -> None:
     from longformer.training.run import train_qa
 
     train_qa(options, resume=resume)
+
+
+@click.command("evaluate-mlm")
+@click.argument("model")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of MODEL on the hub.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=8),
+    metavar="N",
+    help="Tokens of a row; 4096 unless given, or as many as the model has positions for if fewer.",
+)
+@click.option(
+    "--mask-probability",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=MLMOptions.mask_probability,
+    show_default=True,
+    metavar="X",
+    help="Share of the tokens to predict.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=MLMOptions.seed, show_default=True, metavar="N", help="Of the masks."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+    default="float32",
+    show_default=True,
+    help="Precision.",
+)
+@click.option("--device", metavar="NAME", help="Where to compute, such as cuda; the CPU unless named.")
+@click.option(
+    "--impl",
+    type=click.Choice(["auto", "reference", "banded", "blocked", "triton"]),
+    default="auto",
+    help="How attention is computed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object of the figures.")
+def evaluate_mlm(model: str, files: tuple[str, ...], dtype: str, as_json: bool, **settings: Any) -> None:
+    """Bits per masked token of MODEL (folder or name on the hub) on text FILEs, with a 95 % interval.
+
+    Files are read, packed and masked as `train mlm --evaluate-on` does it: with the same length, share and seed the
+    same tokens are masked. MODEL has a masked-LM head, as `train mlm` writes it. Under torchrun the processes share
+    the rows.
+    """
+    import torch
+
+    from longformer.training.measure import describe, measure_mlm
+
+    found = measure_mlm(model, files, dtype=getattr(torch, dtype), **settings)
+    if found is not None:
+        click.echo(json.dumps(found) if as_json else describe(found))
 
 
 @train.command("mlm")

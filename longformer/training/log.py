@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from longformer.distributed import Processes, together
 from longformer.errors import LongformerError
 from longformer.training.checkpoints import replace_text
 from longformer.weights import replace_file
@@ -34,7 +36,11 @@ class Log:
         state: of a resumed run, what :meth:`state` gave then.
         steps: of the whole run.
         every: steps between lines.
-        active: False in all processes but the first: nothing is written or shown.
+        group: the processes, all of which call every method; the first alone writes and shows. An error of its is
+            raised by all.
+
+    Raises:
+        LongformerError: the log cannot be written; of every method that writes.
     """
 
     def __init__(
@@ -44,23 +50,28 @@ class Log:
         step: int,
         steps: int,
         every: int,
-        active: bool,
+        group: Processes,
         evaluated: bool = True,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = folder / LOG
-        self.every, self.steps, self.active = every, steps, active
-        self.bar = tqdm(total=steps, initial=step, unit="step", disable=None if active else True)
+        self.every, self.steps, self.group = every, steps, group
         self.average, self.weight = 0.0, 0.0
         self._start_interval()
         if state is not None:
             self.losses += state["losses"]
             self.tokens, self.seconds = state["tokens"], state["seconds"]
             self.average, self.weight = state["average"], state["weight"]
-        if active:
+        with together(group):
+            if group.is_first:
+                self._forget_later(step, evaluated)
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=None if group.is_first else True)
+
+    def _forget_later(self, step: int, evaluated: bool) -> None:
+        with _written(self.path):
             kept = [
                 line
-                for line in read_log(folder)
+                for line in read_log(self.path.parent)
                 if line["step"] < step or (line["step"] == step and (evaluated or not _is_evaluation(line)))
             ]
             replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -116,7 +127,7 @@ class Log:
 
     def say(self, message: str) -> None:
         """Write a line to standard error, above the bar."""
-        if self.active:
+        if self.group.is_first:
             tqdm.write(message, file=sys.stderr)
 
     def close(self) -> None:
@@ -124,14 +135,22 @@ class Log:
         self.bar.close()
 
     def _append(self, **values: Any) -> None:
-        if self.active:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
+        with together(self.group):
+            if self.group.is_first:
+                with _written(self.path), self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(values) + "\n")
-            except OSError as error:
-                raise LongformerError(
-                    f"{self.path} cannot be written: {error.strerror}; mend that, then go on with --resume"
-                ) from None
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say what is to be done where a file of the run's folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise LongformerError(
+            f"{path} cannot be written: {error.strerror or error}; make room or mend what is wrong, then go on with "
+            "--resume"
+        ) from None
 
 
 def _is_evaluation(line: Mapping[str, Any]) -> bool:
@@ -159,10 +178,15 @@ def check_plotting() -> None:
 
 
 def plot_curves(folder: Path) -> None:
-    """Draw loss and learning rate, and the scores of evaluations if there are any, into ``curves.png``."""
+    """Draw loss and learning rate, and the scores of evaluations if there are any, into ``curves.png``.
+
+    Raises:
+        LongformerError: it cannot be written.
+    """
     from matplotlib.figure import Figure
 
-    lines = read_log(folder)
+    with _written(folder / CURVES):
+        lines = read_log(folder)
     training = [line for line in lines if "loss" in line]
     scores = [line for line in lines if _is_evaluation(line)]
     names = sorted({name for line in scores for name in line if name not in ("step", "total")})
@@ -180,4 +204,5 @@ def plot_curves(folder: Path) -> None:
     if names:
         panels[1].set(xlabel="step", ylabel="evaluation")
         panels[1].legend()
-    replace_file(folder / CURVES, lambda new: figure.savefig(new, dpi=110, format="png"))
+    with _written(folder / CURVES):
+        replace_file(folder / CURVES, lambda new: figure.savefig(new, dpi=110, format="png"))

@@ -21,13 +21,14 @@ from longformer.distributed import Processes, full, together
 from longformer.errors import CheckpointError, LongformerError
 from longformer.training import checkpoints
 from longformer.training.batches import Part, parts_of_step, steps_of_epoch
+from longformer.training.checkpoints import CHECKPOINTS
 from longformer.training.log import Log, plot_curves
 from longformer.training.optimizer import make_optimizer, set_learning_rate
 from longformer.training.options import TrainingOptions
 from longformer.training.parallel import Parallel
+from longformer.training.signals import Signals, leave
 from longformer.weights import SAFETENSORS
 
-CHECKPOINTS = "checkpoints"
 VALUES = (  # of a checkpoint, beside its tensors
     "step", "best", "best_step", "worse", "stopped", "evaluated", "processes", "data", "origin", "log",
 )  # fmt: skip
@@ -96,6 +97,7 @@ class Trainer:
         self.stopped = False
         self.evaluated = True  # False between a checkpoint and the evaluation that is due at its step
         self.log_state: dict[str, Any] | None = None
+        self.signals = Signals(group)
         # Each process draws dropout of its own.
         torch.manual_seed(options.seed + group.rank)
 
@@ -107,31 +109,32 @@ class Trainer:
 
         Raises:
             LongformerError: the loss is not finite, memory or disk do not suffice. The last checkpoint is intact.
+            SystemExit, KeyboardInterrupt: of SIGTERM and SIGINT, once a step is finished and saved.
         """
         options = self.options
-        with together(self.group):
-            log = Log(
-                self.folder,
-                step=self.step,
-                steps=self.steps,
-                every=options.log_every,
-                active=self.group.is_first,
-                evaluated=self.evaluated,
-                state=self.log_state,
-            )
-            if note:
-                log.note(self.step, note)
+        log = Log(
+            self.folder,
+            step=self.step,
+            steps=self.steps,
+            every=options.log_every,
+            group=self.group,
+            evaluated=self.evaluated,
+            state=self.log_state,
+        )
         self.parallel.model.train()
         try:
-            if not self.evaluated:
-                self._evaluate(log)
-            while self._unfinished():
-                epoch, done = divmod(self.step, self.per_epoch)
-                order = steps_of_epoch(self.task.lengths, options.batch_size, seed=options.seed, epoch=epoch)
-                for rows in order[done : done + self.steps - self.step]:
-                    self._advance(rows, epoch, log)
-                    if not self._unfinished():
-                        break
+            with self.signals.noted():
+                if note:
+                    log.note(self.step, note)
+                if not self.evaluated:
+                    self._evaluate(log)
+                while self._unfinished():
+                    epoch, done = divmod(self.step, self.per_epoch)
+                    order = steps_of_epoch(self.task.lengths, options.batch_size, seed=options.seed, epoch=epoch)
+                    for rows in order[done : done + self.steps - self.step]:
+                        self._advance(rows, epoch, log)
+                        if not self._unfinished():
+                            break
         except torch.cuda.OutOfMemoryError:
             raise LongformerError(
                 f"the device's memory does not suffice for parts of {options.batch_tokens} tokens; "
@@ -139,9 +142,9 @@ class Trainer:
             ) from None
         finally:
             log.close()
+        if not options.evaluates:
+            self._save_weights()
         with together(self.group):
-            if not options.evaluates:
-                self._save_weights()
             if options.plot and self.group.is_first:
                 plot_curves(self.folder)
 
@@ -158,12 +161,17 @@ class Trainer:
         every = self.options.evaluate_every
         due = self.step % self.per_epoch == 0 if every is None else self.step % every == 0
         self.evaluated = not (self.options.evaluates and (due or last))
+        asked = self.signals.agreed()
         # Before an evaluation, so that one that fails costs nothing, and that the best weights are never of a step
         # which a run that was killed does not come by again.
-        if last or not self.evaluated or self.step % self.options.checkpoint_every == 0:
+        if asked or last or not self.evaluated or self.step % self.options.checkpoint_every == 0:
             self.save(log)
-        if not self.evaluated:
+        if not self.evaluated and not asked:
             self._evaluate(log)
+            asked = self.signals.agreed()
+        if asked:
+            log.say(f"stopped by {asked.name} at step {self.step} of {self.steps}, which is saved; go on with --resume")
+            leave(asked)
 
     def _train(self, rows: Sequence[int], epoch: int) -> Done:
         group, options = self.group, self.options
@@ -239,8 +247,14 @@ class Trainer:
                 extra = {"architectures": [self.parallel.kind.__name__], "dtype": dtype_name(tensors.values())}
                 write_checkpoint(self.folder, tensors, lambda path: self.parallel.config.save(path, **extra))
                 # Before a checkpoint says that these are the best.
-                for path in (self.folder / SAFETENSORS, self.folder / CONFIG, self.folder):
-                    checkpoints.sync(path)
+                try:
+                    for path in (self.folder / SAFETENSORS, self.folder / CONFIG, self.folder):
+                        checkpoints.sync(path)
+                except OSError as error:
+                    raise CheckpointError(
+                        f"the weights cannot be written into {self.folder}: {error.strerror}; make room or mend what "
+                        "is wrong, then go on with --resume"
+                    ) from None
 
     def _values(self, log: Log) -> dict[str, Any]:
         return {

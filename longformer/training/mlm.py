@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longformer.checkpoint import Pretrained
-from longformer.distributed import Processes
+from longformer.distributed import Processes, together
 from longformer.errors import DataError, LongformerError
 from longformer.heads import IGNORED
 from longformer.tokenizer import LongformerTokenizer
@@ -78,57 +78,37 @@ def pack_documents(documents: Iterable[str], tokenizer: LongformerTokenizer, max
     return torch.tensor([[cls, *row, sep] + [pad] * (content - len(row)) for row in rows])
 
 
-class MaskedLMTask:
-    """Rows to train on, and rows to measure on.
+class Masking:
+    """Which tokens of a row are to be predicted, and what is shown in their place.
 
     Args:
-        train: documents to train on.
-        held: documents to measure on; may be none.
         tokenizer: the model's, with a mask token.
-        options: the choices.
+        probability: share of the tokens to predict, beside special ones.
+        seed: of the draws.
 
     Raises:
-        DataError, LongformerError: nothing to train on; rows that do not fit; no mask token.
+        LongformerError: no mask token.
     """
 
-    score = "bits_per_token"
-    higher = False
-    some_unused = True  # the global projections: no token is global
-
-    def __init__(
-        self, train: Sequence[str], held: Sequence[str], tokenizer: LongformerTokenizer, options: MLMOptions
-    ) -> None:
+    def __init__(self, tokenizer: LongformerTokenizer, *, probability: float, seed: int) -> None:
         if tokenizer.mask_token_id is None:
             raise LongformerError("the tokenizer has no mask token, without which nothing can be predicted")
-        if options.max_length > options.batch_tokens:
-            raise LongformerError(
-                f"batch_tokens is {options.batch_tokens} and max_length {options.max_length}, which cannot be cut; "
-                f"give batch_tokens of at least {options.max_length}"
-            )
-        self.options = options
+        self.probability, self.seed = probability, seed
         self.mask, self.vocabulary = tokenizer.mask_token_id, tokenizer.vocab_size
         self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
         self.pad = tokenizer.pad_token_id
-        self.rows = pack_documents(train, tokenizer, options.max_length)
-        self.held = pack_documents(held, tokenizer, options.max_length) if held else None
-        self.lengths: list[int] = (self.rows != self.pad).sum(dim=1).tolist()
-        digest = hashlib.sha256(self.rows.numpy().tobytes())
-        if self.held is not None:
-            digest.update(self.held.numpy().tobytes())
-        self.fingerprint = digest.hexdigest()
 
-    def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
-        """input_ids, attention_mask and labels, (B, S) each; and how many tokens are to be predicted."""
-        return self._mask([self.rows[row] for row in rows], [(epoch, row) for row in rows])
+    def __call__(self, rows: Sequence[Tensor], numbers: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], int]:
+        """input_ids, attention_mask and labels, (B, S) each; and how many tokens are to be predicted.
 
-    def _mask(self, rows: Sequence[Tensor], numbers: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], int]:
-        """Tokens are drawn anew for each pair of ``numbers`` (epoch, row), and by nothing else."""
+        Tokens are drawn anew for each pair of ``numbers`` (epoch, row), and by nothing else.
+        """
         ids = torch.stack(list(rows))
         labels = torch.full_like(ids, IGNORED)
         for i, number in enumerate(numbers):
-            draw = generator(self.options.seed, *number)
+            draw = generator(self.seed, *number)
             chance = torch.rand(ids.shape[1], generator=draw)
-            chosen = (chance < self.options.mask_probability) & ~torch.isin(ids[i], self.special)
+            chosen = (chance < self.probability) & ~torch.isin(ids[i], self.special)
             labels[i, chosen] = ids[i, chosen]
             kind = torch.rand(ids.shape[1], generator=draw)
             ids[i, chosen & (kind < MASKED)] = self.mask
@@ -140,6 +120,91 @@ class MaskedLMTask:
         arguments = {"input_ids": ids, "attention_mask": (torch.stack(list(rows)) != self.pad).long()}
         return {**arguments, "labels": labels}, int((labels != IGNORED).sum())
 
+
+class HeldOut:
+    """Rows to measure on, with always the same masks.
+
+    Args:
+        rows: (N, S) int64, as :func:`pack_documents` makes them.
+        masking: decides the masks.
+        name: of the texts, for a message.
+
+    Raises:
+        DataError: not a single token is to be predicted, so that there is nothing to measure.
+    """
+
+    def __init__(self, rows: Tensor, masking: Masking, *, name: str = "the text held out") -> None:
+        self.rows, self.masking = rows, masking
+        if not any(self._masked(row)[1] for row in range(len(rows))):
+            tokens = int((~torch.isin(rows, masking.special)).sum())
+            raise DataError(
+                f"none of the {tokens} tokens of {name} is drawn to be predicted, so that nothing can be measured; "
+                f"give more text, or another seed, or raise mask_probability, which is {masking.probability}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _masked(self, row: int) -> tuple[dict[str, Tensor], int]:
+        return self.masking([self.rows[row]], [(FIXED, row)])
+
+    def bits_by_row(self, model: Pretrained, rows: Iterable[int]) -> Iterator[tuple[float, int]]:
+        """For each of some rows the bits that its predicted tokens take, and how many they are.
+
+        Raises:
+            LongformerError: the model's scores are not finite.
+        """
+        device = next(model.parameters()).device
+        for row in rows:
+            inputs, count = self._masked(row)
+            with torch.inference_mode():
+                loss: Tensor = model(**{name: x.to(device) for name, x in inputs.items()})[0]
+            if not bool(loss.isfinite()):
+                raise LongformerError("the model's scores are not finite; its weights are damaged")
+            yield loss.item() * count / math.log(2), count
+
+
+class MaskedLMTask:
+    """Rows to train on, and rows to measure on.
+
+    Args:
+        train: documents to train on.
+        held: documents to measure on; may be none.
+        tokenizer: the model's, with a mask token.
+        options: the choices.
+
+    Raises:
+        DataError, LongformerError: nothing to train or to measure on; rows that do not fit; no mask token.
+    """
+
+    score = "bits_per_token"
+    higher = False
+    some_unused = True  # the global projections: no token is global
+
+    def __init__(
+        self, train: Sequence[str], held: Sequence[str], tokenizer: LongformerTokenizer, options: MLMOptions
+    ) -> None:
+        self.masking = Masking(tokenizer, probability=options.mask_probability, seed=options.seed)
+        if options.max_length > options.batch_tokens:
+            raise LongformerError(
+                f"batch_tokens is {options.batch_tokens} and max_length {options.max_length}, which cannot be cut; "
+                f"give batch_tokens of at least {options.max_length}"
+            )
+        self.rows = pack_documents(train, tokenizer, options.max_length)
+        self.held: HeldOut | None = None
+        if held:
+            name = ", ".join(options.evaluate_on) or "the text held out"
+            self.held = HeldOut(pack_documents(held, tokenizer, options.max_length), self.masking, name=name)
+        self.lengths: list[int] = (self.rows != self.masking.pad).sum(dim=1).tolist()
+        digest = hashlib.sha256(self.rows.numpy().tobytes())
+        if self.held is not None:
+            digest.update(self.held.rows.numpy().tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
+        """input_ids, attention_mask and labels, (B, S) each; and how many tokens are to be predicted."""
+        return self.masking([self.rows[row] for row in rows], [(epoch, row) for row in rows])
+
     def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of the tokens to be predicted."""
         loss: Tensor = model(**inputs)[0]
@@ -149,20 +214,14 @@ class MaskedLMTask:
         """Bits per predicted token on the documents held out, whose rows the processes share."""
         assert self.held is not None
         bits, tokens = 0.0, 0
-        for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held)))):
-            bits += row_bits
-            tokens += row_tokens
+        with together(group):
+            for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held)))):
+                bits += row_bits
+                tokens += row_tokens
         all_bits, all_tokens = group.sum([bits, tokens])
-        return {"bits_per_token": all_bits / max(1.0, all_tokens)}
+        return {"bits_per_token": all_bits / all_tokens}
 
     def bits_by_row(self, model: Pretrained, rows: Iterable[int]) -> Iterator[tuple[float, int]]:
-        """For each of some held-out rows the bits that its predicted tokens take, and how many they are."""
+        """:meth:`HeldOut.bits_by_row` of the documents held out."""
         assert self.held is not None
-        device = next(model.parameters()).device
-        for row in rows:
-            inputs, count = self._mask([self.held[row]], [(FIXED, row)])
-            with torch.inference_mode():
-                loss: Tensor = model(**{name: x.to(device) for name, x in inputs.items()})[0]
-            if not bool(loss.isfinite()):
-                raise LongformerError("the model's scores are not finite; its weights are damaged")
-            yield loss.item() * count / math.log(2), count
+        return self.held.bits_by_row(model, rows)

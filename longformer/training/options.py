@@ -54,6 +54,7 @@ class TrainingOptions:
     """
 
     source: str = choice("", "Checkpoint to start from: a folder, or a name on the hub.")
+    revision: str | None = choice(None, "Branch, tag or commit of SRC on the hub.")
     output: str = choice("", "Folder of the run; the best weights lie there as a checkpoint.", result=False)
     files: tuple[str, ...] = choice((), "Files to train on.", result=False)
     evaluate_on: tuple[str, ...] = choice((), "File to measure on during training; may be given again.", result=False)

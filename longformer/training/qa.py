@@ -116,6 +116,21 @@ def _tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[i
     return (inside[0], inside[-1]) if inside else None
 
 
+def fingerprint(features: Iterable[Feature], held: Iterable[Example]) -> str:
+    """A hash of all that is trained and measured on, in its order, taken piece by piece: as one text it would be huge.
+
+    It is that of two lists' ``repr``, as checkpoints of runs hold it.
+    """
+    digest = hashlib.sha256()
+    pieces: tuple[Iterable[Any], ...] = (features, ((e.id, e.question, e.context, e.answers) for e in held))
+    for items in pieces:
+        digest.update(b"[")
+        for i, item in enumerate(items):
+            digest.update(f"{', ' if i else ''}{item!r}".encode())
+        digest.update(b"]")
+    return digest.hexdigest()
+
+
 class QuestionAnsweringTask:
     """Rows to train on, and questions to measure on.
 
@@ -148,9 +163,7 @@ class QuestionAnsweringTask:
                 f"cut; give at least {longest}, or lower max_length"
             )
         self.no_answers = any(example.is_impossible for example in train)
-        digest = hashlib.sha256(repr(self.features).encode())
-        digest.update(repr([(e.id, e.question, e.context, e.answers) for e in held]).encode())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = fingerprint(self.features, held)
 
     def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
         """input_ids and attention_mask (B, S), spans (B, 2), first and last token of the answer; and B."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import longformer
 from longformer.attention import LongformerSelfAttention
-from longformer.checkpoint import Pretrained, todays_name
+from longformer.checkpoint import CONFIG, Pretrained, todays_name
 from longformer.distributed import check_agreement, processes, together
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.evaluation import QuestionFile, check_questions
@@ -22,9 +22,9 @@ from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnsweri
 from longformer.question_answering import QuestionAnswerer
 from longformer.squad import Example, offset_report, read_squad
 from longformer.tokenizer import LongformerTokenizer
-from longformer.training.checkpoints import replace_text
-from longformer.training.log import check_plotting
-from longformer.training.loop import CHECKPOINTS, Task, Trainer
+from longformer.training.checkpoints import CHECKPOINTS, remove_abandoned, replace_text
+from longformer.training.log import CURVES, LOG, check_plotting
+from longformer.training.loop import Task, Trainer
 from longformer.training.mlm import MaskedLMTask, read_documents
 from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
 from longformer.training.qa import QuestionAnsweringTask
@@ -102,7 +102,7 @@ def _train(
                 check_plotting()
             if group.is_first:
                 changed = _check_folder(options, resume)
-            tokenizer = LongformerTokenizer.from_pretrained(options.source)
+            tokenizer = LongformerTokenizer.from_pretrained(options.source, revision=options.revision)
             model = _load(options, kind, head, tokenizer, say)
             task = prepare(model, tokenizer, say)
             origin = _digest(model)
@@ -199,11 +199,12 @@ def _load(
     tokenizer: LongformerTokenizer,
     say: Callable[[str], None],
 ) -> Pretrained:
-    has_head = any(todays_name(name).startswith(head) for name in read_tensors(find_weights(options.source)))
+    weights = read_tensors(find_weights(options.source, revision=options.revision))
+    has_head = any(todays_name(name).startswith(head) for name in weights)
     if not has_head:
         say(f"{options.source} has no such head ({head.rstrip('.')}): it is drawn afresh")
     torch.manual_seed(options.seed)
-    model = kind.from_pretrained(options.source, impl=options.impl, new_head=not has_head)
+    model = kind.from_pretrained(options.source, revision=options.revision, impl=options.impl, new_head=not has_head)
     if options.max_length > model.config.max_tokens:
         raise LongformerError(
             f"max_length is {options.max_length}; the model has positions for {model.config.max_tokens} tokens"
@@ -249,7 +250,10 @@ def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenize
     """Write what a run's folder has from its first moment on."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder, (SAFETENSORS, CONFIG, OPTIONS, LOG, CURVES))
         tokenizer.save_pretrained(folder)
         replace_text(folder / OPTIONS, options.to_toml())
     except OSError as error:
-        raise LongformerError(f"{folder} cannot be written: {error.strerror}") from None
+        raise LongformerError(
+            f"{folder} cannot be written: {error.strerror}; make room, or name a folder that can be"
+        ) from None

@@ -1,0 +1,61 @@
+"""What goes wrong in one of several processes ends them all, with one clear error in each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import save_tiny_checkpoint
+from training_runs import qa_options, run, run_with_fault, squad_file, together
+
+from longformer import LongformerError
+from longformer.training import MLMOptions
+
+REMEDY = "make room or mend what is wrong, then go on with --resume"
+
+
+@pytest.mark.parametrize(
+    ("rank", "fault", "message"),
+    [
+        (0, "log", rf"log\.jsonl cannot be written: Is a directory; {REMEDY}"),
+        (1, "measuring", "a fault"),
+        (1, "backward", "a fault"),
+    ],
+)
+def test_an_error_of_one_process_reaches_the_other(tmp_path: Path, rank: int, fault: str, message: str) -> None:
+    (tmp_path / "text.txt").write_text(12 * "Ann met Bob, and Dan fell down. ", encoding="utf-8")
+    text = (str(tmp_path / "text.txt"),)
+    source = save_tiny_checkpoint(tmp_path / "tiny")
+    options = MLMOptions(
+        source=str(source), output=str(tmp_path / "out"), files=text, evaluate_on=text, max_length=48, batch_size=4,
+        max_steps=2, log_every=1,
+    )  # fmt: skip
+    found = together(run_with_fault, [(options, fault if rank == 0 else ""), (options, fault if rank == 1 else "")])
+    assert_error(found.pop(rank), message)
+    # In the midst of an exchange of gradients the other one cannot be told, but sees that it is alone.
+    assert_error(found.pop(), "lost the others" if fault == "backward" else f"process {rank} of 2: .*{message}")
+
+
+def assert_error(found: str, message: str) -> None:
+    assert re.match(f"LongformerError: .*{message}", found), found
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "curves.png"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, size: int) -> None:
+    """When the run begins, and when all is done but for the picture; what was trained is not lost by that."""
+    source, file = save_tiny_checkpoint(tmp_path / "tiny"), squad_file(tmp_path / "squad.json")
+    (tmp_path / "out" / name).mkdir(parents=True)
+    options = qa_options(source, tmp_path / "out", file, max_steps=1, plot=True)
+    message = rf"{name} cannot be written: .*; {REMEDY}"
+    if size == 1:
+        with pytest.raises(LongformerError, match=message):
+            run(options)
+    else:
+        for found in together(run, [(options,), (options,)]):
+            assert_error(found, message)
+    assert (tmp_path / "out" / "model.safetensors").exists() == (name == "curves.png")
+    (tmp_path / "out" / name).rmdir()
+    run(options, resume=True)
+    assert (tmp_path / "out" / "curves.png").is_file()
