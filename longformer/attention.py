@@ -60,7 +60,7 @@ class LongformerSelfAttention(nn.Module):
 
     Args:
         config: the model's configuration.
-        layer: number of the layer, which decides its window.
+        layer: number of the layer, which decides its window and its heads' dilation.
         impl: implementation of the kernels, see :func:`longformer.kernels.choose`.
     """
 
@@ -69,6 +69,7 @@ class LongformerSelfAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.head_dim
         self.window = config.window(layer)
+        self.dilation = config.dilation(layer)
         self.dropout_p = config.attention_probs_dropout_prob
         self.impl = impl
         self.query = Linear(config.hidden_size, config.hidden_size)
@@ -112,9 +113,11 @@ class LongformerSelfAttention(nn.Module):
         common: dict[str, Any] = {"key_mask": batch.key_mask, "dropout_p": dropout_p, "impl": self.impl}
         if self.impl in ops.TRACED:
             common["scale"] = 1 / math.sqrt(self.head_dim)
-            out = ops.attention(query, key, value, window=self.window, index=batch.global_index, **common)
+            pattern: dict[str, Any] = {"window": self.window, "dilation": self.dilation, "index": batch.global_index}
+            out = ops.attention(query, key, value, **pattern, **common)
         else:
-            out = sliding_window_attention(query, key, value, self.window, global_mask=batch.global_mask, **common)
+            pattern = {"dilation": self.dilation, "global_mask": batch.global_mask}
+            out = sliding_window_attention(query, key, value, self.window, **pattern, **common)
         if batch.global_mask is not None:
             projected = heads(self.query_global), heads(self.key_global), heads(self.value_global)
             if self.impl in ops.TRACED:
@@ -140,6 +143,7 @@ class LongformerSelfAttention(nn.Module):
             key,
             value,
             self.window,
+            dilation=self.dilation,
             key_mask=_row(document.key_mask),
             global_mask=global_mask,
             dropout_p=self.dropout_p if self.training else 0.0,

@@ -78,6 +78,7 @@ class Pretrained(nn.Module):
         impl: str = "auto",
         local_files_only: bool = False,
         new_head: bool = False,
+        config: LongformerConfig | None = None,
         **arguments: Any,
     ) -> Model:
         """Load a model, in ``eval()`` mode, with every weight from the checkpoint.
@@ -96,6 +97,8 @@ class Pretrained(nn.Module):
             local_files_only: look only in the hub's local cache. ``HF_HUB_OFFLINE=1`` does the same for everything.
             new_head: draw the head's weights afresh, for fine-tuning; without it, a checkpoint that lacks them is an
                 error, since a random head would answer as confidently as a trained one.
+            config: what the weights are loaded into instead of the checkpoint's own architecture, such as that one
+                with other windows: ``LongformerConfig.from_file(...).replace(attention_window=128)``.
             arguments: further arguments of the class, such as ``add_pooling_layer=False``.
 
         Raises:
@@ -107,7 +110,8 @@ class Pretrained(nn.Module):
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             names = " or ".join(map(repr, precision.NAMED))
             raise CheckpointError(f"dtype is {dtype!r}; it must be a floating type such as torch.float32, or {names}")
-        config = read_config(name_or_path, revision=revision, local_files_only=local_files_only)
+        if config is None:
+            config = read_config(name_or_path, revision=revision, local_files_only=local_files_only)
         if new_head and cls.num_labels is not None:  # what the config says is of a head that is not loaded
             config = config.replace(num_labels=cls.num_labels)
         try:

@@ -36,6 +36,9 @@ class LongformerConfig:
         initializer_range: standard deviation of freshly drawn weights.
         attention_window: two-sided window of each layer, as the hub counts it: 512 lets a token see 256 tokens on
             each side of itself. One number for all layers, or one a layer.
+        attention_dilation: gap between the tokens of the window. One for all, or one a layer, which is itself one for
+            all heads or one a head. Weights know nothing of it, so that any checkpoint loads with any. transformers'
+            model computes none.
         pad_token_id, bos_token_id, eos_token_id, sep_token_id: ids of the special tokens.
         num_labels: outputs of the head: 2 (start and end) for question answering.
 
@@ -56,6 +59,7 @@ class LongformerConfig:
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     attention_window: int | tuple[int, ...] = 512
+    attention_dilation: int | tuple[int | tuple[int, ...], ...] = 1
     pad_token_id: int = 1
     bos_token_id: int = 0
     eos_token_id: int = 2
@@ -97,6 +101,7 @@ class LongformerConfig:
             f"more than pad_token_id + 1 = {self.pad_token_id + 1}, since positions start after the padding's",
         )
         object.__setattr__(self, "attention_window", self._windows())
+        object.__setattr__(self, "attention_dilation", self._dilations())
 
     def _windows(self) -> tuple[int, ...]:
         given: object = self.attention_window
@@ -112,6 +117,32 @@ class LongformerConfig:
             )
         return tuple(windows)
 
+    def _dilations(self) -> int | tuple[int | tuple[int, ...], ...]:
+        """As short as it can be said: what is alike in all heads, or in all layers, is one number."""
+        given: object = self.attention_dilation
+        layers = (given,) * self.num_hidden_layers if _is_int(given) else given
+        must = "an int >= 1, or a list of one a layer, which is such an int or a list of one a head"
+        _require(isinstance(layers, (list, tuple)), "attention_dilation", given, must)
+        assert isinstance(layers, (list, tuple))
+        found: list[int | tuple[int, ...]] = []
+        for layer in layers:
+            heads = (layer,) * self.num_attention_heads if _is_int(layer) else layer
+            valid = isinstance(heads, (list, tuple)) and all(_is_int(d) and d >= 1 for d in heads)
+            _require(valid, "attention_dilation", given, must)
+            if len(heads) != self.num_attention_heads:
+                raise ConfigError(
+                    f"attention_dilation lists {len(heads)} gaps in a layer for num_attention_heads "
+                    f"{self.num_attention_heads}; give one a head, or a single number for all"
+                )
+            found.append(heads[0] if len(set(heads)) == 1 else tuple(heads))
+        if len(found) != self.num_hidden_layers:
+            raise ConfigError(
+                f"attention_dilation lists {len(found)} layers for num_hidden_layers {self.num_hidden_layers}; "
+                "give one a layer, or a single number for all"
+            )
+        first = found[0]
+        return first if isinstance(first, int) and set(found) == {first} else tuple(found)
+
     @property
     def head_dim(self) -> int:
         """D, the dimension of one attention head."""
@@ -126,6 +157,11 @@ class LongformerConfig:
         """(left, right): tokens that layer ``layer`` sees on each side, as the kernels count them."""
         assert isinstance(self.attention_window, tuple)
         return self.attention_window[layer] // 2, self.attention_window[layer] // 2
+
+    def dilation(self, layer: int) -> tuple[int, ...]:
+        """Gap between the tokens of layer ``layer``'s window, one a head, as the kernels count it."""
+        given = self.attention_dilation if isinstance(self.attention_dilation, int) else self.attention_dilation[layer]
+        return (given,) * self.num_attention_heads if isinstance(given, int) else given
 
     def replace(self, **changes: Any) -> LongformerConfig:
         """A copy with ``changes``; a changed ``num_hidden_layers`` needs its ``attention_window``."""
@@ -176,6 +212,10 @@ class LongformerConfig:
         """The entries of ``config.json``, as the hub's other readers expect them."""
         values = dataclasses.asdict(self)
         values["attention_window"] = list(values["attention_window"])
+        dilation = values.pop("attention_dilation")
+        if dilation != 1:
+            each = dilation if isinstance(dilation, tuple) else (dilation,) * self.num_hidden_layers
+            values["attention_dilation"] = [list(d) if isinstance(d, tuple) else d for d in each]
         num_labels = values.pop("num_labels")
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(num_labels)}
         values["label2id"] = {f"LABEL_{i}": i for i in range(num_labels)}
@@ -205,9 +245,6 @@ def _refuse_variants(values: Mapping[str, Any]) -> None:
         raise ConfigError(f"position_embedding_type {positions!r} is not supported, only 'absolute'")
     if values.get("autoregressive"):
         raise ConfigError("autoregressive is set; this model attends in both directions")
-    dilation = values.get("attention_dilation", 1)
-    if set(dilation if isinstance(dilation, list) else [dilation]) != {1}:
-        raise ConfigError(f"attention_dilation {dilation!r} is not supported by the model, only 1")
 
 
 def _is_int(value: object) -> bool:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longformer.config import LongformerConfig
 from longformer.distributed import check_device
 from longformer.errors import DataError, LongformerError
 from longformer.heads import LongformerForQuestionAnswering
@@ -70,12 +71,20 @@ class QuestionAnswerer:
     Args:
         model: answers in ``eval()`` mode; one that is in training is put back into it afterwards.
         tokenizer: the one of the model's checkpoint.
+        global_mask: which tokens are global, (B, S) bool, of a batch's ids, (B, S) int64, which are padded on the
+            right; None is the question, by ``model.question_mask``. It is given to ``answer_batch``'s every batch.
 
     Raises:
         LongformerError: a tokenizer that is not the model's, by its special tokens.
     """
 
-    def __init__(self, model: LongformerForQuestionAnswering, tokenizer: LongformerTokenizer) -> None:
+    def __init__(
+        self,
+        model: LongformerForQuestionAnswering,
+        tokenizer: LongformerTokenizer,
+        *,
+        global_mask: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         for name in ("sep_token_id", "pad_token_id"):
             of_model, of_tokenizer = getattr(model.config, name), getattr(tokenizer, name)
             if of_model != of_tokenizer:
@@ -85,6 +94,7 @@ class QuestionAnswerer:
                 )
         self.model = model
         self.tokenizer = tokenizer
+        self.global_mask = global_mask
 
     @classmethod
     def from_pretrained(
@@ -96,13 +106,16 @@ class QuestionAnswerer:
         device: torch.device | str | None = None,
         impl: str = "auto",
         local_files_only: bool = False,
+        config: LongformerConfig | None = None,
+        global_mask: Callable[[Tensor], Tensor] | None = None,
     ) -> QuestionAnswerer:
         """Load model and tokenizer of a checkpoint.
 
         Args:
             name_or_path: a folder or a name on the hub; None is the small checkpoint that comes with the package.
-            revision, dtype, device, impl, local_files_only: as for
+            revision, dtype, device, impl, local_files_only, config: as for
                 :meth:`LongformerForQuestionAnswering.from_pretrained`.
+            global_mask: as for the class.
 
         Raises:
             CheckpointError: not found, not readable, or without a head for question answering.
@@ -113,9 +126,15 @@ class QuestionAnswerer:
         source = PRETRAINED if name_or_path is None else name_or_path
         tokenizer = LongformerTokenizer.from_pretrained(source, revision=revision, local_files_only=local_files_only)
         model = LongformerForQuestionAnswering.from_pretrained(
-            source, revision=revision, dtype=dtype, device=device, impl=impl, local_files_only=local_files_only
+            source,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            impl=impl,
+            local_files_only=local_files_only,
+            config=config,
         )
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, global_mask=global_mask)
 
     def answer(
         self,
@@ -281,8 +300,11 @@ class QuestionAnswerer:
             ids[i, : len(row)] = torch.from_numpy(row)
             mask[i, : len(row)] = 1
         device = next(self.model.parameters()).device
+        given = {"attention_mask": mask.to(device)}
+        if self.global_mask is not None:
+            given["global_attention_mask"] = self.global_mask(ids).to(device)
         with torch.inference_mode(), _evaluating(self.model):
-            start_logits, end_logits = self.model(ids.to(device), attention_mask=mask.to(device))
+            start_logits, end_logits = self.model(ids.to(device), **given)
         logits = torch.stack([start_logits, end_logits], dim=1).cpu().double()  # (B, 2, S)
         for i, row in enumerate(rows):
             yield logits[i, :, : len(row)]

@@ -56,6 +56,23 @@ def assert_equal(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
         assert torch.equal(got[name], want[name]), name
 
 
+def test_weights_under_another_pattern(model: LongformerForQuestionAnswering, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    changed = CONFIG.replace(attention_window=(2, 2), attention_dilation=(1, (1, 3)))
+    loaded = LongformerForQuestionAnswering.from_pretrained(tmp_path, config=changed)
+    assert loaded.config == changed
+    assert_equal(loaded.state_dict(), model.state_dict())
+    ids = torch.arange(3, 23)[None]
+    globals_ = torch.zeros_like(ids)
+    with torch.no_grad():
+        got, own = (each(ids, global_attention_mask=globals_).start_logits for each in (loaded, model))
+    assert not torch.allclose(got, own)
+    loaded.save_pretrained(tmp_path / "changed")
+    assert LongformerForQuestionAnswering.from_pretrained(tmp_path / "changed").config == changed
+    with pytest.raises(CheckpointError, match=r"weights do not fit the config: .*word_embeddings"):
+        LongformerForQuestionAnswering.from_pretrained(tmp_path, config=CONFIG.replace(vocab_size=50))
+
+
 def shards(state: State, folder: Path, form: str) -> None:
     """Write ``state`` as two shards with their index."""
     stem, suffix = form.split(".")

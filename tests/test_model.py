@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 import longformer.attention
 import longformer.model
-from longformer import LongformerConfig, LongformerError, LongformerModel
-from longformer.attention import Document, LongformerSelfAttention
+from longformer import ConfigError, LongformerConfig, LongformerError, LongformerModel
+from longformer.attention import Document, LongformerSelfAttention, Padded
 
 CONFIG = LongformerConfig(
     vocab_size=60,
@@ -267,6 +268,61 @@ def test_windows_of_each_layer_add_up(impl: str) -> None:
     model = build(CONFIG.replace(attention_window=(2, 6)), impl=impl)
     assert reach(model, 20) == list(range(16, 25))
     assert reach(model, 0) == list(range(5))
+
+
+@pytest.mark.parametrize("impl", EVERY_DTYPE)
+def test_dilations_of_each_head_and_layer(impl: str) -> None:
+    heads = build(CONFIG.replace(num_hidden_layers=1, attention_window=2, attention_dilation=[[1, 2, 2, 5]]), impl=impl)
+    assert reach(heads, 20) == [15, 18, 19, 20, 21, 22, 25]
+    assert reach(heads, 1) == [0, 1, 2, 3, 6]
+    layers = build(CONFIG.replace(attention_window=2, attention_dilation=(1, 4)), impl=impl)
+    assert reach(layers, 20) == [15, 16, 17, 19, 20, 21, 23, 24, 25]
+
+
+@pytest.mark.parametrize("impl", ["auto", "banded"])
+def test_dilation_in_a_graph_and_outside(impl: str) -> None:
+    config = CONFIG.replace(attention_dilation=[1, (1, 2, 3, 4)])
+    attention = build(config, impl=impl).encoder.layer[1].attention.self
+    hidden = torch.randn(30, 32, dtype=torch.float64)
+    globals_ = torch.tensor([0, 1, 17])
+    mask = torch.zeros(1, 30, dtype=torch.bool).index_fill_(1, globals_, True)
+    with torch.no_grad():
+        packed = attention(hidden, [Document(30, None, globals_)])
+        padded = attention(hidden[None], Padded.of(None, mask))[0]
+    assert_close(packed, padded)
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        (3, 3),
+        ([2, 2], 2),
+        ([[1, 1, 1, 1], 1], 1),
+        ((1, 2), (1, 2)),
+        ([[1, 1, 2, 2], 3], ((1, 1, 2, 2), 3)),
+    ],
+)
+def test_dilation_in_a_config(given: Any, kept: Any) -> None:
+    config = CONFIG.replace(attention_dilation=given)
+    assert config.attention_dilation == kept
+    written = config.to_dict()
+    assert ("attention_dilation" in written) == (kept != 1)
+    assert LongformerConfig.from_dict(json.loads(json.dumps(written))) == config
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (0, "attention_dilation is 0; it must be an int >= 1"),
+        ([1, [1, 0, 1, 1]], r"attention_dilation is .*must be an int >= 1, or a list"),
+        ("2", "attention_dilation is '2'"),
+        ([1, 2, 3], "lists 3 layers for num_hidden_layers 2"),
+        ([1, [1, 2]], "lists 2 gaps in a layer for num_attention_heads 4"),
+    ],
+)
+def test_a_wrong_dilation_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        CONFIG.replace(attention_dilation=given)
 
 
 def test_a_global_token_sees_all_and_is_seen_by_all() -> None:

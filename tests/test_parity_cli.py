@@ -98,6 +98,13 @@ def test_json_stands_alone_on_standard_output(command: Any) -> None:
     assert "running the truth" in done.err
 
 
+def test_transformers_has_no_dilation(command: Any) -> None:
+    draw(TINY.replace(attention_dilation=2), seed=0).save_pretrained("dilated")
+    done = command("compare", "ours", "transformers", "ids.json", "--model", "dilated")
+    assert done.status == 2 and "dilated has an attention_dilation, which transformers' Longformer" in done.err
+    assert command("compare", "ours", "ours:banded", "ids.json", "--model", "dilated").status == 0
+
+
 def test_not_finite(command: Any) -> None:
     command("record", "model", "ids.json", "-o", "a.safetensors")
     spoil("a.safetensors", "b.safetensors", "layer.2.key", float("nan"))

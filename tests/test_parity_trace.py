@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from longformer import LongformerForMaskedLM
 from longformer.errors import LongformerError
-from longformer.kernels import choose
+from longformer.kernels import attention_pairs, choose
+from longformer.kernels.reference import masked_softmax
 from longformer.parity import Table, Trace, Value, assert_parity, read_trace, trace
 
 PER_LAYER = [
@@ -127,6 +128,30 @@ def test_probabilities() -> None:
             torch.testing.assert_close(ours[name], reference[name], atol=1e-6, rtol=1e-4)
     fast = choose(torch.empty(1, 1, 1, 8)).impl
     assert ours.metadata["kernel"] == f"banded, which agrees with {fast}"
+
+
+def test_probabilities_of_a_dilated_window() -> None:
+    """By diagonals as by definition, global tokens inside the band and between its tokens."""
+    model = build(TINY.replace(attention_dilation=[1, 2, [1, 2, 3, 5]])).ours
+    batch = inputs(holes=True)
+    recorded = run(model, batch, probabilities=True)
+    keep, globals_ = (recorded.inputs[name] != 0 for name in ("attention_mask", "global_attention_mask"))
+    for n in range(3):
+        query, key, band, columns = (
+            recorded[f"layer.{n}.{part}"] for part in ("query", "key", "band_probabilities", "column_probabilities")
+        )
+        gaps = TINY.replace(attention_dilation=[1, 2, [1, 2, 3, 5]]).dilation(n)
+        pairs = attention_pairs(40, (4, 4), dilation=gaps, key_mask=keep, global_mask=globals_)
+        dense = masked_softmax(query @ key.transpose(2, 3) / 8**0.5, pairs)
+        dense = dense.masked_fill(globals_[:, None, :, None], 0)
+        found = torch.zeros_like(dense)
+        for b, h, i, c in band.nonzero().tolist():
+            found[b, h, i, i + (c - 4) * gaps[h]] += band[b, h, i, c]
+        for b in range(len(globals_)):
+            for g, token in enumerate(globals_[b].nonzero().flatten().tolist()):
+                assert float(found[b, :, :, token].abs().max()) == 0
+                found[b, :, :, token] = columns[b, :, :, g]
+        torch.testing.assert_close(found, dense, atol=1e-6, rtol=1e-4)
 
 
 def test_probabilities_of_a_kernel_that_is_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

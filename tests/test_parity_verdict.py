@@ -14,6 +14,7 @@ from parity.reference import TINY, Pair, build, global_mask, padded_batch, quest
 from parity_mistakes import MISTAKES, Inputs, batch, fresh, judge, layer, run
 from torch import Tensor, nn
 
+from longformer.attention import LongformerSelfAttention
 from longformer.errors import DataError
 from longformer.parity import Trace, Truth, assert_parity, compare, trace
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE
@@ -255,6 +256,31 @@ def test_a_config_that_is_not_the_truth_s_is_refused(case: Case) -> None:
     other.metadata["config"] = json.dumps({"num_hidden_layers": 3, "attention_window": [8], "num_attention_heads": 2})
     with pytest.raises(DataError, match="A and the truth are of different configs: num_attention_heads is 2 and 4"):
         compare(other, other, truth=case.truth)
+
+
+def test_dilation_forgotten(case: Case) -> None:
+    """In one layer of a model that has it; all of our kernels have it right."""
+    config = TINY.replace(attention_dilation=[1, [1, 2, 2, 4], 3])
+    truth_of, port, right = (
+        with_weights(config, {name: weight.clone() for name, weight in case.pair.ours.state_dict().items()})
+        for _ in range(3)
+    )
+    truth, expected = Truth(truth_of, case.inputs), run(right, case.inputs)
+    for attention in right.modules():
+        if isinstance(attention, LongformerSelfAttention):
+            attention.impl = "banded"
+    assert compare(expected, run(right, case.inputs), truth=truth).verdict == "rounding"
+    layer(port).attention.self.dilation = (1, 1, 1, 1)
+    found = compare(expected, run(port, case.inputs), truth=truth, names=("original", "port"))
+    assert found.first is not None and (found.first.name, found.departed) == ("layer.1.local_output", ("port",))
+    assert found.hints == ["the window is not dilated; by head it should be (1, 2, 2, 4)"]
+
+
+def test_a_config_that_is_silent_has_no_dilation(case: Case) -> None:
+    other = altered(case.expected)
+    other.metadata["config"] = json.dumps(TINY.replace(attention_dilation=2).to_dict())
+    with pytest.raises(DataError, match=r"different configs: attention_dilation is 1 and \[2, 2, 2\]"):
+        compare(case.expected, other, truth=case.truth)
 
 
 def test_no_window_edge_where_every_token_is_at_one(case: Case) -> None:

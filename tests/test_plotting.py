@@ -85,6 +85,25 @@ def test_a_configs_patterns_share_pictures(axes: Axes) -> None:
     assert (drawn(one) == plotting.attention_kinds(30, (3, 0), causal=True)[0].numpy()).all()
 
 
+def test_a_configs_dilations_are_drawn() -> None:
+    config = small_config(num_hidden_layers=3, attention_window=4, attention_dilation=[1, 1, [1, 2]])
+    panels = plotting.draw_patterns(Figure(), 30, config)
+    assert [[panel.get_title() for panel in row] for row in panels] == [
+        [f"{layers}, window (2, 2), head {head}, dilated by {gap}" for head, gap in ((1, 1), (2, last))]
+        for layers, last in (("layers 1 to 2", 1), ("layer 3", 2))
+    ]
+    expected = plotting.attention_kinds(30, (2, 2), dilation=2)[0]
+    assert (drawn(panels[1][1]) == expected.numpy()).all()
+    fields = plotting.receptive_field(30, config, 15).sum(dim=1).tolist()
+    assert fields == [
+        17,
+        13,
+        7,
+        1,
+    ]  # at -4, -2, -1, 0, 1, 2, 4 before the last layer, 2 more on each side in each other
+    assert plotting.receptive_field(30, config, 15, dilation=1).sum(dim=1).tolist() == [13, 9, 5, 1]
+
+
 def test_a_receptive_field_is_what_a_models_output_depends_on(axes: Axes) -> None:
     config = small_config(num_hidden_layers=3, attention_window=(2, 6, 4))
     model = LongformerModel(config, add_pooling_layer=False).double().eval()

@@ -466,3 +466,35 @@ class TestShippedCheckpoint:
         question = "In suits at common law, how much must the value in controversy exceed?"
         (answer,) = answerer.answer(question, constitution[-6000:], max_length=512)
         assert "twenty dollars" in answer.text
+
+
+def test_global_tokens_of_ones_own_choice(tmp_path: Path) -> None:
+    """One choice for windows of whatever length, padding never being global; the question's is what is taken else."""
+    tokenizer = byte_level_tokenizer(tmp_path)
+    model = tiny_model(tokenizer)
+    pairs = [("who fell", "Dan fell. Ann did not."), ("who", "Ann stood and Dan fell, all the same.")]
+    own, same = (QuestionAnswerer(model, tokenizer, global_mask=mask) for mask in (None, model.question_mask))
+    assert own.answer_batch(pairs, top_k=3) == same.answer_batch(pairs, top_k=3)
+    seen: list[tuple[int, ...]] = []
+
+    def none(ids: Tensor) -> Tensor:
+        seen.append(tuple(ids.shape))
+        return torch.zeros_like(ids, dtype=torch.bool)
+
+    found = QuestionAnswerer(model, tokenizer, global_mask=none).answer_batch(pairs, top_k=3)
+    assert found != own.answer_batch(pairs, top_k=3) and seen
+    with pytest.raises(LongformerError, match="global_attention_mask has shape"):
+        QuestionAnswerer(model, tokenizer, global_mask=lambda ids: none(ids)[:, 1:]).answer_batch(pairs)
+
+
+def test_a_checkpoint_under_another_pattern(tmp_path: Path) -> None:
+    """Window, dilation and global tokens are the caller's, the weights the checkpoint's."""
+    folder = save_tiny_checkpoint(tmp_path)
+    plain = QuestionAnswerer.from_pretrained(folder)
+    config = plain.model.config.replace(attention_window=2, attention_dilation=3)
+    changed = QuestionAnswerer.from_pretrained(folder, config=config, global_mask=plain.model.question_mask)
+    assert changed.model.config == config and changed.global_mask == plain.model.question_mask
+    for mine, other in zip(changed.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    question, document = "who fell", "Dan fell. Ann did not."
+    assert changed.answer(question, document) != plain.answer(question, document)

@@ -25,18 +25,24 @@ class Local:
         self.query, self.key, self.value = scene.value("query"), scene.value("key"), scene.value("value")
         self.key_mask, self.global_mask = scene.key_mask, scene.global_mask & scene.key_mask
         self.seq_len = self.query.shape[2]
-        self.window = scene.config.window(scene.layer)
+        self.window, self.dilation = scene.config.window(scene.layer), scene.config.dilation(scene.layer)
         self.scale = scene.config.head_dim**-0.5
         bias = scene.weight("attention.self.query.bias")
         self.query_bias = scene.heads(bias.expand(*self.query.shape[:1], self.seq_len, -1))
 
     def pairs(
-        self, window: tuple[int, int] | None = None, *, mask_padding: bool = True, use_global: bool = True
+        self,
+        window: tuple[int, int] | None = None,
+        *,
+        dilation: tuple[int, ...] | None = None,
+        mask_padding: bool = True,
+        use_global: bool = True,
     ) -> Tensor:
-        """(B, 1, S, S) bool: which column a row attends to."""
+        """(B, H or 1, S, S) bool: which column a row attends to."""
         return attention_pairs(
             self.seq_len,
             self.window if window is None else window,
+            dilation=self.dilation if dilation is None else dilation,
             key_mask=self.key_mask if mask_padding else None,
             global_mask=self.global_mask if use_global else None,
         )
@@ -52,7 +58,7 @@ class Local:
         twice: Tensor | None = None,
         keep_padding: bool = False,
     ) -> Tensor:
-        """The local output over the pairs ``allowed``; columns ``twice`` (B, 1, S, S) have twice the weight."""
+        """The local output over the pairs ``allowed``; columns ``twice`` (B, H or 1, S, S) have twice the weight."""
         query, key = self.query if query is None else query, self.key if key is None else key
         scores = (query * (self.scale if scale is None else scale)) @ key.transpose(2, 3)
         empty = ~allowed.any(dim=-1, keepdim=True)
@@ -94,8 +100,11 @@ def _windows(local: Local) -> Iterator[Slip]:
     ):
         if min(window) >= 0:
             yield f"the window is off: {name}; it should be ({left}, {right})", local.attend(local.pairs(window))
-    everything = (local.seq_len, local.seq_len)
-    yield "every token attends to every token: there is no window", local.attend(local.pairs(everything))
+    everything = local.pairs((local.seq_len, local.seq_len), dilation=(1,))
+    yield "every token attends to every token: there is no window", local.attend(everything)
+    if set(local.dilation) != {1}:
+        text = f"the window is not dilated; by head it should be {local.dilation}"
+        yield text, local.attend(local.pairs(dilation=(1,)))
 
 
 def _global_columns(local: Local) -> Iterator[Slip]:
@@ -155,8 +164,13 @@ def rows_of_global_tokens(scene: Scene) -> Iterator[Slip]:
     yield "the scale 1/sqrt(D) is left out in global rows", attend(*right, scale=1.0)
     yield "global rows attend to padding", attend(*right, mask=None)
     if x.shape[1] <= DENSE:
-        left, right_side = scene.config.window(scene.layer)
-        allowed = attention_pairs(x.shape[1], (left, right_side), key_mask=key_mask, global_mask=global_mask)
+        allowed = attention_pairs(
+            x.shape[1],
+            scene.config.window(scene.layer),
+            dilation=scene.config.dilation(scene.layer),
+            key_mask=key_mask,
+            global_mask=global_mask,
+        )
         scores = (scene.value("query") * scale) @ scene.value("key").transpose(2, 3)
         local = scores.masked_fill(~allowed, float("-inf")).softmax(-1).nan_to_num() @ scene.value("value")
         yield (

@@ -39,6 +39,9 @@ class Places:
         config = metadata_object(trace.metadata, "config")
         windows, layers = config.get("attention_window"), config.get("num_hidden_layers") or 0
         self.windows: list[int] = windows if isinstance(windows, list) else [windows or 0] * layers
+        gaps = config.get("attention_dilation", 1)
+        gaps = gaps if isinstance(gaps, list) else [gaps] * layers
+        self.dilations: list[list[int]] = [gap if isinstance(gap, list) else [gap] for gap in gaps]
 
     def describe(self, name: str, shape: tuple[int, ...], index: tuple[int, ...], difference: float) -> Position:
         """``index`` into a value of ``shape``: which batch entry, head and token it is."""
@@ -57,9 +60,9 @@ class Places:
         if token >= self.key_mask.shape[1]:
             return Position(index, difference, batch, head)
         text = self.tokens[batch][token] if self.tokens and token < len(self.tokens[batch]) else None
-        return Position(index, difference, batch, head, token, self._kinds(batch, token, layer), text)
+        return Position(index, difference, batch, head, token, self._kinds(batch, head, token, layer), text)
 
-    def _kinds(self, batch: int, token: int, layer: int | None) -> tuple[str, ...]:
+    def _kinds(self, batch: int, head: int | None, token: int, layer: int | None) -> tuple[str, ...]:
         assert self.key_mask is not None
         if not self.key_mask[batch, token]:
             return ("padding",)
@@ -67,7 +70,8 @@ class Places:
         if layer is not None and layer < len(self.windows):
             present = self.key_mask[batch].nonzero().flatten()
             before, behind = token - int(present[0]), int(present[-1]) - token
-            half = self.windows[layer] // 2
+            gaps = self.dilations[layer] if layer < len(self.dilations) else [1]
+            half = self.windows[layer] // 2 * (gaps[head] if head is not None and head < len(gaps) else max(gaps))
             # In a document that is shorter than the window every token is at an edge, and none is particular.
             if min(before, behind) < half <= (before + behind) / 2:
                 kinds.append("window edge")

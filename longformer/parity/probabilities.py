@@ -1,8 +1,9 @@
 """Attention probabilities of both Longformers in one form: band, global columns, global rows.
 
-band (B, H, S, W): column c of row i is its probability for token i + c - left; 0 where that token is global, whose
-probability stands in columns (B, H, S, G), the global tokens in ascending order, the rest filled up with 0. Rows of
-global tokens are 0 in both: theirs is global (B, H, G, S). W = left + 1 + right, G the most global tokens of an input.
+band (B, H, S, W): column c of row i is its probability for token i + (c - left)·d, d being the head's dilation; 0
+where that token is global, whose probability stands in columns (B, H, S, G), the global tokens in ascending order, the
+rest filled up with 0. Rows of global tokens are 0 in both: theirs is global (B, H, G, S). W = left + 1 + right, G the
+most global tokens of an input.
 """
 
 from __future__ import annotations
@@ -60,18 +61,19 @@ def of_ours(
     """From our layer's query and key, (B, H, S, D), and the states that it was given, (B, S, C)."""
     left, right = attention.window
     band, columns, _ = sliding_window_probabilities(
-        query, key, (left, right), key_mask=key_mask, global_mask=global_mask
+        query, key, (left, right), dilation=attention.dilation, key_mask=key_mask, global_mask=global_mask
     )
     band = band.masked_fill(global_mask[:, None, :, None], 0)
     if not bool(global_mask.any()):
         return {PROBABILITIES[0]: band}
     index, real = global_places(global_mask)
-    row = torch.arange(band.shape[2])[None, :, None]
-    column = index[:, None, :] - row + left  # (B, S, G): where in a row's band a global token stands
-    inside = (column >= 0) & (column < band.shape[3]) & real[:, None, :]
-    place = column.clamp(0, band.shape[3] - 1)[:, None].expand(-1, band.shape[1], -1, -1)
-    taken = band.gather(3, place).masked_fill(~inside[:, None], 0)
-    kept = torch.ones_like(band).scatter_reduce(3, place, (~inside[:, None]).to(band.dtype).expand_as(taken), "amin")
+    away = index[:, None, None, :] - torch.arange(band.shape[2])[:, None]  # (B, 1, S, G)
+    gap = torch.tensor(attention.dilation)[:, None, None]  # (H, 1, 1)
+    column = away.div(gap, rounding_mode="floor") + left  # (B, H, S, G): where in a row's band a global token stands
+    inside = (away % gap == 0) & (column >= 0) & (column < band.shape[3]) & real[:, None, None, :]
+    place = column.clamp(0, band.shape[3] - 1)
+    taken = band.gather(3, place).masked_fill(~inside, 0)
+    kept = torch.ones_like(band).scatter_reduce(3, place, (~inside).to(band.dtype), "amin")
     columns = (columns + taken).masked_fill(global_mask[:, None, :, None] | ~real[:, None, None, :], 0)
     heads = query.shape[1]
     projected = [
@@ -108,6 +110,7 @@ def check_agreement(
         key,
         value,
         attention.window,
+        dilation=attention.dilation,
         key_mask=key_mask,
         global_mask=global_mask,
         impl=impl,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from longformer.checkpoint import PARTS, todays_name
+from longformer.checkpoint import PARTS, read_config, todays_name
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
 from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
@@ -129,6 +129,10 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if read_config(name_or_path).attention_dilation != 1:
+        raise LongformerError(
+            f"{name_or_path} has an attention_dilation, which transformers' Longformer does not compute"
+        )
     kind, arguments, _ = kind_of(name_or_path)
     model = getattr(transformers, kind.__name__).from_pretrained(name_or_path, dtype=dtype, **arguments)
     return model.eval()

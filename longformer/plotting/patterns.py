@@ -100,35 +100,37 @@ def draw_patterns(
     seq_len: int,
     windows: LongformerConfig | Window | Sequence[Window],
     *,
-    dilation: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] | None = None,
     causal: bool = False,
     global_tokens: Sequence[int] = (),
 ) -> list[list[Axes]]:
-    """Draw a model's patterns: a row of pictures for each window, a column for each dilation; of one dilation, a row.
+    """Draw a model's patterns: a row of pictures for layers, a column for heads; where all heads are alike, one row.
 
-    Neighbouring layers of one window, and neighbouring heads of one dilation, share a picture.
+    Neighbouring layers of one window and dilation, and neighbouring heads of one dilation, share a picture.
 
     Args:
         figure: matplotlib figure to draw into.
         seq_len: S.
         windows: a model's config, or (left, right) of the layers from the first to the last, or of all.
-        dilation: one for all heads, or one a head.
+        dilation: one for all heads, or one a head, in every layer; None is a config's own, and 1 without a config.
         causal, global_tokens: as for :func:`attention_kinds`.
 
     Returns:
-        The axes, by window and dilation.
+        The axes, by layers and heads.
 
     Raises:
         LongformerError: an argument out of range.
     """
-    layers, heads = _runs(_windows(windows)), _runs(check_dilation(dilation))
+    each = _layers(windows, dilation)
+    layers, heads = _runs(each), _runs(list(zip(*(gaps for _, gaps in each), strict=True)))
     if len(heads) == 1:
         grid = figure.subplots(1, len(layers), squeeze=False)
         panels = grid.T
     else:
         panels = grid = figure.subplots(len(layers), len(heads), squeeze=False)
-    for row, (window, which_layers) in zip(panels, layers, strict=True):
-        for axes, (gap, which_heads) in zip(row, heads, strict=True):
+    for row, ((window, gaps), which_layers) in zip(panels, layers, strict=True):
+        for axes, (_, which_heads) in zip(row, heads, strict=True):
+            gap = gaps[which_heads[0]]
             names = ["" if len(layers) == 1 else _numbered("layer", which_layers), f"window {window}"]
             if len(heads) > 1 or gap > 1:
                 names += [_numbered("head", which_heads) if len(heads) > 1 else "", f"dilated by {gap}"]
@@ -153,7 +155,7 @@ def receptive_field(
     windows: LongformerConfig | Window | Sequence[Window],
     token: int,
     *,
-    dilation: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] | None = None,
     causal: bool = False,
     global_tokens: Sequence[int] = (),
 ) -> Tensor:
@@ -163,8 +165,8 @@ def receptive_field(
     what any of its heads sees (paper §3.1, "Sliding Window").
 
     Args:
-        seq_len, dilation, causal, global_tokens: as for :func:`attention_kinds`.
-        windows: as for :func:`draw_patterns`.
+        seq_len, causal, global_tokens: as for :func:`attention_kinds`.
+        windows, dilation: as for :func:`draw_patterns`.
         token: 0 <= token < S.
 
     Raises:
@@ -172,12 +174,13 @@ def receptive_field(
     """
     if not is_count(token, 0) or token >= seq_len:
         raise LongformerError(f"token is {token!r}; it must be a position from 0 to {seq_len - 1}")
-    arguments: dict[str, Any] = {"dilation": dilation, "causal": causal, "global_tokens": global_tokens}
+    arguments: dict[str, Any] = {"causal": causal, "global_tokens": global_tokens}
     reached = torch.zeros(seq_len, dtype=torch.bool)
     reached[token] = True
     rows = [reached]
-    for window, layers in reversed(_runs(_windows(windows))):
-        seen = (attention_kinds(seq_len, window, **arguments) != UNSEEN).any(dim=0)
+    for (window, gaps), layers in reversed(_runs(_layers(windows, dilation))):
+        gaps = tuple(dict.fromkeys(gaps))  # heads of one dilation see the same
+        seen = (attention_kinds(seq_len, window, dilation=gaps, **arguments) != UNSEEN).any(dim=0)
         for _ in layers:
             rows.append(rows[-1] | seen[rows[-1]].any(dim=0))  # the residual connection keeps a token's own place
     return torch.stack(rows[::-1])
@@ -189,7 +192,7 @@ def draw_receptive_field(
     windows: LongformerConfig | Window | Sequence[Window],
     token: int,
     *,
-    dilation: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] | None = None,
     causal: bool = False,
     global_tokens: Sequence[int] = (),
     title: str = "",
@@ -222,6 +225,16 @@ def save_patterns(path: str | Path) -> None:
     for axes in panels:
         axes.set_xlabel("key")
     figure.savefig(path, dpi=110)
+
+
+def _layers(
+    windows: LongformerConfig | Window | Sequence[Window], dilation: int | Sequence[int] | None
+) -> list[tuple[Window, tuple[int, ...]]]:
+    """Of each layer its window, and the dilations of its heads."""
+    if isinstance(windows, LongformerConfig) and dilation is None:
+        return [(windows.window(layer), windows.dilation(layer)) for layer in range(windows.num_hidden_layers)]
+    gaps = check_dilation(1 if dilation is None else dilation)
+    return [(window, gaps) for window in _windows(windows)]
 
 
 def _windows(windows: LongformerConfig | Window | Sequence[Window]) -> list[Window]:

@@ -1,0 +1,297 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7 Experiments
+#
+# What if the lower layers had narrow windows? If two heads looked farther? If nothing were global? This notebook is a
+# template for such questions: a table of patterns at the top, one loop, one table of results, one picture. Copy it, and
+# change the first code cell.
+#
+# It puts each pattern under the *same weights*, those of the shipped checkpoint. So it measures what a trained model
+# tolerates, and not how well a model would do that was trained with the pattern; the end says how to train one.
+
+# %%
+import torch
+from torch import Tensor
+
+from longformer import QuestionAnswerer
+
+ROUNDS = 2  # of answering everything, for the times
+MOST_QUESTIONS = 24
+
+base = QuestionAnswerer.from_pretrained()
+config = base.model.config
+layers, heads = config.num_hidden_layers, config.num_attention_heads
+
+
+def nothing(ids: Tensor) -> Tensor:
+    """No token is global. (B, S) ids to (B, S) bool."""
+    return torch.zeros_like(ids, dtype=torch.bool)
+
+
+def first_token(ids: Tensor) -> Tensor:
+    """The first token alone."""
+    return nothing(ids) | (torch.arange(ids.shape[1]) == 0)
+
+
+# Name to what differs from the checkpoint: entries of its config, and which tokens are global.
+PATTERNS = {
+    "as trained": {},
+    "windows of 64": {"attention_window": 64},
+    "windows from 32 to 512": {"attention_window": [32 if n < layers // 2 else 512 for n in range(layers)]},
+    "two heads dilated by 4": {"attention_dilation": [[1] * (heads - 2) + [4] * 2] * layers},
+    "first token global": {"global_mask": first_token},
+    "nothing global": {"global_mask": nothing},
+}
+
+# %% [markdown]
+# The rest of the imports, and a line for each pattern. `attention_window` is counted as the hub does: 64 lets a token
+# see 32 on each side. It is one number, or one a layer; `attention_dilation` is one number, one a layer, or in each
+# layer one a head. A choice of global tokens is any function from ids to a mask; without one the model takes the
+# question's.
+
+# %%
+import io
+import json
+import os
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+import longformer
+from longformer.bench.report import format_table
+from longformer.bench.timing import Contender, interleave
+from longformer.evaluation import summary
+from longformer.kernels import attention_pairs
+from longformer.plotting import draw_pattern
+from longformer.squad import Answer, Example, bootstrap_interval, read_squad, score
+
+answerers = {}
+for name, changes in PATTERNS.items():
+    changed = config.replace(**{key: value for key, value in changes.items() if key != "global_mask"})
+    answerers[name] = QuestionAnswerer.from_pretrained(config=changed, global_mask=changes.get("global_mask"))
+
+# %% [markdown]
+# ## What they look like
+#
+# The last head of the first and of the last layer, over 300 tokens of which the first 12 are `<s>` and a question. The
+# pattern says what one layer can see; blue is the window, orange what is global. (A single global token is a line too
+# thin to be seen here.)
+
+# %%
+ids = torch.full((1, 300), 1 + max(config.pad_token_id, config.bos_token_id, config.sep_token_id))
+ids[0, [12, 13, 299]] = config.sep_token_id
+figure, panels = plt.subplots(2, len(answerers), figsize=(18, 6.5), layout="constrained")
+for column, (name, answerer) in zip(panels.T, answerers.items(), strict=True):
+    choose = answerer.global_mask or answerer.model.question_mask
+    shown = {"global_tokens": choose(ids)[0].nonzero().flatten().tolist()}
+    for axes, layer in zip(column, (0, layers - 1), strict=True):
+        changed = answerer.model.config
+        draw_pattern(axes, 300, changed.window(layer), dilation=changed.dilation(layer)[-1], **shown)
+    column[0].set_title(name, fontsize=9)
+panels[0, 0].set_ylabel("first layer")
+panels[1, 0].set_ylabel("last layer")
+plt.show()
+
+# %% [markdown]
+# ## Questions
+#
+# What ships with the repository is the Constitution and two dozen questions with their answers. Each is asked over a
+# passage: whole paragraphs of together up to 2,000 characters, which is longer than most of the windows above.
+#
+# That is enough to try the loop, and far too little to conclude anything, as the intervals will say. With real data at
+# hand, set `LONGFORMER_DATA` to a folder that holds `dev-v1.1.json`, SQuAD's development set (or any file in its format
+# under that name), before starting Jupyter.
+
+
+# %%
+def passages(text: str, most: int) -> list[tuple[int, str]]:
+    """Whole paragraphs, as many as have up to ``most`` characters together: where each passage starts, and its text."""
+    found, start, stop = [], 0, 0
+    for paragraph in text.split("\n\n"):
+        end = stop + len(paragraph)
+        if end - start > most and stop > start:
+            found.append((start, text[start:stop]))
+            start = stop
+        stop = end + len("\n\n")
+    return [*found, (start, text[start:])]
+
+
+def constitution() -> list[Example]:
+    """The questions that ship with the repository."""
+    text = (Path(longformer.__file__).parent / "data" / "constitution.txt").read_text(encoding="utf-8")
+    parts = passages(text, 2000)
+    examples = []
+    for n, entry in enumerate(json.loads(Path("questions.json").read_text(encoding="utf-8"))):
+        start, passage = max(part for part in parts if part[0] <= entry["start"])
+        answer = Answer(entry["answer"], entry["start"] - start)
+        assert passage[answer.start :].startswith(answer.text)
+        examples.append(Example(str(n), "the Constitution", entry["question"], passage, [answer]))
+    return examples
+
+
+data = Path(os.environ.get("LONGFORMER_DATA", "nowhere")) / "dev-v1.1.json"
+examples = read_squad(data) if data.is_file() else constitution()
+examples = examples[:: -(-len(examples) // MOST_QUESTIONS)]  # spread over the file, and so over its articles
+lengths = sorted(len(base.tokenizer(example.question, example.context)["input_ids"]) for example in examples)
+print(f"of {examples[0].title}" + (" and other articles" if data.is_file() else ""))
+print(f"{len(examples)} questions, {lengths[0]} to {lengths[-1]} tokens each, median {lengths[len(lengths) // 2]}")
+
+# %% [markdown]
+# ## The loop
+#
+# Every pattern answers everything once in each round, in turns, so that their times can be compared; the answers are
+# those of the last round. Scores are the official ones, exact match and F1.
+
+# %%
+predictions = {}
+
+
+def ask(name: str) -> Contender:
+    """Answer all questions under a pattern."""
+    pairs = [(example.question, example.context) for example in examples]
+
+    def run() -> tuple[()]:
+        found = answerers[name].answer_batch(pairs)
+        predictions[name] = {example.id: best.text for example, (best, *_) in zip(examples, found, strict=True)}
+        return ()
+
+    return Contender(name, run)
+
+
+base.answer(examples[0].question, examples[0].context)  # the first run of anything is slower
+with redirect_stderr(io.StringIO()):  # which tells how far it is
+    seconds = interleave([ask(name) for name in answerers], ROUNDS)
+results = {name: summary(examples, predictions[name]) for name in answerers}
+
+# %% [markdown]
+# ## Results
+#
+# An interval for each pattern's score says how much of it is the choice of questions. But all patterns were asked the
+# *same* questions, so that the interval to look at is another one: that of the **difference** from the first row,
+# question by question,
+#
+# $$\Delta = \frac{1}{N} \sum_{i=1}^{N} \left( F_i^{\text{pattern}} - F_i^{\text{as trained}} \right),$$
+#
+# where what makes a question hard for both cancels. Only where this interval leaves out 0 has the pattern changed
+# something that another draw of questions would most likely show too. Times are medians over the rounds, of the machine
+# that this ran on (here two cores of a server), and illustrate.
+
+# %%
+first = score(examples, predictions["as trained"])
+clusters = first.articles if len(set(first.articles)) > 1 else None
+differences = {}
+rows = [("", "exact match", "F1", "95 % interval", "F1 - as trained", "95 % interval", "questions a second")]
+for name, found in results.items():
+    off = score(examples, predictions[name]).f1 - first.f1
+    low, high = bootstrap_interval(off, clusters=clusters)
+    differences[name] = (float(off.mean()), low, high)
+    rate = len(examples) / sorted(seconds[name])[ROUNDS // 2]
+    interval = "{:.1f} to {:.1f}".format(*found["f1_interval"])
+    figures = (f"{found['exact_match']:.1f}", f"{found['f1']:.1f}", interval)
+    rows.append((name, *figures, f"{off.mean():+.1f}", f"{low:+.1f} to {high:+.1f}", f"{rate:.1f}"))
+print(format_table(rows))
+assert differences["as trained"] == (0.0, 0.0, 0.0)
+
+# %%
+figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+for place, (mean, low, high) in enumerate(differences.values()):
+    axes.plot([low, high], [place, place], color="#1b6ca8", linewidth=2)
+    axes.plot(mean, place, "o", color="#1b6ca8")
+axes.axvline(0, color="#888888", linewidth=1)
+axes.set_yticks(range(len(differences)), differences)
+axes.invert_yaxis()
+axes.set(xlabel="F1 less that of the first row, with its 95 % interval")
+plt.show()
+
+# %% [markdown]
+# ## To train with a pattern
+#
+# Weights that were trained with another pattern are no fair judge of this one. A checkpoint keeps the pattern in its
+# `config.json`, so that a saved model is fine-tuned with it:
+#
+# ```python
+# answerers["windows of 64"].model.save_pretrained("narrow")
+# answerers["windows of 64"].tokenizer.save_pretrained("narrow")
+# ```
+#
+# ```sh
+# longformer train qa narrow OUT train-v1.1.json --evaluate-on dev-v1.1.json
+# ```
+#
+# Global tokens are no part of a checkpoint: training for questions always puts them on the question. And a dilation is
+# ours and the original repository's alone; transformers' model would load such a checkpoint and compute without it.
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** What attention costs follows from the pairs of query and key that a pattern has. Count them for one layer over
+# 600 tokens, all heads, without global tokens: in windows of 64, of 512, and of 64 in which two heads are dilated by 4.
+# Is dilation free?
+
+
+# %%
+def pairs(tokens: int, **changes: object) -> int:
+    """Of the first layer, over all heads."""
+    changed = config.replace(**changes)
+    seen = attention_pairs(tokens, changed.window(0), dilation=changed.dilation(0))
+    return int(seen.sum())
+
+
+narrow, wide = pairs(600, attention_window=64), pairs(600, attention_window=512)
+dilated = pairs(600, attention_window=64, attention_dilation=[[1] * (heads - 2) + [4] * 2] * layers)
+
+# A row has 2 · 32 + 1 columns, less those beyond the ends of the text: 1 + 2 + ... + 32 at each end.
+assert narrow == heads * (600 * 65 - 32 * 33)
+# A dilated head has as many columns a row, and loses more of them at the ends, since it reaches farther.
+assert dilated < narrow < wide
+print(f"windows of 64: {narrow:,}; with two heads dilated: {dilated:,}; windows of 512: {wide:,}")
+
+# %% [markdown]
+# **2.** Two windows that both reach from any token of a text to any other are the same pattern. Show it on answers.
+# Then dilate the wider one by 2: is it still full attention?
+
+# %%
+question, text = examples[0].question, examples[0].context
+window = 2 * len(base.tokenizer(question, text)["input_ids"])
+answers = []
+for width in (window, 2 * window):
+    answerer = QuestionAnswerer.from_pretrained(config=config.replace(attention_window=width))
+    answers.append(answerer.answer(question, text)[0])
+assert (answers[0].text, answers[0].start) == (answers[1].text, answers[1].start)
+assert abs(answers[0].probability - answers[1].probability) < 1e-5
+
+# Dilated by 2, a token sees only those at an even distance: half of the text, however wide the window.
+seen = attention_pairs(100, (200, 200), dilation=(2,))[0, 0]
+assert int(seen.sum()) == 100 * 100 // 2
+assert not seen[0, 1] and seen[0, 2]
+
+# %% [markdown]
+# **3.** Write a choice of global tokens: the question, and every 64th token besides, as landmarks. Check it on the ids
+# of a question over a passage; then add it to `PATTERNS`.
+
+
+# %%
+def landmarks(ids: Tensor) -> Tensor:
+    return base.model.question_mask(ids) | (torch.arange(ids.shape[1]) % 64 == 0)
+
+
+ids = base.tokenizer(question, text, return_tensors="pt")["input_ids"]
+mask, of_question = landmarks(ids), base.model.question_mask(ids)
+assert mask.shape == ids.shape and mask.dtype == torch.bool
+assert bool((mask >= of_question).all()) and bool(mask[0, ::64].all())
+assert int(mask.sum()) == int(of_question.sum()) + (ids.shape[1] - 1) // 64 - (int(of_question.sum()) - 1) // 64
+(answer,) = QuestionAnswerer(base.model, base.tokenizer, global_mask=landmarks).answer(question, text)
+assert text[answer.start : answer.end] == answer.text
