@@ -16,7 +16,7 @@ from tokenizers import Encoding as RawEncoding
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
 from longformer.errors import CheckpointError, DataError, LongformerError
-from longformer.hub import find_files
+from longformer.hub import find_files, said
 
 # What the two families call their special tokens, where no file says so.
 ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
@@ -208,11 +208,23 @@ class LongformerTokenizer:
         return cls(vocab=files["vocab.json"], merges=files["merges.txt"], config=config)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json``, ``tokenizer_config.json`` and the vocabulary's own files, for us and for others."""
+        """Write ``tokenizer.json``, ``tokenizer_config.json`` and the vocabulary's own files, for us and for others.
+
+        Raises:
+            CheckpointError: they cannot be written, for example because the disk is full.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(folder / "tokenizer.json"))
-        self._tokenizer.model.save(str(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._tokenizer.save(str(folder / "tokenizer.json"))
+            self._tokenizer.model.save(str(folder))
+            (folder / "tokenizer_config.json").write_text(self._config_text(), encoding="utf-8")
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(
+                f"the tokenizer cannot be written into {folder}: {said(error)}; make room, or name a folder that can be"
+            ) from None
+
+    def _config_text(self) -> str:
         config: dict[str, Any] = {
             # Transformers' own WordPiece classes lay pairs out with two separators; the general one obeys the file.
             "tokenizer_class": "LongformerTokenizer" if self._byte_level else "PreTrainedTokenizerFast",
@@ -225,8 +237,7 @@ class LongformerTokenizer:
             config["add_prefix_space"] = self._tokenizer.pre_tokenizer.add_prefix_space
         if self.model_max_length is not None:
             config["model_max_length"] = self.model_max_length
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @property
     def vocab_size(self) -> int:

@@ -284,6 +284,12 @@ class TestSaving:
         again = LongformerTokenizer.from_pretrained(tmp_path)
         assert [again(text)["input_ids"] for text in TEXTS] == [roberta(text)["input_ids"] for text in TEXTS]
 
+    @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "tokenizer_config.json"])
+    def test_what_cannot_be_written(self, bert: LongformerTokenizer, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).mkdir()
+        with pytest.raises(CheckpointError, match=r"the tokenizer cannot be written into .*: .*Is a directory.*; make"):
+            bert.save_pretrained(tmp_path)
+
     def test_model_max_length(self, roberta_files: Path, tmp_path: Path) -> None:
         config = {"model_max_length": 4096}
         tokenizer = LongformerTokenizer(

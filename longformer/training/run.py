@@ -251,7 +251,8 @@ def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenize
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder, (SAFETENSORS, CONFIG, OPTIONS, LOG, CURVES))
-        tokenizer.save_pretrained(folder)
+        if not (folder / OPTIONS).exists():  # else it is there whole, and a run killed while writing would spoil it
+            tokenizer.save_pretrained(folder)
         replace_text(folder / OPTIONS, options.to_toml())
     except OSError as error:
         raise LongformerError(
