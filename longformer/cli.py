@@ -258,6 +258,9 @@ def evaluate(file: str, predictions: str | None, against: str | None, as_json: b
         if given is not None:
             raise click.UsageError(f"{given} says how to predict, but --predictions has it done; leave one out")
 
+        if not is_first_process():
+            return
+
     from longformer.squad import offset_report, read_predictions, read_squad
 
     if predictions is not None and against is not None:

@@ -134,6 +134,10 @@ def test_predict_and_evaluate_share_the_questions(setting: dict[str, Any], tmp_p
     assert status == 0
     assert "exact match" in one
     assert together(printed, [arguments, arguments]) == [(0, one), (0, "")]
+    # What is there to be judged is judged by one.
+    given = (*arguments[:2], "--predictions", str(tmp_path / "one.json"))
+    (status, told), silent = together(printed, [given, given])
+    assert (status, told, silent) == (0, one, (0, ""))
 
 
 def test_without_torchrun_there_is_one() -> None:
