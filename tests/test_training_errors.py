@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import qa_options, run, run_with_fault, squad_file, together
 
 from longformer import LongformerError
 from longformer.training import MLMOptions
+from longformer.training.loop import Trainer
 
 REMEDY = "make room or mend what is wrong, then go on with --resume"
 
@@ -59,3 +61,14 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, size: int) -> 
     (tmp_path / "out" / name).rmdir()
     run(options, resume=True)
     assert (tmp_path / "out" / "curves.png").is_file()
+
+
+def test_a_step_that_does_not_fit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where torch says so by a plain RuntimeError; another one is no matter of memory."""
+    source, file = save_tiny_checkpoint(tmp_path / "tiny"), squad_file(tmp_path / "squad.json")
+    monkeypatch.setattr(Trainer, "_backward", lambda *rest: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(LongformerError, match="memory does not suffice for parts of 8192 tokens; lower batch_tokens"):
+        run(qa_options(source, tmp_path / "out", file, max_steps=1))
+    monkeypatch.setattr(Trainer, "_backward", lambda *rest: torch.empty(2).view(3))
+    with pytest.raises(RuntimeError, match="shape"):
+        run(qa_options(source, tmp_path / "other", file, max_steps=1))

@@ -21,9 +21,12 @@ from training_runs import (
     together,
 )
 
+from longformer import LongformerError
 from longformer.distributed import Processes
 from longformer.training.checkpoints import saved_steps
 from longformer.training.log import read_log
+from longformer.training.loop import Trainer
+from longformer.training.qa import QuestionAnsweringTask
 from longformer.training.signals import Signals
 
 EVERY = {"log_every": 5, "evaluate_every": 3, "checkpoint_every": 100}
@@ -61,6 +64,30 @@ def test_a_run_that_is_asked_to_stop(setting: dict[str, Any], tmp_path: Path, na
         for folder in ("out", "whole")
     ]
     assert lines[0] == lines[1]
+
+
+def test_asked_during_an_evaluation_that_was_due(
+    setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on with an evaluation, and is asked to stop in its midst, trains no step more."""
+    options = qa_options(output=tmp_path / "out", **setting)
+    evaluate, calls = QuestionAnsweringTask.evaluate, []
+
+    def asked(self: QuestionAnsweringTask, *arguments: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise LongformerError("no memory left")
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(QuestionAnsweringTask, "evaluate", asked)
+    with pytest.raises(LongformerError, match="no memory left"):
+        run(options)
+    monkeypatch.setattr(Trainer, "_train", lambda *rest: pytest.fail("a step was trained"))
+    with pytest.raises(SystemExit) as stopped:
+        run(options, resume=True)
+    assert stopped.value.code == 143
+    assert [line["step"] for line in read_log(tmp_path / "out") if "f1" in line] == [3]
 
 
 def test_two_processes_of_which_one_is_asked(setting: dict[str, Any], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ What is trained on is a :class:`Task`.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from longformer.training.parallel import Parallel
 from longformer.training.signals import Signals, leave
 from longformer.weights import SAFETENSORS
 
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch's words; of a GPU it has a class of error
 VALUES = (  # of a checkpoint, beside its tensors
     "step", "best", "best_step", "worse", "stopped", "evaluated", "processes", "data", "origin", "log",
 )  # fmt: skip
@@ -128,6 +130,7 @@ class Trainer:
                     log.note(self.step, note)
                 if not self.evaluated:
                     self._evaluate(log)
+                    self._leave_if(self.signals.agreed(), log)
                 while self._unfinished():
                     epoch, done = divmod(self.step, self.per_epoch)
                     order = steps_of_epoch(self.task.lengths, options.batch_size, seed=options.seed, epoch=epoch)
@@ -135,7 +138,9 @@ class Trainer:
                         self._advance(rows, epoch, log)
                         if not self._unfinished():
                             break
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not isinstance(error, torch.cuda.OutOfMemoryError) and NO_MEMORY not in str(error):
+                raise
             raise LongformerError(
                 f"the device's memory does not suffice for parts of {options.batch_tokens} tokens; "
                 "lower batch_tokens, or set gradient_checkpointing"
@@ -169,6 +174,10 @@ class Trainer:
         if not self.evaluated and not asked:
             self._evaluate(log)
             asked = self.signals.agreed()
+        self._leave_if(asked, log)
+
+    def _leave_if(self, asked: signal.Signals | None, log: Log) -> None:
+        """Stop after a step that is saved, where a signal asked for it."""
         if asked:
             log.say(f"stopped by {asked.name} at step {self.step} of {self.steps}, which is saved; go on with --resume")
             leave(asked)
