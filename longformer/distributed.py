@@ -17,7 +17,9 @@ from torch import Tensor
 from longformer.errors import LongformerError
 
 Item = TypeVar("Item")
-GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words for an exchange in vain
+GONE = (  # gloo's words for an exchange in vain
+    "Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe",
+)  # fmt: skip
 
 
 class Processes(NamedTuple):
