@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed import TCPStore
 
 import longformer.checkpoint
 from longformer.errors import LongformerError
@@ -27,6 +28,8 @@ from longformer.training.checkpoints import TENSORS, saved_steps
 from longformer.training.loop import Trainer
 from longformer.training.mlm import MaskedLMTask
 from longformer.training.run import train_mlm, train_qa
+
+TOO_LONG = 240  # seconds for what takes a few, so that only what hangs meets it
 
 QUESTIONS = [
     ("Who met?", "Ann met Bob.", "Ann"),
@@ -164,19 +167,22 @@ def together(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]])
 
     An error that it raises is returned in its place, as text.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # As torchrun does it: the store is here from the start, so that no port is chosen that another may take meanwhile.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     made = context()
     results = made.SimpleQueue()
     processes = [
-        made.Process(target=_member, args=(results, rank, len(arguments), port, function, theirs))
+        made.Process(target=_member, args=(results, rank, len(arguments), store.port, function, theirs))
         for rank, theirs in enumerate(arguments)
     ]
     for process in processes:
         process.start()
+    end = time.monotonic() + TOO_LONG
     for process in processes:
-        process.join(120)
+        process.join(max(0.0, end - time.monotonic()))
+    for process in processes:
+        if process.exitcode is None:  # which would keep this one from ending as well
+            process.kill()
     found = {}
     while not results.empty():
         rank, result = results.get()
@@ -188,6 +194,7 @@ def together(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]])
 def _member(results: Any, rank: int, size: int, port: int, function: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    where |= {"TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ |= {name: str(value) for name, value in where.items()}
     try:
         results.put((rank, function(*arguments)))
