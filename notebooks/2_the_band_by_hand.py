@@ -274,8 +274,8 @@ panels[0].legend()
 
 # %% [markdown]
 # Twice the length is four times the work for the reference and twice for the others. `banded` holds the products of all
-# its blocks, padded for the shift, $S \, (T + W)$ numbers; of `blocked` the largest tensor is one of $S \cdot D$, as large as its inputs,
-# and the scores are one tile.
+# its blocks, padded for the shift, $S \, (T + W)$ numbers; of `blocked` the largest tensor is one of $S \cdot D$, as
+# large as its inputs, and the scores are one tile.
 
 # %%
 assert costs["reference"][1][0] == 4 * costs["reference"][0][0]

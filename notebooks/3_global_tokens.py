@@ -274,9 +274,9 @@ axes.legend(title="document")
 # How to read it. The checkpoint was trained with its question global, so that every other row is also a model used in a
 # way that it did not learn. Within one window *local projections* and *none* are one and the same computation: every
 # row sees every token by the same projections, global or not. What they lose there, if anything, is the question's own
-# projections. What *none* loses in addition over several windows is the way from the question to the answer: with windows
-# alone its words reach an answer 800 tokens away only in the fourth layer, passed on by tokens that have other things to
-# do.
+# projections. What *none* loses in addition over several windows is the way from the question to the answer: with
+# windows alone its words reach an answer 800 tokens away only in the fourth layer, passed on by tokens that have other
+# things to do.
 #
 # The questions are few, so that a difference of one of them is no finding. The paper retrained its model for each
 # variant, which is the clean way: on WikiHop 73.8 became 72.2 without separate projections and 65.5 without global
