@@ -171,8 +171,8 @@ def sliding_window_probabilities(
 ) -> BandProbabilities:
     """The attention probabilities of :func:`sliding_window_attention`, by diagonals, before dropout.
 
-    Arguments as there. Returns ``BandProbabilities``: ``band`` (B, H, S, W), ``columns`` (B, H, S, G) and
-    ``column_index`` (B, G).
+    Arguments, and errors for them, as there. Returns ``BandProbabilities``: ``band`` (B, H, S, W), ``columns``
+    (B, H, S, G) and ``column_index`` (B, G).
     """
     _check_qkv(query, key, key)
     if key.shape != query.shape:

@@ -19,7 +19,7 @@
 # see a whole document all the same. Section and figure numbers are those of [Beltagy, Peters and Cohan
 # 2020](https://arxiv.org/abs/2004.05150).
 #
-# Every picture here is drawn from the masks that the kernels themselves use.
+# Every pattern here is drawn from the mask of the reference kernel, to which all other kernels are held.
 
 # %%
 import matplotlib.pyplot as plt
@@ -61,7 +61,7 @@ for seq_len in (512, 4096, 16384, 65536):
 # the matrix of pairs that is a band of width $W = l + 1 + r$ along the diagonal.
 #
 # The released models have `attention_window=512`, counted over both sides: `(256, 256)` as the kernels write it.
-# `attention_pairs` is the mask of the reference implementation, to which all other kernels are held.
+# `attention_pairs` is the mask of that reference.
 
 # %%
 pairs = attention_pairs(24, (3, 3))[0, 0]  # (S, S) bool, True where row i sees column j
@@ -164,8 +164,8 @@ draw_patterns(figure, 48, windows, causal=True)
 # ## Dilation
 #
 # A window can also have gaps: row $i$ sees $i + c\,d$ for $-l \le c \le r$, where $d$ is the dilation (§3.1, "Dilated
-# Sliding Window"). It costs what it cost before and reaches $d$ times as far, $2 \ell w d + 1$ tokens in the end. The
-# price is that it skips neighbours. So the paper lets heads differ: some stay dense, some look far.
+# Sliding Window"). It costs what it cost before and reaches $d$ times as far: $\ell$ layers span $2 \ell w d + 1$
+# tokens. The price is that it skips what lies between. So the paper lets heads differ: some stay dense, some look far.
 
 # %%
 figure = plt.figure(figsize=(7, 3.6), layout="constrained")

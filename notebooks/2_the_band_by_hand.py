@@ -109,7 +109,8 @@ for axes, picture, title in zip(panels, (marked, shifted, shifted[:, :W]), title
 #
 # One product is fast, but it computes all pairs: $S \, (S + W - 1) \, D$ multiplications, and as many numbers to keep.
 # So cut the queries into blocks of $T$ rows. A block touches only $T + W - 1$ keys, and the trick works within it. That
-# is `banded_scores`, and the formulation of the paper (§3.2; its own implementation takes blocks of twice the window).
+# is `banded_scores`, in the spirit of the paper's own way in plain PyTorch, which cuts queries *and* keys into
+# overlapping blocks as long as the window, both sides counted, and masks what it does not need.
 
 # %%
 T = 4
@@ -208,7 +209,7 @@ assert torch.allclose(blocked[0, 0], by_tiles, rtol=0, atol=1e-12)
 # $$ m = \max(m_1, m_2), \qquad \ell = e^{m_1 - m} \ell_1 + e^{m_2 - m} \ell_2, \qquad
 #    O = e^{m_1 - m} O_1 + e^{m_2 - m} O_2 , $$
 #
-# and in the end $O / \ell$ is the result. Dividing by the maximum first is what keeps the exponentials from
+# and in the end $O / \ell$ is the result. Subtracting the maximum first is what keeps the exponentials from
 # overflowing.
 
 # %%
@@ -273,8 +274,8 @@ panels[0].legend()
 
 # %% [markdown]
 # Twice the length is four times the work for the reference and twice for the others. `banded` holds the products of all
-# its blocks, $S \, (T + W - 1)$ numbers; of `blocked` the largest tensor is one of $S \cdot D$, as large as its inputs,
-# and the scores are one tile.
+# its blocks, padded for the shift, $S \, (T + W)$ numbers; of `blocked` the largest tensor is one of $S \cdot D$, as
+# large as its inputs, and the scores are one tile.
 
 # %%
 assert costs["reference"][1][0] == 4 * costs["reference"][0][0]

@@ -17,7 +17,7 @@
 # A window sees its neighbours, and layers of windows see further, but slowly. A question and its answer may stand 3,000
 # tokens apart. So a few tokens are made *global*: they see everything, and everything sees them (§3.1, "Global
 # Attention"). This notebook takes the rule apart, one softmax, overwritten rows, projections of their own, and then
-# measures what the checkpoint that comes with the package can do without it.
+# measures what the checkpoint that comes with the package can do without each of them.
 
 # %%
 import copy
@@ -273,9 +273,10 @@ axes.legend(title="document")
 # %% [markdown]
 # How to read it. The checkpoint was trained with its question global, so that every other row is also a model used in a
 # way that it did not learn. Within one window *local projections* and *none* are one and the same computation: every
-# row sees every token by the same projections, global or not. What is lost there is the question's own projections.
-# What is lost in addition over several windows is the way from the question to the answer: with windows alone its words
-# reach an answer 800 tokens away only in the fourth layer, passed on by tokens that have other things to do.
+# row sees every token by the same projections, global or not. What they lose there, if anything, is the question's own
+# projections. What *none* loses in addition over several windows is the way from the question to the answer: with
+# windows alone its words reach an answer 800 tokens away only in the fourth layer, passed on by tokens that have other
+# things to do.
 #
 # The questions are few, so that a difference of one of them is no finding. The paper retrained its model for each
 # variant, which is the clean way: on WikiHop 73.8 became 72.2 without separate projections and 65.5 without global

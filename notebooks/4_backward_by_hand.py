@@ -20,8 +20,9 @@
 # against autograd, against the kernel, and against finite differences.
 #
 # The head of `kernels/blocked.py` has the same formulas. The paper leaves the derivation out (§3.2 speaks of the kernel
-# alone); the idea to keep only the log-sum-exp is FlashAttention's ([Dao et al.
-# 2022](https://arxiv.org/abs/2205.14135)).
+# alone). To keep a softmax's statistics in place of its probabilities is FlashAttention's idea ([Dao et al.
+# 2022](https://arxiv.org/abs/2205.14135)); that their log-sum-exp is enough, FlashAttention-2's ([Dao
+# 2023](https://arxiv.org/abs/2307.08691)).
 
 # %%
 import matplotlib.pyplot as plt

@@ -138,8 +138,8 @@ assert result.verdict == "rounding"
 
 # %% [markdown]
 # The last two columns are both runs' errors in multiples of the noise. Here is how they grow. Grey is what is allowed,
-# from the noise up to five times the noise; the lines of the two implementations nearly coincide, since both lose what
-# this precision must lose.
+# from the noise up to five times the noise; the lines of the two implementations stay together there, since both lose
+# what this precision must lose.
 
 # %%
 figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")

@@ -120,8 +120,8 @@ for entry, (short,), (long,) in zip(known, in_windows, in_one_pass, strict=True)
 # %% [markdown]
 # Where the two disagree, look at what each could see. In a short window a token sees, over all layers, no farther than
 # the window's ends. In one pass a layer reaches 256 tokens to each side, and so the stack that many times its layers;
-# beside that, every token hears in each layer from the question's tokens, which are global and have seen the whole
-# document.
+# beside that, every token hears in each layer from the question's tokens, which are global and, from the second layer
+# on, have seen the whole document.
 
 # %%
 reach = sum(config.window(layer)[1] for layer in range(config.num_hidden_layers))
@@ -140,8 +140,9 @@ print(f"one pass reaches {reach} tokens to each side by its windows; a window of
 # $$\underbrace{24\,S\,C^2}_{\text{linear layers}} + \underbrace{4\,P\,C}_{\text{attention}}, \qquad
 #   P_{\text{full}} = S^2, \qquad P_{\text{band}} \le S\,(2w + 1)$$
 #
-# with $w$ tokens on each side; $G$ global tokens add less than $2\,G\,S$ pairs. In the band everything is proportional
-# to $S$. Here is the count for the shipped model, the pairs at the document's ends counted too.
+# with $w$ tokens on each side; $G$ global tokens add less than $2\,G\,S$ pairs, and projections of their own, which are
+# left out here. In the band everything is proportional to $S$. Here is the count for the shipped model, what the
+# windows lack at the document's ends taken off.
 
 # %%
 width = config.window(0)[0]
@@ -288,6 +289,7 @@ except LongformerError as error:
     print(error)
 else:
     raise AssertionError("an answer on a border would be missed")
-assert answerer.answer(question, brief, max_length=512, stride=longest) == answerer.answer(question, brief)
+(answer,) = answerer.answer(question, document, max_length=512, stride=longest)
+assert document[answer.start : answer.end] == answer.text
 covered = lay_windows(tokens, capacity, longest)
 assert all(any(w.first <= i and i + 29 < w.stop for w in covered) for i in range(tokens - 29))

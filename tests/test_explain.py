@@ -212,6 +212,15 @@ class TestAnswers:
         with pytest.raises(LongformerError, match="entries is 0"):
             explain(answerer, QUESTION, SHORT, entries=0)
 
+    def test_patterns_that_it_cannot_show(self, answerer, checkpoint):
+        config = answerer.model.config.replace(attention_dilation=[1, [1, 2]])
+        dilated = QuestionAnswerer.from_pretrained(checkpoint, config=config)
+        with pytest.raises(LongformerError, match=r"attention_dilation is \(1, \(1, 2\)\); only windows without gaps"):
+            explain(dilated, QUESTION, SHORT)
+        nothing = QuestionAnswerer(answerer.model, answerer.tokenizer, global_mask=lambda ids: ids < 0)
+        with pytest.raises(LongformerError, match="has a global_mask; only answers with the question global"):
+            explain(nothing, QUESTION, SHORT)
+
 
 def data_of(text: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])

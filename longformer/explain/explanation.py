@@ -81,6 +81,21 @@ class _Recorder:
         self.layers.append(found)
 
 
+def _check_pattern(answerer: QuestionAnswerer) -> None:
+    """What is recorded by windows without gaps, with the question global, would be wrong of any other pattern."""
+    dilation = answerer.model.config.attention_dilation
+    if dilation != 1:
+        raise LongformerError(
+            f"attention_dilation is {dilation}; only windows without gaps can be explained: "
+            "load the model with config.replace(attention_dilation=1)"
+        )
+    if answerer.global_mask is not None:
+        raise LongformerError(
+            "the QuestionAnswerer has a global_mask; only answers with the question global can be explained: "
+            "make one without"
+        )
+
+
 def explain(
     answerer: QuestionAnswerer,
     question: str,
@@ -105,10 +120,12 @@ def explain(
         entries: attention probabilities that are kept, over all layers and heads.
 
     Raises:
-        DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; or ``entries`` that is no positive number.
+        DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; ``entries`` that is no positive number; or a
+            pattern that cannot be shown: dilated windows, or other global tokens than the question.
     """
     if not isinstance(entries, int) or isinstance(entries, bool) or entries < 1:
         raise LongformerError(f"entries is {entries!r}; it must be an int of at least 1")
+    _check_pattern(answerer)
     answers = answerer.answer(
         question,
         document,
