@@ -44,18 +44,35 @@ def short(answerer: QuestionAnswerer) -> Explanation:
     return explain(answerer, QUESTION, SHORT)
 
 
+DILATION = ((1, 3), 2)
+
+
+@pytest.fixture(scope="module")
+def dilated(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
+    """Its first layer has heads of different dilation. Global tokens are inside the windows, on their grid and off."""
+    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("dilated"), attention_dilation=DILATION)
+    return QuestionAnswerer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=["plain", "dilated"])
+def pair(request, answerer: QuestionAnswerer, dilated: QuestionAnswerer) -> tuple[QuestionAnswerer, Explanation]:
+    model = answerer if request.param == "plain" else dilated
+    return model, explain(model, QUESTION, SHORT)
+
+
 def kept(found: Explanation, layer: int, head: int, token: int) -> tuple[dict[int, float], float]:
     """Of a row, tokens to probabilities, and the share that it says it carries."""
     rows = unpack(found.packed[layer])
     row = head * len(found.passage.ids) + token
     span = slice(rows.first[row], rows.first[row + 1])
-    columns = tokens(rows.slot[span], token, found.patterns[layer])
+    columns = tokens(rows.slot[span], token, found.patterns[layer], head)
     assert len(set(columns.tolist())) == len(columns)
     return dict(zip(columns.tolist(), rows.probability[span].tolist(), strict=True)), float(rows.share[row])
 
 
 class TestAttention:
-    def test_all_of_a_short_document_is_the_models(self, answerer, short):
+    def test_all_of_a_short_document_is_the_models(self, pair):
+        answerer, short = pair
         true = dense_of_model(answerer, torch.from_numpy(short.passage.ids))
         seen = 0
         for layer, head, token in np.ndindex(true.shape[:3]):
@@ -70,7 +87,8 @@ class TestAttention:
             seen += len(row)
         assert seen == sum(layer.entries for layer in short.packed)
 
-    def test_means(self, answerer, short):
+    def test_means(self, pair):
+        answerer, short = pair
         true = dense_of_model(answerer, torch.from_numpy(short.passage.ids)).mean(dim=1)
         for pattern, mean, expected in zip(short.patterns, short.means, true, strict=True):
             torch.testing.assert_close(dense(pattern, mean), expected)
@@ -120,6 +138,14 @@ class TestAttention:
         with torch.no_grad():
             torch.testing.assert_close(answerer.model(ids).start_logits[0], short.start_logits.float())
 
+    def test_a_dilation_beyond_the_document(self, tmp_path):
+        folder = save_tiny_checkpoint(tmp_path, attention_dilation=((1, 10**9), 1000))
+        answerer = QuestionAnswerer.from_pretrained(folder)
+        found = explain(answerer, QUESTION, SHORT)
+        true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).mean(dim=1)
+        for pattern, mean, expected in zip(found.patterns, found.means, true, strict=True):
+            torch.testing.assert_close(dense(pattern, mean), expected)
+
     @pytest.mark.parametrize("dtype", ["bfloat16", "mixed", "int8"])
     def test_lower_precision(self, checkpoint, dtype):
         dtype = torch.bfloat16 if dtype == "bfloat16" else dtype
@@ -131,16 +157,16 @@ class TestAttention:
 class TestRollout:
     def test_is_the_dense_product(self):
         seq_len, layers = 23, []
-        for window, index in (((3, 1), [0, 9]), ((30, 2), [0, 9]), ((0, 0), [0, 9])):
-            band = torch.rand(seq_len, sum(window) + 1)
-            place = torch.arange(seq_len)[:, None] + torch.arange(band.shape[1]) - window[0]
+        for window, gap, index in (((3, 1), 1, [0, 9]), ((30, 2), 1, [0, 9]), ((0, 0), 3, [0, 9]), ((4, 5), 3, [0, 9])):
+            band, offsets = torch.rand(seq_len, sum(window) + 1), torch.arange(-window[0], window[1] + 1) * gap
+            place = torch.arange(seq_len)[:, None] + offsets
             band *= (place >= 0) & (place < seq_len)
             columns, rows = torch.rand(seq_len, 2), torch.rand(2, seq_len)
             band[index], columns[index] = 0, 0
             total = band.sum(dim=1, keepdim=True) + columns.sum(dim=1, keepdim=True)
             total[index] = 1
-            attention = Attention(band / total, columns / total, rows / rows.sum(dim=1, keepdim=True))
-            layers.append((LayerPattern(window, torch.tensor(index)), attention))
+            attention = Attention(offsets, band / total, columns / total, rows / rows.sum(dim=1, keepdim=True))
+            layers.append((LayerPattern(window, (gap,), torch.tensor(index)), attention))
         targets = torch.zeros(2, seq_len)
         targets[0, 5:8] = 1 / 3
         targets[1, 9] = 1
@@ -152,7 +178,8 @@ class TestRollout:
             torch.testing.assert_close(found[n], expected)
             torch.testing.assert_close(found[n].sum(dim=1), torch.ones(2))
 
-    def test_of_a_model(self, answerer, short):
+    def test_of_a_model(self, pair):
+        answerer, short = pair
         true = dense_of_model(answerer, torch.from_numpy(short.passage.ids)).mean(dim=1)
         product = torch.eye(len(short.passage.ids))
         for matrix in true:
@@ -232,7 +259,8 @@ class TestPage:
         data = data_of(text)
         assert "".join(map("".join, zip(data["gaps"], data["texts"], strict=True))).count("<script>x()</script>") == 1
 
-    def test_says_what_it_holds(self, answerer):
+    def test_says_what_it_holds(self, pair):
+        answerer, _ = pair
         found = explain(answerer, QUESTION, SHORT, entries=900)
         seq_len, about = len(found.passage.ids), data_of(page(found))["about"][0]
         pairs = (dense_of_model(answerer, torch.from_numpy(found.passage.ids)) > 0).sum()
@@ -242,6 +270,13 @@ class TestPage:
         assert int(said[1].replace(",", "")) == pairs <= 4 * seq_len * seq_len
         assert int(said[2].replace(",", "")) == sum(layer.entries for layer in found.packed)
         assert float(said[3]) / 100 == pytest.approx(share, abs=0.005)
+
+    def test_says_which_windows_have_gaps(self, pair):
+        _, found = pair
+        about = data_of(page(found))["about"][1]
+        gaps = " With gaps, one token in 2, are the windows of layer 2. With gaps, one token in 3, are the windows of"
+        assert (f"{gaps} layer 1 (heads 2)." in about) == any(set(p.dilation) != {1} for p in found.patterns)
+        assert ("gaps" in about) == (found.patterns[0].dilation == (1, 3))
 
     def test_rollout_in_the_page(self, short):
         import base64
@@ -263,7 +298,8 @@ class TestPicture:
         write_picture(tmp_path / "picture.png", found)
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_what_it_draws(self, short):
+    def test_what_it_draws(self, pair):
+        _, short = pair
         pattern, mean = short.patterns[0], short.means[0]
         matrix = dense(pattern, mean).numpy()
         np.testing.assert_allclose(pattern_bins(pattern, mean, len(matrix)), matrix, rtol=1e-6)

@@ -19,7 +19,7 @@ from longformer.explain.packing import (
     pack,
 )
 from longformer.explain.passage import QUESTION, Passage, read_passage
-from longformer.explain.probabilities import Attention, LayerPattern, observed
+from longformer.explain.probabilities import Attention, LayerPattern, added, observed
 from longformer.explain.rollout import rollout
 from longformer.question_answering import Answer, QuestionAnswerer
 
@@ -68,13 +68,9 @@ class _Recorder:
         total, found = None, []
         for attention in heads:
             found.append(candidates(pattern, attention, self.limits))
-            if total is None:
-                total = attention
-            else:
-                for sum_, part in zip(total, attention, strict=True):
-                    sum_ += part
+            total = attention if total is None else added(total, attention)
         assert total is not None
-        for sum_ in total:
+        for sum_ in (total.band, total.columns, total.rows):
             sum_ /= len(found)
         self.patterns.append(pattern)
         self.means.append(total)
