@@ -346,6 +346,7 @@ class TestCommand:
             (["Who?", "d.txt", "-o", "p.pdf"], "must end in .html"),
             (["Who?", "d.txt", "--png", "p.html"], "must end in .png"),
             (["Who?", "d.txt", "-o", "folder.html"], "is a folder"),
+            (["Who?", "doc.html", "-o", "./doc.html"], "is the document itself"),
             (["Who?", "d.txt"], "say what to write"),
             (["Who?", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
@@ -356,13 +357,14 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(QuestionAnswerer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
         Path("d.txt").write_text(SHORT, encoding="utf-8")
+        Path("doc.html").write_text(SHORT, encoding="utf-8")
         Path("empty.txt").write_text("")
         Path("bytes.txt").write_bytes(b"a\xff")
         Path("folder.html").mkdir()
         with pytest.raises(SystemExit) as end:
             main(["explain", *arguments])
         assert end.value.code == 2 and message in capsys.readouterr().err
-        assert not Path("p.html").exists()
+        assert not Path("p.html").exists() and Path("doc.html").read_text(encoding="utf-8") == SHORT
 
     def test_a_folder_that_may_not_be_written(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(cli_options.os, "access", lambda *_: False)  # permissions do not hold root back
