@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from explained import dense, dense_of_model
+from safetensors import safe_open
 from tiny_checkpoint import save_tiny_checkpoint
 
 from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer, cli_options
