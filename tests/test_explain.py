@@ -241,6 +241,20 @@ class TestAnswers:
             explain(answerer, QUESTION, SHORT, entries=0)
 
 
+def rgb(colour: str) -> np.ndarray:
+    digits = colour.removeprefix("#")
+    digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+    return np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+
+
+def contrast(a: np.ndarray, b: np.ndarray) -> float:
+    def luminance(c: np.ndarray) -> float:
+        return float(np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def data_of(text: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
 
@@ -287,6 +301,24 @@ class TestPage:
         true = short.rollout.numpy()
         values = np.where(levels < 255, data_of(page(short))["ratio"] ** -levels.astype(float), 0)
         np.testing.assert_allclose(values[true > 2 * FLOOR], true[true > 2 * FLOOR], rtol=STEP + 1e-6)
+
+    @pytest.mark.parametrize("theme", [0, 1])
+    def test_text_can_be_read_on_what_is_behind_it(self, short, theme):
+        """Contrast as WCAG 2 has it: at least 4.5."""
+        style = page(short)
+        colours = re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", style)
+        palette = {name: rgb(both[theme]) for name, *both in colours}
+        assert len(palette) >= 12
+        answers = float(re.search(r"opacity: (\.\d+); background: var\(--answer\)", style)[1])
+        targets = float(re.search(r"#targets button::after {[^}]*opacity: (\.\d+)", style)[1])
+        bars = [("answer", answers), ("local", targets), ("global", targets), ("rolled", targets)]
+        behind = [(("text", "soft"), palette["card"]), (("text", "soft"), palette["back"])]
+        behind += [(("text", "soft"), share * palette[name] + (1 - share) * palette["card"]) for name, share in bars]
+        behind += [(("text",), palette[name]) for name in ("local", "global", "rolled")]
+        for names, ground in behind:
+            for name in names:
+                assert contrast(palette[name], ground) >= 4.5, (name, ground)
+        assert contrast(palette["card"], palette["answer"]) >= 4.5  # the number of an answer
 
     def test_a_place_that_cannot_be_written(self, short, tmp_path):
         with pytest.raises(LongformerError, match=r"absent/page\.html cannot be written"):
@@ -391,3 +423,12 @@ class TestCommand:
             main(["explain", "Who?", "--text", SHORT, "-o", str(tmp_path / "p.html"), "--model", str(folder)])
         err = capsys.readouterr().err
         assert end.value.code == 2 and "qa_outputs" in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_shipped_positions_repeat(pretrained_dir):
+    """docs/explain.md says that tokens 512, 1,024, ... carry the position of a first one."""
+    config = LongformerConfig.from_file(pretrained_dir / "config.json")
+    with safe_open(pretrained_dir / "model.safetensors", framework="pt") as file:
+        positions = file.get_tensor("longformer.embeddings.position_embeddings.weight")[config.pad_token_id + 1 :]
+    assert len(positions) == config.max_tokens == 8 * 512
+    assert torch.equal(positions, positions[:512].repeat(8, 1))

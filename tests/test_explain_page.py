@@ -204,6 +204,14 @@ def test_keyboard(browser, found, path):
         page.keyboard.press("Home")
         page.keyboard.press("n")
         assert page.evaluate(focused) == str(min(span[0] for span in found.passage.spans))
+        page.keyboard.press("Home")
+        page.keyboard.press("Shift+N")
+        assert page.evaluate(focused) == str(min(span[0] for span in found.passage.spans))
+        # The slider and the button say what is so, however it came about.
+        assert page.locator("#curves").get_attribute("aria-valuenow") == str(first + 1)
+        page.get_by_label("the answer’s rollout").check()
+        assert page.locator('[role="button"][aria-pressed="true"]').count() == 0
+        page.get_by_label("a token’s attention").check()
         # Layers and heads, by arrow keys.
         page.locator('#grid [aria-checked="true"]').focus()
         page.keyboard.press("ArrowDown")
@@ -268,6 +276,19 @@ def test_light_and_dark(browser, path):
         page.locator("#theme").click()
         page.emulate_media(color_scheme="light")
         assert back(page) < 120
+
+
+def test_text_from_right_to_left(browser, answerer, tmp_path):
+    document = "שלום\nabc"
+    found = explain(answerer, "Who?", document, max_answer_tokens=10)
+    write_page(tmp_path / "page.html", found)
+    begin = found.passage.kinds.index("d")
+    middle = "e => { const box = e.getBoundingClientRect(); return (box.left + box.right) / 2; }"
+    with opened(browser, tmp_path / "page.html") as page:
+        half = page.locator("#text").evaluate(middle)
+        texts = found.passage.texts
+        assert page.locator(f'[data-i="{texts.index("ש", begin)}"]').evaluate(middle) > half
+        assert page.locator(f'[data-i="{texts.index("a", begin)}"]').evaluate(middle) < half
 
 
 def test_narrow(browser, path):
