@@ -310,7 +310,7 @@ class TestPage:
         palette = {name: rgb(both[theme]) for name, *both in colours}
         assert len(palette) >= 12
         answers = float(re.search(r"opacity: (\.\d+); background: var\(--answer\)", style)[1])
-        targets = float(re.search(r"#targets button::after {[^}]*opacity: (\.\d+)", style)[1])
+        targets = float(re.search(r"var\(--local\); opacity: (\.\d+)", style)[1])
         bars = [("answer", answers), ("local", targets), ("global", targets), ("rolled", targets)]
         behind = [(("text", "soft"), palette["card"]), (("text", "soft"), palette["back"])]
         behind += [(("text", "soft"), share * palette[name] + (1 - share) * palette["card"]) for name, share in bars]
