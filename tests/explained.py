@@ -13,11 +13,11 @@ from longformer.kernels import attention_pairs
 
 def dense(pattern: LayerPattern, attention: Attention) -> Tensor:
     """The (S, S) matrix of an attention."""
-    seq_len, width = attention.band.shape
+    seq_len = len(attention.band)
     matrix = torch.zeros(seq_len, seq_len)
     for i in range(seq_len):
-        for c in range(width):
-            j = i + c - pattern.window[0]
+        for c, offset in enumerate(attention.offsets.tolist()):
+            j = i + offset
             if 0 <= j < seq_len:
                 matrix[i, j] += attention.band[i, c]
         matrix[i, pattern.global_index] += attention.columns[i]
@@ -34,7 +34,7 @@ def dense_of_model(answerer: QuestionAnswerer, ids: Tensor) -> Tensor:
             return layer(arguments[0]).unflatten(-1, (module.num_heads, -1)).transpose(0, 1)
 
         scale = module.head_dim**-0.5
-        seen = attention_pairs(len(ids), module.window)[0, 0] | global_mask[None, :]
+        seen = attention_pairs(len(ids), module.window, dilation=module.dilation)[0] | global_mask[None, :]
         local = heads(module.query) @ heads(module.key).mT * scale
         local = local.masked_fill(~seen, float("-inf")).softmax(-1)
         from_global = (heads(module.query_global) @ heads(module.key_global).mT * scale).softmax(-1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from explained import dense, dense_of_model
+from safetensors import safe_open
 from tiny_checkpoint import save_tiny_checkpoint
 
 from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer, cli_options
@@ -44,18 +45,35 @@ def short(answerer: QuestionAnswerer) -> Explanation:
     return explain(answerer, QUESTION, SHORT)
 
 
+DILATION = ((1, 3), 2)
+
+
+@pytest.fixture(scope="module")
+def dilated(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
+    """Its first layer has heads of different dilation. Global tokens are inside the windows, on their grid and off."""
+    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("dilated"), attention_dilation=DILATION)
+    return QuestionAnswerer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=["plain", "dilated"])
+def pair(request, answerer: QuestionAnswerer, dilated: QuestionAnswerer) -> tuple[QuestionAnswerer, Explanation]:
+    model = answerer if request.param == "plain" else dilated
+    return model, explain(model, QUESTION, SHORT)
+
+
 def kept(found: Explanation, layer: int, head: int, token: int) -> tuple[dict[int, float], float]:
     """Of a row, tokens to probabilities, and the share that it says it carries."""
     rows = unpack(found.packed[layer])
     row = head * len(found.passage.ids) + token
     span = slice(rows.first[row], rows.first[row + 1])
-    columns = tokens(rows.slot[span], token, found.patterns[layer])
+    columns = tokens(rows.slot[span], token, found.patterns[layer], head)
     assert len(set(columns.tolist())) == len(columns)
     return dict(zip(columns.tolist(), rows.probability[span].tolist(), strict=True)), float(rows.share[row])
 
 
 class TestAttention:
-    def test_all_of_a_short_document_is_the_models(self, answerer, short):
+    def test_all_of_a_short_document_is_the_models(self, pair):
+        answerer, short = pair
         true = dense_of_model(answerer, torch.from_numpy(short.passage.ids))
         seen = 0
         for layer, head, token in np.ndindex(true.shape[:3]):
@@ -70,7 +88,8 @@ class TestAttention:
             seen += len(row)
         assert seen == sum(layer.entries for layer in short.packed)
 
-    def test_means(self, answerer, short):
+    def test_means(self, pair):
+        answerer, short = pair
         true = dense_of_model(answerer, torch.from_numpy(short.passage.ids)).mean(dim=1)
         for pattern, mean, expected in zip(short.patterns, short.means, true, strict=True):
             torch.testing.assert_close(dense(pattern, mean), expected)
@@ -120,6 +139,14 @@ class TestAttention:
         with torch.no_grad():
             torch.testing.assert_close(answerer.model(ids).start_logits[0], short.start_logits.float())
 
+    def test_a_dilation_beyond_the_document(self, tmp_path):
+        folder = save_tiny_checkpoint(tmp_path, attention_dilation=((1, 10**9), 1000))
+        answerer = QuestionAnswerer.from_pretrained(folder)
+        found = explain(answerer, QUESTION, SHORT)
+        true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).mean(dim=1)
+        for pattern, mean, expected in zip(found.patterns, found.means, true, strict=True):
+            torch.testing.assert_close(dense(pattern, mean), expected)
+
     @pytest.mark.parametrize("dtype", ["bfloat16", "mixed", "int8"])
     def test_lower_precision(self, checkpoint, dtype):
         dtype = torch.bfloat16 if dtype == "bfloat16" else dtype
@@ -131,16 +158,16 @@ class TestAttention:
 class TestRollout:
     def test_is_the_dense_product(self):
         seq_len, layers = 23, []
-        for window, index in (((3, 1), [0, 9]), ((30, 2), [0, 9]), ((0, 0), [0, 9])):
-            band = torch.rand(seq_len, sum(window) + 1)
-            place = torch.arange(seq_len)[:, None] + torch.arange(band.shape[1]) - window[0]
+        for window, gap, index in (((3, 1), 1, [0, 9]), ((30, 2), 1, [0, 9]), ((0, 0), 3, [0, 9]), ((4, 5), 3, [0, 9])):
+            band, offsets = torch.rand(seq_len, sum(window) + 1), torch.arange(-window[0], window[1] + 1) * gap
+            place = torch.arange(seq_len)[:, None] + offsets
             band *= (place >= 0) & (place < seq_len)
             columns, rows = torch.rand(seq_len, 2), torch.rand(2, seq_len)
             band[index], columns[index] = 0, 0
             total = band.sum(dim=1, keepdim=True) + columns.sum(dim=1, keepdim=True)
             total[index] = 1
-            attention = Attention(band / total, columns / total, rows / rows.sum(dim=1, keepdim=True))
-            layers.append((LayerPattern(window, torch.tensor(index)), attention))
+            attention = Attention(offsets, band / total, columns / total, rows / rows.sum(dim=1, keepdim=True))
+            layers.append((LayerPattern(window, (gap,), torch.tensor(index)), attention))
         targets = torch.zeros(2, seq_len)
         targets[0, 5:8] = 1 / 3
         targets[1, 9] = 1
@@ -152,7 +179,8 @@ class TestRollout:
             torch.testing.assert_close(found[n], expected)
             torch.testing.assert_close(found[n].sum(dim=1), torch.ones(2))
 
-    def test_of_a_model(self, answerer, short):
+    def test_of_a_model(self, pair):
+        answerer, short = pair
         true = dense_of_model(answerer, torch.from_numpy(short.passage.ids)).mean(dim=1)
         product = torch.eye(len(short.passage.ids))
         for matrix in true:
@@ -212,14 +240,24 @@ class TestAnswers:
         with pytest.raises(LongformerError, match="entries is 0"):
             explain(answerer, QUESTION, SHORT, entries=0)
 
-    def test_patterns_that_it_cannot_show(self, answerer, checkpoint):
-        config = answerer.model.config.replace(attention_dilation=[1, [1, 2]])
-        dilated = QuestionAnswerer.from_pretrained(checkpoint, config=config)
-        with pytest.raises(LongformerError, match=r"attention_dilation is \(1, \(1, 2\)\); only windows without gaps"):
-            explain(dilated, QUESTION, SHORT)
+    def test_global_tokens_of_ones_own(self, answerer):
         nothing = QuestionAnswerer(answerer.model, answerer.tokenizer, global_mask=lambda ids: ids < 0)
         with pytest.raises(LongformerError, match="has a global_mask; only answers with the question global"):
             explain(nothing, QUESTION, SHORT)
+
+
+def rgb(colour: str) -> np.ndarray:
+    digits = colour.removeprefix("#")
+    digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+    return np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+
+
+def contrast(a: np.ndarray, b: np.ndarray) -> float:
+    def luminance(c: np.ndarray) -> float:
+        return float(np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def data_of(text: str) -> dict:
@@ -241,7 +279,8 @@ class TestPage:
         data = data_of(text)
         assert "".join(map("".join, zip(data["gaps"], data["texts"], strict=True))).count("<script>x()</script>") == 1
 
-    def test_says_what_it_holds(self, answerer):
+    def test_says_what_it_holds(self, pair):
+        answerer, _ = pair
         found = explain(answerer, QUESTION, SHORT, entries=900)
         seq_len, about = len(found.passage.ids), data_of(page(found))["about"][0]
         pairs = (dense_of_model(answerer, torch.from_numpy(found.passage.ids)) > 0).sum()
@@ -252,6 +291,13 @@ class TestPage:
         assert int(said[2].replace(",", "")) == sum(layer.entries for layer in found.packed)
         assert float(said[3]) / 100 == pytest.approx(share, abs=0.005)
 
+    def test_says_which_windows_have_gaps(self, pair):
+        _, found = pair
+        about = data_of(page(found))["about"][1]
+        gaps = " With gaps, one token in 2, are the windows of layer 2. With gaps, one token in 3, are the windows of"
+        assert (f"{gaps} layer 1 (heads 2)." in about) == any(set(p.dilation) != {1} for p in found.patterns)
+        assert ("gaps" in about) == (found.patterns[0].dilation == (1, 3))
+
     def test_rollout_in_the_page(self, short):
         import base64
 
@@ -260,6 +306,24 @@ class TestPage:
         true = short.rollout.numpy()
         values = np.where(levels < 255, data_of(page(short))["ratio"] ** -levels.astype(float), 0)
         np.testing.assert_allclose(values[true > 2 * FLOOR], true[true > 2 * FLOOR], rtol=STEP + 1e-6)
+
+    @pytest.mark.parametrize("theme", [0, 1])
+    def test_text_can_be_read_on_what_is_behind_it(self, short, theme):
+        """Contrast as WCAG 2 has it: at least 4.5."""
+        style = page(short)
+        colours = re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", style)
+        palette = {name: rgb(both[theme]) for name, *both in colours}
+        assert len(palette) >= 12
+        answers = float(re.search(r"opacity: (\.\d+); background: var\(--answer\)", style)[1])
+        targets = float(re.search(r"var\(--local\); opacity: (\.\d+)", style)[1])
+        bars = [("answer", answers), ("local", targets), ("global", targets), ("rolled", targets)]
+        behind = [(("text", "soft"), palette["card"]), (("text", "soft"), palette["back"])]
+        behind += [(("text", "soft"), share * palette[name] + (1 - share) * palette["card"]) for name, share in bars]
+        behind += [(("text",), palette[name]) for name in ("local", "global", "rolled")]
+        for names, ground in behind:
+            for name in names:
+                assert contrast(palette[name], ground) >= 4.5, (name, ground)
+        assert contrast(palette["card"], palette["answer"]) >= 4.5  # the number of an answer
 
     def test_a_place_that_cannot_be_written(self, short, tmp_path):
         with pytest.raises(LongformerError, match=r"absent/page\.html cannot be written"):
@@ -272,7 +336,8 @@ class TestPicture:
         write_picture(tmp_path / "picture.png", found)
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_what_it_draws(self, short):
+    def test_what_it_draws(self, pair):
+        _, short = pair
         pattern, mean = short.patterns[0], short.means[0]
         matrix = dense(pattern, mean).numpy()
         np.testing.assert_allclose(pattern_bins(pattern, mean, len(matrix)), matrix, rtol=1e-6)
@@ -319,6 +384,7 @@ class TestCommand:
             (["Who?", "d.txt", "-o", "p.pdf"], "must end in .html"),
             (["Who?", "d.txt", "--png", "p.html"], "must end in .png"),
             (["Who?", "d.txt", "-o", "folder.html"], "is a folder"),
+            (["Who?", "doc.html", "-o", "./doc.html"], "is the document itself"),
             (["Who?", "d.txt"], "say what to write"),
             (["Who?", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
@@ -329,13 +395,14 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(QuestionAnswerer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
         Path("d.txt").write_text(SHORT, encoding="utf-8")
+        Path("doc.html").write_text(SHORT, encoding="utf-8")
         Path("empty.txt").write_text("")
         Path("bytes.txt").write_bytes(b"a\xff")
         Path("folder.html").mkdir()
         with pytest.raises(SystemExit) as end:
             main(["explain", *arguments])
         assert end.value.code == 2 and message in capsys.readouterr().err
-        assert not Path("p.html").exists()
+        assert not Path("p.html").exists() and Path("doc.html").read_text(encoding="utf-8") == SHORT
 
     def test_a_folder_that_may_not_be_written(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(cli_options.os, "access", lambda *_: False)  # permissions do not hold root back
@@ -361,3 +428,12 @@ class TestCommand:
             main(["explain", "Who?", "--text", SHORT, "-o", str(tmp_path / "p.html"), "--model", str(folder)])
         err = capsys.readouterr().err
         assert end.value.code == 2 and "qa_outputs" in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_shipped_positions_repeat(pretrained_dir):
+    """docs/explain.md says that tokens 512, 1,024, ... carry the position of a first one."""
+    config = LongformerConfig.from_file(pretrained_dir / "config.json")
+    with safe_open(pretrained_dir / "model.safetensors", framework="pt") as file:
+        positions = file.get_tensor("longformer.embeddings.position_embeddings.weight")[config.pad_token_id + 1 :]
+    assert len(positions) == config.max_tokens == 8 * 512
+    assert torch.equal(positions, positions[:512].repeat(8, 1))

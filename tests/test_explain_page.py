@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from browser import find_browser
+from explained import dense_of_model
 from tiny_checkpoint import save_tiny_checkpoint
 
 from longformer import QuestionAnswerer
@@ -83,7 +84,7 @@ def expected(found: Explanation, token: int, layers: list[int], heads: list[int]
         for head in heads:
             row = head * len(found.passage.ids) + token
             span = slice(rows.first[row], rows.first[row + 1])
-            columns = tokens(rows.slot[span], token, found.patterns[layer])
+            columns = tokens(rows.slot[span], token, found.patterns[layer], head)
             for column, p in zip(columns.tolist(), rows.probability[span].tolist(), strict=True):
                 weights[column] = weights.get(column, 0) + p / len(layers) / len(heads)
     return weights
@@ -137,6 +138,28 @@ def test_a_click_changes_the_picture(browser, found, path):
         assert page.locator(".from, .to").count() == 0
 
 
+def test_windows_with_gaps(browser, tmp_path):
+    """Checked against the model's dense attention, so that script and packing cannot be wrong alike."""
+    folder = save_tiny_checkpoint(tmp_path, attention_dilation=((1, 3), 2))
+    answerer = QuestionAnswerer.from_pretrained(folder)
+    found = explain(answerer, QUESTION, DOCUMENT)
+    true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).numpy()
+    write_page(tmp_path / "gaps.html", found)
+    token = found.passage.kinds.index("d") + 15
+    with opened(browser, tmp_path / "gaps.html") as page:
+        page.locator(f'[data-i="{token}"]').click()
+        for layer, head, reach in ((1, 1, 4), (1, 2, 12), (2, 1, 8), (1, None, 12), (None, None, 12)):
+            page.select_option("#layer", label=str(layer) if layer else "mean of 2")
+            page.select_option("#head", label=str(head) if head else "mean of 2")
+            layers, heads = [layer - 1] if layer else [0, 1], [head - 1] if head else [0, 1]
+            rows, drawn = true[np.ix_(layers, heads)][:, :, token].mean(axis=(0, 1)), np.zeros(true.shape[-1])
+            for i, p in shown(page).items():
+                drawn[i] = p
+            np.testing.assert_allclose(drawn, rows, rtol=STEP + 1e-4, atol=1.1 * FLOOR)
+            assert page.locator(".from").get_attribute("data-i") == str(token - reach)
+            assert page.locator(".to").get_attribute("data-i") == str(token + reach)
+
+
 def test_strongest_targets(browser, found, path):
     with opened(browser, path) as page:
         weights = shown(page)
@@ -181,6 +204,14 @@ def test_keyboard(browser, found, path):
         page.keyboard.press("Home")
         page.keyboard.press("n")
         assert page.evaluate(focused) == str(min(span[0] for span in found.passage.spans))
+        page.keyboard.press("Home")
+        page.keyboard.press("Shift+N")
+        assert page.evaluate(focused) == str(min(span[0] for span in found.passage.spans))
+        # The slider and the button say what is so, however it came about.
+        assert page.locator("#curves").get_attribute("aria-valuenow") == str(first + 1)
+        page.get_by_label("the answer’s rollout").check()
+        assert page.locator('[role="button"][aria-pressed="true"]').count() == 0
+        page.get_by_label("a token’s attention").check()
         # Layers and heads, by arrow keys.
         page.locator('#grid [aria-checked="true"]').focus()
         page.keyboard.press("ArrowDown")
@@ -245,6 +276,19 @@ def test_light_and_dark(browser, path):
         page.locator("#theme").click()
         page.emulate_media(color_scheme="light")
         assert back(page) < 120
+
+
+def test_text_from_right_to_left(browser, answerer, tmp_path):
+    document = "שלום\nabc"
+    found = explain(answerer, "Who?", document, max_answer_tokens=10)
+    write_page(tmp_path / "page.html", found)
+    begin = found.passage.kinds.index("d")
+    middle = "e => { const box = e.getBoundingClientRect(); return (box.left + box.right) / 2; }"
+    with opened(browser, tmp_path / "page.html") as page:
+        half = page.locator("#text").evaluate(middle)
+        texts = found.passage.texts
+        assert page.locator(f'[data-i="{texts.index("ש", begin)}"]').evaluate(middle) > half
+        assert page.locator(f'[data-i="{texts.index("a", begin)}"]').evaluate(middle) < half
 
 
 def test_narrow(browser, path):

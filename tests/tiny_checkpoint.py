@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -34,8 +35,13 @@ def wordpiece_tokenizer(folder: Path) -> LongformerTokenizer:
     return LongformerTokenizer(folder / "tokenizer.json")
 
 
-def tiny_model(tokenizer: LongformerTokenizer, *, max_tokens: int = 64) -> LongformerForQuestionAnswering:
-    """Two layers of 16, with random weights that are large enough to prefer some answers over others."""
+def tiny_model(
+    tokenizer: LongformerTokenizer, *, max_tokens: int = 64, **changes: Any
+) -> LongformerForQuestionAnswering:
+    """Two layers of 16, with random weights that are large enough to prefer some answers over others.
+
+    ``changes`` are made to the configuration.
+    """
     torch.manual_seed(0)
     config = LongformerConfig(
         vocab_size=tokenizer.vocab_size,
@@ -51,12 +57,12 @@ def tiny_model(tokenizer: LongformerTokenizer, *, max_tokens: int = 64) -> Longf
         eos_token_id=tokenizer.sep_token_id,
         sep_token_id=tokenizer.sep_token_id,
     )
-    return LongformerForQuestionAnswering(config).eval()
+    return LongformerForQuestionAnswering(config.replace(**changes)).eval()
 
 
-def save_tiny_checkpoint(folder: Path) -> Path:
+def save_tiny_checkpoint(folder: Path, **changes: Any) -> Path:
     """Write a checkpoint with 64 positions and a byte-level tokenizer into ``folder``, and return that."""
     tokenizer = byte_level_tokenizer(folder)
-    tiny_model(tokenizer).save_pretrained(folder)
+    tiny_model(tokenizer, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

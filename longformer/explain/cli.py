@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os.path import samefile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,6 +55,10 @@ def explain(
             if not path.lower().endswith(suffix):
                 raise DataError(f"{path!r} must end in {suffix}, which says what it is")
             check_output(path)
+            if document is not None and Path(path).exists() and Path(document).exists() and samefile(path, document):
+                raise DataError(
+                    f"{path} is the document itself, which would be overwritten; give another file to write"
+                )
     if text is None:
         assert document is not None
         text = read_document(document)

@@ -19,7 +19,7 @@ from longformer.explain.packing import (
     pack,
 )
 from longformer.explain.passage import QUESTION, Passage, read_passage
-from longformer.explain.probabilities import Attention, LayerPattern, observed
+from longformer.explain.probabilities import Attention, LayerPattern, added, observed
 from longformer.explain.rollout import rollout
 from longformer.question_answering import Answer, QuestionAnswerer
 
@@ -68,13 +68,9 @@ class _Recorder:
         total, found = None, []
         for attention in heads:
             found.append(candidates(pattern, attention, self.limits))
-            if total is None:
-                total = attention
-            else:
-                for sum_, part in zip(total, attention, strict=True):
-                    sum_ += part
+            total = attention if total is None else added(total, attention)
         assert total is not None
-        for sum_ in total:
+        for sum_ in (total.band, total.columns, total.rows):
             sum_ /= len(found)
         self.patterns.append(pattern)
         self.means.append(total)
@@ -82,13 +78,7 @@ class _Recorder:
 
 
 def _check_pattern(answerer: QuestionAnswerer) -> None:
-    """What is recorded by windows without gaps, with the question global, would be wrong of any other pattern."""
-    dilation = answerer.model.config.attention_dilation
-    if dilation != 1:
-        raise LongformerError(
-            f"attention_dilation is {dilation}; only windows without gaps can be explained: "
-            "load the model with config.replace(attention_dilation=1)"
-        )
+    """The page names what is global as the question, which would be wrong of any other choice."""
     if answerer.global_mask is not None:
         raise LongformerError(
             "the QuestionAnswerer has a global_mask; only answers with the question global can be explained: "
@@ -120,8 +110,8 @@ def explain(
         entries: attention probabilities that are kept, over all layers and heads.
 
     Raises:
-        DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; ``entries`` that is no positive number; or a
-            pattern that cannot be shown: dilated windows, or other global tokens than the question.
+        DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; ``entries`` that is no positive number; or
+            other global tokens than the question.
     """
     if not isinstance(entries, int) or isinstance(entries, bool) or entries < 1:
         raise LongformerError(f"entries is {entries!r}; it must be an int of at least 1")

@@ -180,11 +180,11 @@ def unpack(packed: PackedLayer) -> Rows:
     return Rows(first, slot, RATIO ** -level.astype(np.float64), share / 255)
 
 
-def tokens(slot: np.ndarray, token: int, pattern: LayerPattern) -> np.ndarray:
-    """Which tokens the slots of the row of ``token`` are."""
+def tokens(slot: np.ndarray, token: int, pattern: LayerPattern, head: int) -> np.ndarray:
+    """Which tokens the slots of the row of ``token`` are in a head."""
     index: Tensor = pattern.global_index
     if token in index.tolist():
         return slot
     count = len(index)
     columns = index.numpy()[np.minimum(slot, count - 1)] if count else slot
-    return np.where(slot < count, columns, token - pattern.window[0] + slot - count)
+    return np.where(slot < count, columns, token + (slot - count - pattern.window[0]) * pattern.dilation[head])

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import zlib
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "kinds": passage.kinds,
         "globals": explanation.patterns[0].global_index.tolist(),
         "windows": [pattern.window for pattern in explanation.patterns],
+        "dilations": [pattern.dilation for pattern in explanation.patterns],
         "heads": len(explanation.packed[0].share),
         "ratio": RATIO,
         "lengths": [packed.lengths for packed in explanation.packed],
@@ -98,7 +100,7 @@ def _about(explanation: Explanation) -> list[str]:
         f"{limits.least} and at most {limits.most}, and of a global token the largest {limits.most_global:,}. Each is "
         f"rounded by at most {STEP:.1%}. A mean is taken over what is kept.",
         "A token sees its window, itself included, and the global tokens, in one softmax; a global token sees every "
-        "token. Global are the question's tokens and the first.",
+        f"token. Global are the question's tokens and the first.{_dilated(explanation)}",
         "Rollout (Abnar and Zuidema 2020): each layer is taken for half its attention, the mean of its heads, and half "
         "the residual connection, and all are multiplied. It says from where something could have come, not that it "
         "decided. Attention is no explanation by itself either: it is what the model computed with.",
@@ -110,10 +112,25 @@ def _about(explanation: Explanation) -> list[str]:
 def entries(explanation: Explanation) -> int:
     """How many attention probabilities there are, over all layers and heads."""
     total, seq_len = 0, len(explanation.passage.ids)
-    for pattern, packed in zip(explanation.patterns, explanation.packed, strict=True):
+    for pattern in explanation.patterns:
         (left, right), index = pattern.window, set(pattern.global_index.tolist())
-        for i in range(seq_len):
-            low, high = max(0, i - left), min(seq_len - 1, i + right)
-            outside = sum(not low <= g <= high for g in index)
-            total += (seq_len if i in index else high - low + 1 + outside) * len(packed.share)
+        for gap, heads in Counter(pattern.dilation).items():
+            for i in range(seq_len):
+                before, after = min(left, i // gap), min(right, (seq_len - 1 - i) // gap)
+                outside = sum((g - i) % gap != 0 or not -before * gap <= g - i <= after * gap for g in index)
+                total += (seq_len if i in index else before + 1 + after + outside) * heads
     return total
+
+
+def _dilated(explanation: Explanation) -> str:
+    """Says which heads' windows have gaps; "" where none has."""
+    said = ""
+    for gap in sorted({d for pattern in explanation.patterns for d in pattern.dilation} - {1}):
+        where = []
+        for number, pattern in enumerate(explanation.patterns, 1):
+            heads = [str(head) for head, d in enumerate(pattern.dilation, 1) if d == gap]
+            if heads:
+                every = len(heads) == len(pattern.dilation)
+                where.append(f"layer {number}" if every else f"layer {number} (heads {', '.join(heads)})")
+        said += f" With gaps, one token in {gap:,}, are the windows of {'; '.join(where)}."
+    return said

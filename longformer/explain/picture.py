@@ -105,12 +105,12 @@ def _draw_pattern(figure: Any, explanation: Explanation) -> None:
 
 def pattern_bins(pattern: LayerPattern, attention: Attention, most: int) -> np.ndarray:
     """The S × S attention of a layer as at most ``most`` × ``most`` squares, each with its largest entry."""
-    seq_len, width = attention.band.shape
+    seq_len = len(attention.band)
     size = -(-seq_len // most)
     count = -(-seq_len // size)
     seen = np.zeros((count, count), dtype=np.float32)
     row = np.arange(seq_len)[:, None]
-    column = row + np.arange(width) - pattern.window[0]
+    column = row + attention.offsets.numpy()
     inside = (column >= 0) & (column < seq_len)
     index = pattern.global_index.numpy()
     parts = (
@@ -161,13 +161,13 @@ def _draw_answer(figure: Any, explanation: Explanation) -> None:
 def full_rows(pattern: LayerPattern, attention: Attention, first: int, last: int) -> np.ndarray:
     """Mean of the rows ``first`` to ``last`` of a layer's attention: (S,)."""
     index = pattern.global_index.tolist()
-    seq_len, width = attention.band.shape
+    seq_len = len(attention.band)
     total = np.zeros(seq_len)
     for i in range(first, last + 1):
         if i in index:
             total += attention.rows[index.index(i)].numpy()
             continue
-        columns = np.arange(width) + i - pattern.window[0]
+        columns = i + attention.offsets.numpy()
         inside = (columns >= 0) & (columns < seq_len)
         total[columns[inside]] += attention.band[i].numpy()[inside]
         total[index] += attention.columns[i].numpy()

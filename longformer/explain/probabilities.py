@@ -23,11 +23,13 @@ class Attention(NamedTuple):
     A row's probabilities sum to 1: those of a global token stand in ``rows``, those of another in ``columns`` and
     ``band``, where a token that is both global and inside the window counts once, in ``columns``.
 
-    band: (S, W): column c of row i is its probability for token i + c - left.
+    offsets: (W,) int64, ascending: a head's are (c - left)·d, d its dilation; a mean has those of all its heads.
+    band: (S, W): column c of row i is its probability for token i + offsets[c].
     columns: (S, G): for the global tokens, in ascending order.
     rows: (G, S): from the global tokens, for every token.
     """
 
+    offsets: Tensor
     band: Tensor
     columns: Tensor
     rows: Tensor
@@ -37,10 +39,12 @@ class LayerPattern(NamedTuple):
     """Which tokens may attend to which in a layer.
 
     window: (left, right).
+    dilation: gap between the tokens of the window, one a head; S where it is more, which is the same.
     global_index: (G,) int64, positions of the global tokens, ascending.
     """
 
     window: tuple[int, int]
+    dilation: tuple[int, ...]
     global_index: Tensor
 
 
@@ -59,7 +63,8 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
         hidden, (document,) = arguments
         index = document.global_index
         index = torch.zeros(0, dtype=torch.int64, device=hidden.device) if index is None else index
-        sink(LayerPattern(module.window, index.cpu()), _heads(module, hidden, index))
+        pattern = LayerPattern(module.window, tuple(min(d, len(hidden)) for d in module.dilation), index.cpu())
+        sink(pattern, _heads(module, hidden, index, pattern.dilation))
 
     with ExitStack() as stack:
         for module in model.modules():
@@ -68,7 +73,9 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
         yield
 
 
-def _heads(module: LongformerSelfAttention, hidden: Tensor, index: Tensor) -> Iterator[Attention]:
+def _heads(
+    module: LongformerSelfAttention, hidden: Tensor, index: Tensor, dilation: tuple[int, ...]
+) -> Iterator[Attention]:
     """Attention of each head over the rows of ``hidden`` (S, C)."""
 
     def split(projection: Any, rows: Tensor) -> Tensor:
@@ -78,12 +85,16 @@ def _heads(module: LongformerSelfAttention, hidden: Tensor, index: Tensor) -> It
     queries, keys = split(module.query, hidden), split(module.key, hidden)
     global_queries, global_keys = split(module.query_global, hidden[index]), split(module.key_global, hidden)
     for head in range(module.num_heads):
-        band, columns = local_probabilities(queries[head], keys[head], module.window, index)
+        gap = dilation[head]
+        offsets = torch.arange(-module.window[0], module.window[1] + 1) * gap
+        band, columns = local_probabilities(queries[head], keys[head], module.window, gap, index)
         scores = global_queries[head] @ global_keys[head].T * module.head_dim**-0.5
-        yield Attention(band.cpu(), columns.cpu(), scores.softmax(dim=-1).cpu())
+        yield Attention(offsets, band.cpu(), columns.cpu(), scores.softmax(dim=-1).cpu())
 
 
-def local_probabilities(query: Tensor, key: Tensor, window: tuple[int, int], index: Tensor) -> tuple[Tensor, Tensor]:
+def local_probabilities(
+    query: Tensor, key: Tensor, window: tuple[int, int], dilation: int, index: Tensor
+) -> tuple[Tensor, Tensor]:
     """Band (S, W) and global columns (S, G) of the rows that are not global, from (S, D) query and key.
 
     Rows of the global tokens ``index`` (G,) are 0 in both.
@@ -91,12 +102,33 @@ def local_probabilities(query: Tensor, key: Tensor, window: tuple[int, int], ind
     seq_len = len(query)
     is_global = torch.zeros(1, seq_len, dtype=torch.bool, device=query.device)
     is_global[0, index] = True
-    found = sliding_window_probabilities(query[None, None], key[None, None], window, global_mask=is_global)
+    found = sliding_window_probabilities(
+        query[None, None], key[None, None], window, dilation=dilation, global_mask=is_global
+    )
     band, columns = found.band[0, 0], found.columns[0, 0]
     # The kernel leaves a global token that is inside the band where it is: it moves to its column.
-    place = index - torch.arange(seq_len, device=query.device)[:, None] + window[0]  # (S, G)
-    row, which = ((place >= 0) & (place < band.shape[1])).nonzero(as_tuple=True)
+    step = index - torch.arange(seq_len, device=query.device)[:, None]  # (S, G)
+    place = step // dilation + window[0]
+    row, which = ((step % dilation == 0) & (place >= 0) & (place < band.shape[1])).nonzero(as_tuple=True)
     columns[row, which] += band[row, place[row, which]]
     band[row, place[row, which]] = 0
     band[index], columns[index] = 0, 0
     return band, columns
+
+
+def added(total: Attention, part: Attention) -> Attention:
+    """The sum of two, token by token: heads of different dilation have different tokens in their bands.
+
+    ``total`` is changed, and is the result unless its band lacks a token of the other.
+    """
+    total.columns.add_(part.columns)
+    total.rows.add_(part.rows)
+    if torch.equal(total.offsets, part.offsets):
+        total.band.add_(part.band)
+        return total
+    offsets, band = torch.cat([total.offsets, part.offsets]).unique(), total.band
+    if len(offsets) > len(total.offsets):
+        band = band.new_zeros(len(band), len(offsets))
+        band[:, torch.searchsorted(offsets, total.offsets)] = total.band
+    band.index_add_(1, torch.searchsorted(offsets, part.offsets), part.band)
+    return Attention(offsets, band, total.columns, total.rows)

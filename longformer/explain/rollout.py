@@ -5,7 +5,7 @@ connection. The product of these matrices says how much of each input token is i
 some rows of that product are wanted, those of the answer's tokens. So their mean is carried back, from the last layer
 to the first, one product of a vector with a banded matrix a layer: S × W numbers each, and never an S × S matrix.
 
-Letters: S sequence, G global tokens, W = left + 1 + right width of the band, A answers, L layers.
+Letters: S sequence, G global tokens, W width of the band, A answers, L layers.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def rollout(layers: Sequence[tuple[LayerPattern, Attention]], targets: Tensor) -
 
 def carried_back(weights: Tensor, pattern: LayerPattern, attention: Attention) -> Tensor:
     """``weights`` (A, S) times the S × S matrix of ``attention``, without that matrix: (A, S)."""
-    (left, right), index = pattern
-    seq_len, width = attention.band.shape
-    # Row i gives column c of its band to token i + c - left, which stands at i + c in a row longer by left and right.
-    place = (torch.arange(seq_len)[:, None] + torch.arange(width)).flatten()
+    index, offsets, seq_len = pattern.global_index, attention.offsets, len(attention.band)
+    left, right = max(0, -int(offsets[0])), max(0, int(offsets[-1]))
+    # Row i gives column c of its band to token i + offsets[c], in a row that is longer by left and right.
+    place = (torch.arange(left, left + seq_len)[:, None] + offsets).flatten()
     result = torch.empty_like(weights)
     for row, out in zip(weights, result, strict=True):
         padded = weights.new_zeros(left + seq_len + right)
