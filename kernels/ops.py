@@ -21,9 +21,7 @@ from .tiles import Piece, band_pieces, global_pieces
 
 TRACED = ("auto", "blocked", "fused", "triton")  # these are operators in a graph; the others are traced through
 # They read back from the device, which a CUDA graph cannot record. Before torch had the tag, it had no partial ones.
-KEPT_OUT: dict[str, Any] = (
-    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-)
+KEPT_OUT: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 
 def global_index(global_mask: Tensor, *, counted: bool = False) -> Tensor | None:
