@@ -25,6 +25,15 @@ from longformer.errors import LongformerError
 SHAPE = Shape(heads=2, seq_len=64, head_dim=8, window=4, global_tokens=3)
 
 
+MEASURED = gpu.IMPL
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(gpu, "IMPL", "blocked")
+
+
 def counting_clock() -> Any:
     """Runs what it is given, and says 1 ms, 2 ms, 3 ms, ...; the host keeps up but with what is called so."""
     number = iter(range(1, 10_000))
@@ -228,7 +237,6 @@ def on_no_device(monkeypatch: pytest.MonkeyPatch, **contenders: Any) -> None:
     monkeypatch.setattr(device, "PRODUCT", 16)
     monkeypatch.setattr(gpu, "describe", lambda device: {"gpu": "none", "versions": {}})
     monkeypatch.setattr(gpu, "CONTENDERS", contenders)
-    monkeypatch.setattr(gpu, "IMPL", "blocked")
     monkeypatch.setattr(checks, "CASES", ())
 
 
@@ -275,7 +283,7 @@ def test_a_fault_of_ours_beyond_what_the_dense_reference_holds_is_ours(monkeypat
 
     monkeypatch.setattr(gpu, "_ours", wrong_when_long)
     contenders = {"longformer": wrong_when_long, "theirs": partial(ours, "banded")}
-    with pytest.raises(DisagreementError, match="from blocked in float64"):
+    with pytest.raises(DisagreementError, match="from the float64 blocked"):
         gpu.measure(SHAPE, "cpu", 1, lambda *_: pytest.fail("was timed"), contenders)
 
 
@@ -300,7 +308,8 @@ def test_ours_is_the_triton_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPa
     for index_given in (False, True):
         gpu._ours(SHAPE, inputs, index_given=index_given).forward()
     gpu._ours(SHAPE, inputs._replace(global_=None)).forward()
-    assert seen == ["triton"] * 5
+    assert seen == [gpu.IMPL] * 5
+    assert MEASURED == "triton"
 
 
 class OutOfMemory:

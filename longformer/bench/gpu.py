@@ -175,7 +175,7 @@ def _distance_from(judge: str, tokens: int, shape: Shape, device: torch.device |
     far = distance(results_of(_ours(small, inputs), inputs), results_of(exact, wide), kind)
     if not far <= ALLOWED[kind]:
         raise DisagreementError(
-            f"ours is {far:.2g} from {judge} in float64 at {small}, where {ALLOWED[kind]:g} is allowed for {kind} "
+            f"ours is {far:.2g} from the float64 {judge} at {small}, where {ALLOWED[kind]:g} is allowed for {kind} "
             "products; nothing was timed"
         )
     return far
