@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -229,6 +230,18 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         assert saved["results"][2]["difference"] == "inf"
         assert saved["results"][0]["forward_ms"] == report["results"][0]["forward_ms"]
         assert len(saved["results"][0]["forward"]) == 4
+
+
+def test_json_into_a_link_and_a_pipe(tmp_path: Path) -> None:
+    """Neither is replaced by a file."""
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("file")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    report_files.write_json({"a": 1}, [link, pipe])
+    assert link.is_symlink() and json.loads((tmp_path / "file").read_text()) == {"a": 1}
+    assert pipe.is_fifo() and json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)
 
 
 def on_no_device(monkeypatch: pytest.MonkeyPatch, **contenders: Any) -> None:

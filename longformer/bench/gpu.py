@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -345,7 +346,10 @@ def _noting_errors(report: dict[str, Any], about: dict[str, Any], do: Callable[[
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends what runs as Ctrl-C does, with the status that shells give it."""
+    """SIGTERM ends what runs as Ctrl-C does, with the status that shells give it; only the main thread hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def end(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
@@ -472,6 +476,6 @@ def outputs(json_file: str | None) -> list[Path]:
         found.append(Path(folder) / "gpu.json")
     check_outputs(*map(str, found))
     for path in found:
-        if not os.access(path.absolute().parent, os.W_OK):
+        if (path.is_file() or not path.exists()) and not os.access(path.absolute().parent, os.W_OK):
             raise DataError(f"{path.absolute().parent} cannot be written to; give another folder for {path.name}")
     return found

@@ -144,6 +144,10 @@ def write_json(values: dict[str, Any], paths: Sequence[Path]) -> None:
     """The JSON, a number that is not finite as a text. Each file is whole at any time: what it was, or this."""
     text = json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
     for path in paths:
+        if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing to be replaced
+            path.write_text(text, encoding="utf-8")
+            continue
+        path = path.resolve()  # a link stays one
         new = path.with_name(f".{path.name}.new")
         try:
             new.write_text(text, encoding="utf-8")
