@@ -69,13 +69,13 @@ def sliding_window_attention(
     global_mask = _check_mask("global_mask", global_mask, batch, seq_len, query.device)
     if global_mask is not None and key_mask is not None:
         global_mask = global_mask & key_mask
-    traced = torch.compiler.is_compiling()
-    left, right = _check_window(window, seq_len, clamp=not traced)
+    compiling = torch.compiler.is_compiling()
     dropout_p = _check_dropout(dropout_p)
     # In a graph an operator stands for the implementation, which is chosen when tensors arrive.
-    traced = traced and impl in ops.TRACED
+    traced = compiling and impl in ops.TRACED
     backward = _is_differentiated(query, key, value)
     chosen = impl if traced else choose(query, impl=impl, dropout_p=dropout_p, backward=backward).impl
+    left, right = _check_window(window, seq_len, clamp=not compiling and chosen != "triton")
     if traced or chosen == "triton":
         return ops.attention(
             query,
@@ -212,8 +212,10 @@ def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backwar
         backward: whether gradients will be asked for.
 
     Raises:
-        ValueError: ``impl`` is none of ``IMPLEMENTATIONS``, or cannot serve ``query`` or do dropout; says why.
+        TypeError, ValueError: ``query`` is no such tensor, or ``impl`` none of ``IMPLEMENTATIONS``.
+        ValueError: ``impl`` cannot serve ``query`` or do dropout; says why.
     """
+    _check_tensor("query", query)
     unfit = None
     if not blocked.can_fuse(query):
         unfit = f"this torch has no fused attention with a log-sum-exp on {query.device.type}"
@@ -260,14 +262,18 @@ def _refused_by_triton(query: Tensor) -> str | None:
     return refusal
 
 
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    if tensor.dim() != 4 or 0 in tensor.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (B, H, S, D), each at least 1")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+
+
 def _check_qkv(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
-        if tensor.dim() != 4 or 0 in tensor.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (B, H, S, D), each at least 1")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+        _check_tensor(name, tensor)
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise TypeError(
                 f"{name} is {tensor.dtype} on {tensor.device} and query {query.dtype} on {query.device}; "

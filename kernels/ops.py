@@ -20,6 +20,8 @@ from . import blocked
 from .tiles import Piece, band_pieces, global_pieces
 
 TRACED = ("auto", "blocked", "fused", "triton")  # these are operators in a graph; the others are traced through
+# They read back from the device, which a CUDA graph cannot record. Before torch had the tag, it had no partial ones.
+KEPT_OUT: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 
 def global_index(global_mask: Tensor, *, counted: bool = False) -> Tensor | None:
@@ -69,7 +71,7 @@ def attention(
     return out
 
 
-@torch.library.custom_op("longformer::attention", mutates_args=())
+@torch.library.custom_op("longformer::attention", mutates_args=(), **KEPT_OUT)
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -99,7 +101,7 @@ def _attention(
     return out, lse
 
 
-@torch.library.custom_op("longformer::attention_backward", mutates_args=())
+@torch.library.custom_op("longformer::attention_backward", mutates_args=(), **KEPT_OUT)
 def _attention_backward(
     grad_out: Tensor,
     query: Tensor,
@@ -158,12 +160,25 @@ def _places(index: Tensor) -> _Places | None:
     return _Places(index[:, :width]) if width else None
 
 
+def _cut_index(query: Tensor, *pattern: Any) -> tuple[Any, ...]:
+    """``pattern`` with no more room for global columns than they take, which decides how their sums are split.
+
+    Only a graph's index is as wide as the sequence; of another the width is known, and the device is not asked.
+    """
+    *others, index = pattern
+    if index is not None and index.shape[1] == query.shape[2]:
+        places = _places(index)
+        index = None if places is None else places.positions
+    return *others, index
+
+
 def _forward(
     impl: str, query: Tensor, key: Tensor, value: Tensor, pattern: Any, scale: float, dropout_p: float, seed: Any
 ) -> tuple[Tensor, Tensor]:
     if impl == "triton":
         from . import triton
 
+        pattern = _cut_index(query, *pattern)
         return triton.forward(query, key, value, triton.Pattern(*pattern), scale, dropout_p, seed)
     pieces, whole, drawn = _cut(impl, query, key, pattern, seed)
     out, tops = blocked.attention_and_tops(
@@ -189,6 +204,7 @@ def _backward(
         from . import triton
 
         arguments = (grad_out, query, key, value, out, lse)
+        pattern = _cut_index(query, *pattern)
         return triton.backward(*arguments, triton.Pattern(*pattern), scale, dropout_p, seed)
     pieces, whole, drawn = _cut(impl, query, key, pattern, seed)
     return blocked.gradients(grad_out, query, key, value, lse[..., None], pieces, whole, scale, dropout_p, drawn)

@@ -21,13 +21,19 @@ if __name__ == "triton":  # kernels/ itself is on sys.path, and this file stands
     )
 
 import triton
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+    raise ImportError(f"Triton {triton.__version__} is installed, and these kernels want 3.6 or later")
+
 from triton.runtime.interpreter import InterpretedFunction
 
 from . import triton_kernels as kernels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 256
+LEAST_CAPABILITY = (8, 0)  # of NVIDIA's: the first with bfloat16 and TF32
 PROGRAMS = 512  # enough to fill a device: what few rows are split along many columns for
+EVERYTHING = 2**31 - 1  # a window's side beyond every length
 CHUNK = 256  # columns, or rows, are split in multiples of it, whatever the size of blocks
 INTERPRETED = isinstance(kernels.forward, InterpretedFunction)  # TRITON_INTERPRET=1: the kernels run on the CPU
 
@@ -43,6 +49,20 @@ def refusal(query: Tensor) -> str | None:
         return f"its kernels know {', '.join(map(str, DTYPES))}, and not {dtype}"
     if head_dim > MOST_HEAD_DIM:
         return f"its kernels take heads of up to {MOST_HEAD_DIM} dimensions, and this one has {head_dim}"
+    return _unfit(query.device) if device == "cuda" else None
+
+
+@functools.cache
+def _unfit(device: torch.device) -> str | None:
+    """Why Triton cannot work on this GPU; None if it can. It is asked here, before anything depends on it."""
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        least, found = (".".join(map(str, x)) for x in (LEAST_CAPABILITY, torch.cuda.get_device_capability(device)))
+        return f"its kernels want a GPU of compute capability {least} or later, and this one has {found}"
+    try:
+        _shared_memory(device)
+    except Exception as error:  # whatever its driver raises where there is no C compiler, or no Python.h
+        first = str(error).strip().partition("\n")[0]
+        return f"Triton fails to reach the GPU, for which it needs a C compiler and Python.h ({first})"
     return None
 
 
@@ -231,11 +251,15 @@ def _runs(
     batch, heads, rows, head_dim = query.shape
     columns, index, mask = key.shape[2], pattern.global_index, pattern.key_mask
     dropped = min(round(dropout_p * 2**31), 2**31 - 1)
+    # As the caller has it, whatever the length, since autotuning goes by it. The kernels cut it to what there is.
+    left, right = (min(side, EVERYTHING) for side in pattern.window or (EVERYTHING, EVERYTHING))
     common = {
         "key_mask": None if mask is None else mask.contiguous().view(torch.uint8),
         "index": None if index is None else index.to(torch.int32).contiguous(),
         "count": None if index is None else (index >= 0).sum(1, dtype=torch.int32),
         "seed": seed if dropped else None,
+        "left": left,
+        "right": right,
         "rows": rows,
         "columns": columns,
         "all_heads": heads,
@@ -254,18 +278,9 @@ def _runs(
     for stop in range(1, heads + 1):
         if stop == heads or pattern.dilation[stop] != pattern.dilation[first]:
             gap = min(pattern.dilation[first], columns)
-            left, right = _steps(pattern.window, gap, rows, columns)
-            cut = {"heads": stop - first, "first_head": first, "gap": gap, "left": left, "right": right}
+            cut = {"heads": stop - first, "first_head": first, "gap": gap}
             yield _Run(batch, slice(first, stop), gap, {**common, **cut})
             first = stop
-
-
-def _steps(window: tuple[int, int] | None, gap: int, rows: int, columns: int) -> tuple[int, int]:
-    """How many steps of ``gap`` a row sees, no more than there are: the kernels multiply the two in 32 bits."""
-    if window is None:
-        return rows + columns, rows + columns
-    most = -(-columns // gap)
-    return min(window[0], most), min(window[1], most)
 
 
 def _parts(programs: int, tokens: int) -> int:
@@ -326,7 +341,7 @@ def _config(kernel: str, query: Tensor, window: tuple[int, int] | None) -> dict[
     """Size of blocks, warps and stages. A narrow window wants few rows: the rest of its blocks lies off the band."""
     config = dict(_configs(kernel, query.element_size(), query.shape[-1])[0])
     owned, other = ("BN", "BM") if kernel == "backward_key_value" else ("BM", "BN")
-    if window is not None and owned == "BM" and sum(window) < 2 * config["BM"]:
+    if window is not None and owned == "BM" and sum(min(w, query.shape[2]) for w in window) < 2 * config["BM"]:
         config["BM"] = max(config["BM"] // 2, 16)
     row_bytes, most = _padded(query.shape[-1]) * query.element_size(), _shared_memory(query.device)
     # Two tensors' rows of either side, those of the side that is walked once a stage.

@@ -24,6 +24,11 @@ import triton.language as tl
 LN2 = tl.constexpr(0.6931471805599453)
 PHILOX_ROUNDS = tl.constexpr(7)  # the fewest that pass the statistical tests
 
+# What differs from document to document. Triton would compile anew for a number that is 1, and for one that is
+# divisible by 16.
+LENGTHS = "rows columns left right width chunk parts batch out_part lse_part grad_part"
+COUNTS = (*LENGTHS.split(), "first_head", "draws", "dropped")
+
 
 # ---- parts of the kernels
 
@@ -87,6 +92,12 @@ def _block(rows, gap, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _steps(left, right, rows, columns, gap):
+    """The window in steps of ``gap``, no more than there are: the two are multiplied in 32 bits."""
+    return tl.minimum(left, tl.cdiv(rows, gap)), tl.minimum(right, tl.cdiv(columns, gap))
+
+
+@triton.jit
 def _outside(i, j, left, right, gap, causal):
     """Whether the global column j counts for row i beside its band: not inside it, and not later if ``causal``."""
     distance = j - i
@@ -127,7 +138,7 @@ def _absorb(total, most, out, scores, values, kept, PRECISION: tl.constexpr):
 # ---- the kernels
 
 
-@triton.jit(do_not_specialize=["first_head", "draws", "dropped"])
+@triton.jit(do_not_specialize=COUNTS)
 def forward(
     query,
     key,
@@ -169,6 +180,7 @@ def forward(
     WIDE: tl.constexpr,
 ):
     """Out and log-sum-exp of a block of rows. A window that reaches everywhere makes it dense attention."""
+    left, right = _steps(left, right, rows, columns, gap)
     bh, cls, top = _block(rows, gap, BM)
     b, h, part = bh // heads, bh % heads, tl.program_id(1)
     head = b * all_heads + first_head + h
@@ -233,7 +245,7 @@ def forward(
     tl.store(lse + part.to(tl.int64) * lse_part + head.to(tl.int64) * rows + i, total, mask=i < rows)
 
 
-@triton.jit(do_not_specialize=["first_head", "draws", "dropped"])
+@triton.jit(do_not_specialize=COUNTS)
 def backward_query(
     query,
     key,
@@ -278,6 +290,7 @@ def backward_query(
     WIDE: tl.constexpr,
 ):
     """δ and the query's gradient of a block of rows; the same walk as forward."""
+    left, right = _steps(left, right, rows, columns, gap)
     bh, cls, top = _block(rows, gap, BM)
     b, h, part = bh // heads, bh % heads, tl.program_id(1)
     head = b * all_heads + first_head + h
@@ -335,7 +348,7 @@ def backward_query(
     _store(to, grad_query_strides, i, i < rows, acc * grad_scale, D, BD, WIDE, PRECISION)
 
 
-@triton.jit(do_not_specialize=["first_head", "draws", "dropped"])
+@triton.jit(do_not_specialize=COUNTS)
 def backward_key_value(
     query,
     key,
@@ -389,6 +402,7 @@ def backward_key_value(
     ``BESIDE`` sums parts of the global columns' gradients, a chunk of all rows each. Without it the block is one of the
     band's columns, and takes those parts in where it holds global columns.
     """
+    left, right = _steps(left, right, rows, columns, gap)
     step: tl.constexpr = 1 if BESIDE else 0
     walk = gap * (1 - step) + step  # consecutive rows stand so far apart
     bh, cls, first_column = _block(width if BESIDE else columns, walk, BN)
@@ -462,7 +476,7 @@ def backward_key_value(
         _store(_head(grad_value, grad_value_strides, b, h), grad_value_strides, j, valid, dv, D, BD, WIDE, PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "lines", "rows"])
 def merge(
     parts_out,  # (parts, lines, D)
     parts_lse,  # (parts, lines)

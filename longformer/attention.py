@@ -133,22 +133,19 @@ class LongformerSelfAttention(nn.Module):
 
     def _attend(self, document: Document, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Sliding-window attention within a document: three (L, H, D) to (L, C)."""
-        global_mask = None
-        if document.global_index is not None:
-            global_mask = torch.zeros(1, document.length, dtype=torch.bool, device=query.device)
-            global_mask[0, document.global_index] = True
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, H, L, D)
-        out = sliding_window_attention(
-            query,
-            key,
-            value,
-            self.window,
-            dilation=self.dilation,
-            key_mask=_row(document.key_mask),
-            global_mask=global_mask,
-            dropout_p=self.dropout_p if self.training else 0.0,
-            impl=self.impl,
-        )
+        index, dropout_p = document.global_index, self.dropout_p if self.training else 0.0
+        common: dict[str, Any] = {"key_mask": _row(document.key_mask), "dilation": self.dilation}
+        common["dropout_p"] = dropout_p
+        if index is not None and choose(query, impl=self.impl, dropout_p=dropout_p).impl == "triton":
+            # A mask would have the device asked in every layer how many tokens are global, which is known here.
+            common |= {"index": index[None], "scale": 1 / math.sqrt(self.head_dim)}
+            out = ops.attention(query, key, value, impl="triton", window=self.window, **common)
+        else:
+            if index is not None:
+                common["global_mask"] = torch.zeros(1, document.length, dtype=torch.bool, device=query.device)
+                common["global_mask"][0, index] = True
+            out = sliding_window_attention(query, key, value, self.window, impl=self.impl, **common)
         return out[0].transpose(0, 1).flatten(1)
 
     def _attend_globally(self, document: Document, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -190,7 +187,7 @@ class LongformerSelfAttention(nn.Module):
         # GPU's kernels take no heads so wide.
         carried = len(index) * self.num_heads < hidden.shape[1] + len(index)
         carried = carried and is_plain(self.key_global, self.value_global)
-        if carried and choose(query, impl=self.impl, dropout_p=dropout_p).impl != "triton":
+        if carried and choose(query[None], impl=self.impl, dropout_p=dropout_p).impl != "triton":
             return self._global_rows_unprojected(hidden, query, _row(document.key_mask))
         return self._attend_globally(
             document, query, self._heads(self.key_global(hidden)), self._heads(self.value_global(hidden))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,12 +17,22 @@ import pytest
 import torch
 
 from longformer import cli as command
-from longformer.bench import attention, device, gpu, rivals
+from longformer.bench import attention, checks, device, gpu, rivals
+from longformer.bench import report as report_files
 from longformer.bench.attention import Shape
 from longformer.bench.timing import DisagreementError, UnavailableError
 from longformer.errors import LongformerError
 
 SHAPE = Shape(heads=2, seq_len=64, head_dim=8, window=4, global_tokens=3)
+
+
+MEASURED = gpu.IMPL
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(gpu, "IMPL", "blocked")
 
 
 def counting_clock() -> Any:
@@ -73,6 +87,7 @@ def fake_report(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "results": [gpu.plain(result, peak) for result in results],
         "errors": [{"shape": dataclasses.asdict(SHAPE), "error": "RuntimeError: broken"}],
         "left_out": [{}],
+        "stopped": None,
     }
 
 
@@ -121,7 +136,8 @@ def test_what_agrees_is_timed_in_turns_and_the_rest_is_missing_with_its_reason()
     assert (mine.forward, theirs.forward) == ([13.0, 19.0, 21.0], [15.0, 17.0, 23.0])
     assert [r.waited for r in results] == [False, True, False, False]
     assert mine.difference is not None and mine.difference < 1e-6
-    assert bad.missing is not None and "differs from ours" in bad.missing
+    assert bad.missing is not None and "differs from ours" in bad.missing and bad.disagrees
+    assert not none.disagrees
     assert none.missing == "is not installed"
 
 
@@ -206,11 +222,26 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert "error at 64 tokens, window 4, D 8, float32, 3 global: RuntimeError: broken" in table
     assert gpu.INDEXED not in table and "waited" not in table
     monkeypatch.setenv("OUT", str(tmp_path))
-    gpu.write(report, str(tmp_path / "named.json"))
+    report["results"][2]["difference"] = float("inf")
+    report_files.write_json(report, gpu.outputs(str(tmp_path / "named.json")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "named.json"]
     for name in ("gpu.json", "named.json"):
-        saved = json.loads((tmp_path / name).read_text())
+        saved = json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)
+        assert saved["results"][2]["difference"] == "inf"
         assert saved["results"][0]["forward_ms"] == report["results"][0]["forward_ms"]
         assert len(saved["results"][0]["forward"]) == 4
+
+
+def test_json_into_a_link_and_a_pipe(tmp_path: Path) -> None:
+    """Neither is replaced by a file."""
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("file")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    report_files.write_json({"a": 1}, [link, pipe])
+    assert link.is_symlink() and json.loads((tmp_path / "file").read_text()) == {"a": 1}
+    assert pipe.is_fifo() and json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)
 
 
 def on_no_device(monkeypatch: pytest.MonkeyPatch, **contenders: Any) -> None:
@@ -219,6 +250,7 @@ def on_no_device(monkeypatch: pytest.MonkeyPatch, **contenders: Any) -> None:
     monkeypatch.setattr(device, "PRODUCT", 16)
     monkeypatch.setattr(gpu, "describe", lambda device: {"gpu": "none", "versions": {}})
     monkeypatch.setattr(gpu, "CONTENDERS", contenders)
+    monkeypatch.setattr(checks, "CASES", ())
 
 
 def test_run_leaves_out_what_it_has_no_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,8 +271,10 @@ def test_a_shape_that_fails_is_an_error_and_costs_no_other(
     monkeypatch.setattr(gpu, "_ours", broken_at_32)
     file = tmp_path / "gpu.json"
     saved = []
-    write = gpu.write
-    monkeypatch.setattr(gpu, "write", lambda *a, **k: (write(*a, **k), saved.append(json.loads(file.read_text()))))
+    write = report_files.write_json
+    monkeypatch.setattr(
+        report_files, "write_json", lambda *a, **k: (write(*a, **k), saved.append(json.loads(file.read_text())))
+    )
     options = "--lengths 64,32,96 --windows 4 --head-dims 8 --dtypes float32 --globals 0 --rounds 1 --json"
     with pytest.raises(SystemExit) as stopped:
         command.main(["bench", "gpu", *options.split(), str(file)])
@@ -251,6 +285,160 @@ def test_a_shape_that_fails_is_an_error_and_costs_no_other(
     assert error["shape"]["seq_len"] == 32
     assert error["error"].startswith("DisagreementError: ours is ")
     assert "error at 32 tokens, window 4, D 8, float32, 0 global: DisagreementError" in capsys.readouterr().out
+
+
+def test_a_fault_of_ours_beyond_what_the_dense_reference_holds_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size ours is what the others are compared with, and must not be judged by itself."""
+    monkeypatch.setattr(gpu, "CHECKED_TOKENS", 32)
+
+    def wrong_when_long(shape: Shape, inputs: Any) -> rivals.Attention:
+        return (partial(ours, "blocked") if shape.seq_len <= 32 else wrong)(shape, inputs)
+
+    monkeypatch.setattr(gpu, "_ours", wrong_when_long)
+    contenders = {"longformer": wrong_when_long, "theirs": partial(ours, "banded")}
+    with pytest.raises(DisagreementError, match="from the float64 blocked"):
+        gpu.measure(SHAPE, "cpu", 1, lambda *_: pytest.fail("was timed"), contenders)
+
+
+def test_who_disagrees_with_ours_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"), theirs=wrong)
+    report = gpu.run([SHAPE], rounds=1, seconds=1e9)
+    assert [error["error"].startswith("DisagreementError: theirs differs") for error in report["errors"]] == [True]
+    assert "theirs differs from ours by" in gpu.table(report)
+
+
+def test_ours_is_the_triton_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watch(query: torch.Tensor, *_: Any, impl: str = "auto", **__: Any) -> torch.Tensor:
+        seen.append(impl)
+        return query
+
+    for name in ("sliding_window_attention", "global_attention"):
+        monkeypatch.setattr(gpu, name, watch)
+    monkeypatch.setattr(gpu.ops, "attention", watch)
+    inputs = gpu.make_inputs(SHAPE, "cpu", 0, backward=False)
+    for index_given in (False, True):
+        gpu._ours(SHAPE, inputs, index_given=index_given).forward()
+    gpu._ours(SHAPE, inputs._replace(global_=None)).forward()
+    assert seen == [gpu.IMPL] * 5
+    assert MEASURED == "triton"
+
+
+class OutOfMemory:
+    """Ours, which finds no memory while another holds some."""
+
+    def __init__(self) -> None:
+        self.others, self.error = 0, torch.OutOfMemoryError("memory ends")
+
+    def build(self, shape: Shape, inputs: Any) -> rivals.Attention:
+        def forward() -> torch.Tensor:
+            if self.others > 1:
+                self.others -= 1
+                raise self.error
+            return attention._ours(shape, inputs, "blocked")
+
+        return rivals.Attention(forward)
+
+    def count(self, shape: Shape, inputs: Any) -> rivals.Attention:
+        self.others = 2
+        return rivals.Attention(partial(attention._ours, shape, inputs, "banded"))
+
+
+@pytest.mark.parametrize("name", [gpu.OURS, gpu.INDEXED])
+def test_where_memory_ends_the_last_rival_makes_room(name: str) -> None:
+    memory = OutOfMemory()
+    contenders = {gpu.OURS: partial(ours, "blocked"), gpu.INDEXED: partial(ours, "blocked"), name: memory.build}
+    results = gpu.measure(SHAPE, "cpu", 3, counting_clock(), {**contenders, "one": memory.count, "two": memory.count})
+    assert [len(result.forward) for result in results] == [3, 3, 3, 0]
+    assert results[3].missing == f"made room for {name}: memory ends"
+
+
+def test_a_failure_of_ours_with_its_index_in_advance_is_an_error() -> None:
+    for broken in (absent, partial(failing_after, 3)):
+        contenders = {gpu.OURS: partial(ours, "blocked"), gpu.INDEXED: broken}
+        with pytest.raises((UnavailableError, OSError)):
+            gpu.measure(SHAPE, "cpu", 4, counting_clock(), contenders)
+
+
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt, 130), (None, 143)])
+def test_what_is_stopped_still_gives_its_table(
+    stop: Any, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopping(shape: Shape, inputs: Any) -> rivals.Attention:
+        if shape.seq_len == 96:
+            if stop is not None:
+                raise stop
+            signal.raise_signal(signal.SIGTERM)
+        return ours("blocked", shape, inputs)
+
+    on_no_device(monkeypatch, longformer=stopping)
+    monkeypatch.setenv("OUT", str(tmp_path / "made"))
+    before = signal.getsignal(signal.SIGTERM)
+    options = "--lengths 64,96,128 --windows 4 --head-dims 8 --dtypes float32 --globals 0 --rounds 1"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu", *options.split()])
+    assert stopped.value.code == status
+    assert signal.getsignal(signal.SIGTERM) == before
+    table = capsys.readouterr().out
+    assert "stopped before its end" in table and "64 tokens" in table and "96 tokens" not in table
+    assert len(json.loads((tmp_path / "made" / "gpu.json").read_text())["results"]) == 1
+
+
+def test_a_folder_that_cannot_be_is_met_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_no_device(monkeypatch, longformer=lambda *_: pytest.fail("was built"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUT", str(tmp_path / "file" / "below"))
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu"])
+    assert stopped.value.code == 2
+    assert "OUT names" in capsys.readouterr().err
+
+
+def test_what_cannot_be_saved_costs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(report: Any) -> None:
+        raise OSError("the disk is full")
+
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"))
+    report = gpu.run([SHAPE], rounds=1, seconds=1e9, save=full)
+    assert len(report["results"]) == 1
+    assert [error["error"] for error in report["errors"]] == ["OSError: the disk is full"]
+
+
+@pytest.mark.parametrize("case", checks.CASES, ids=lambda case: case.name)
+def test_checks_pass_what_is_right_and_no_wrong_pattern(case: checks.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "TOKENS", 350)
+    checks.check(case, "cpu", "blocked")
+    right = checks.sliding_window_attention
+
+    def mistaken(*inputs: Any, impl: str, **arguments: Any) -> torch.Tensor:
+        return right(*inputs, impl=impl, **{**arguments, **({"dilation": 2} if impl == "blocked" else {})})
+
+    def unrepeatable(*inputs: Any, **arguments: Any) -> torch.Tensor:
+        torch.seed()
+        return right(*inputs, **arguments)
+
+    monkeypatch.setattr(checks, "sliding_window_attention", unrepeatable if case.dropout_p else mistaken)
+    with pytest.raises(DisagreementError):
+        checks.check(case, "cpu", "blocked")
+
+
+def test_a_check_that_fails_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"))
+    monkeypatch.setattr(checks, "CASES", (checks.Case("a case"),))
+    monkeypatch.setattr(checks, "check", lambda *_: gpu._named(None))  # type: ignore[arg-type]
+    report = gpu.run([SHAPE], rounds=1, seconds=1e9)
+    assert (len(report["results"]), report["errors"][0]["case"]) == (1, "a case")
+    assert "error at a case: AttributeError" in gpu.table(report)
+
+
+def test_it_runs_from_a_checkout() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "longformer", "bench", "gpu", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "The Triton kernels on a GPU" in done.stdout
 
 
 @pytest.mark.gpu

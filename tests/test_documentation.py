@@ -45,8 +45,7 @@ from longformer.cli import main
 NOT_RUN = {
     (
         "README.md",
-        "longformer bench gpu        # on a machine that has one: checks, then measures against FlexAttention and "
-        "the others",
+        "longformer bench gpu                        # where the package is installed",
     ): "measures a GPU, and says so where there is none; tests/test_bench_gpu.py",
 }
 # Pages whose Python goes on from block to block, and what they take as given.

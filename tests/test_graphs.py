@@ -74,6 +74,13 @@ def test_operators_are_what_torch_wants_of_operators(impl: str, window: bool) ->
     torch.library.opcheck(torch.ops.longformer.attention.default, (query, key, value, *arguments))
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no partial CUDA graphs")
+@pytest.mark.parametrize("operator", ["attention", "attention_backward"])
+def test_operators_are_kept_out_of_cuda_graphs(operator: str) -> None:
+    """They read back from the device."""
+    assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.longformer, operator).default.tags
+
+
 @pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
 def test_compiled_kernels(impl: str) -> None:
     if impl == "triton":

@@ -454,3 +454,13 @@ def test_choice_is_told() -> None:
         choose(query, impl="fused", dropout_p=0.1)
     assert choose(query, impl="fused") == ("fused", "asked for")
     assert choose(query, impl="banded") == ("banded", "asked for")
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton", "blocked"])
+def test_the_choice_for_what_no_kernel_takes_is_one_clear_error(impl: str) -> None:
+    with pytest.raises(TypeError, match="query is a list, not a tensor"):
+        choose([1], impl=impl)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"query has shape \(\); it must be \(B, H, S, D\)"):
+        choose(torch.tensor(1.0), impl=impl)
+    with pytest.raises(TypeError, match=r"query has dtype torch\.float8_e4m3fn; it must be one of"):
+        choose(torch.randn(1, 1, 8, 16).to(torch.float8_e4m3fn), impl=impl)

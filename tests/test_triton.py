@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pytest
 import torch
 from kernel_cases import random_qkv, run
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from longformer import kernels
+from longformer import LongformerConfig, LongformerModel, kernels
 from longformer.kernels import api, choose, global_attention, ops, sliding_window_attention
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
@@ -176,15 +179,8 @@ def test_offsets_beyond_32_bits() -> None:
 
 def test_windows_of_more_steps_than_there_are_do_not_overflow() -> None:
     """Steps times gap is computed in 32 bits; globals stand inside such a window and outside."""
-    length, gap = 70_000, 40_000
-    query = torch.empty(1, 2, length, 16, dtype=torch.float16, device="meta")
-    pattern = triton.Pattern((length - 1, 60_000), (1, gap), False, None, None)
-    for run_ in triton._runs(query, query, pattern, 1.0, 0.0, None):
-        steps = [run_.arguments[side] for side in ("left", "right")]
-        assert steps == ([length - 1, 60_000] if run_.gap == 1 else [2, 2])
-        assert all(step * run_.gap < 2**31 for step in steps)
     globals_ = torch.arange(50)[None] % 7 == 3
-    for window in ((49, 49), (17, 1), (16, 49)):
+    for window in ((49, 49), (17, 1), (16, 49), (2**40, 2**30), (1, 2**31)):
         assert_equal_to_reference(random_qkv(1, 2, 50, 4), window, dilation=(3, 30), global_mask=globals_)
 
 
@@ -323,6 +319,22 @@ def test_global_attention_without_any_key_is_0() -> None:
     assert all((x == 0).all() for x in (out, *grads))
 
 
+def test_an_eager_model_hands_its_index_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer asks the device how many tokens are global, and the result is the reference's."""
+    config = LongformerConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=140, attention_window=8, initializer_range=0.3,
+    )  # fmt: skip
+    models = [LongformerModel(config, impl=impl).eval().to(DEVICE) for impl in ("triton", "reference")]
+    models[1].load_state_dict(models[0].state_dict())
+    ids, mask = torch.randint(5, 60, (2, 30), device=DEVICE), torch.ones(2, 30, dtype=torch.long, device=DEVICE)
+    mask[:, [0, 3, 17]], mask[1, 20:] = 2, 0
+    monkeypatch.setattr(ops, "global_index", lambda *_, **__: pytest.fail("an index was made"))
+    with torch.no_grad():
+        actual, expected = (model(ids, mask)[0] for model in models)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 # ---- the choice, and what is refused
 
 
@@ -337,6 +349,92 @@ def test_refusals_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "INTERPRETED", False)
     with pytest.raises(ValueError, match="tensor on a GPU, and this one is on cpu"):
         choose(query.cpu(), impl="triton")
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, probe: Any, capability: tuple[int, int] = (9, 0)) -> Tensor:
+    """A tensor that says that it is on one, where Triton and torch answer so."""
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "_shared_memory", probe)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    triton._unfit.cache_clear()
+    with FakeTensorMode():
+        return torch.empty(1, 1, 8, 16, device="cuda")
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    yield
+    triton._unfit.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_gpu_that_triton_cannot_reach_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And "auto" takes the next: nothing fails inside Triton."""
+
+    def no_compiler(device: torch.device) -> int:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC.\nand more")
+
+    query = on_a_gpu(monkeypatch, no_compiler)
+    choice = choose(query)
+    assert choice.impl == "blocked"
+    assert choice.reason.endswith("needs a C compiler and Python.h (Failed to find C compiler. Please specify via CC.)")
+    with pytest.raises(ValueError, match='impl is "triton", and Triton fails to reach the GPU'):
+        choose(query, impl="triton")
+    query = on_a_gpu(monkeypatch, lambda device: 65536, (7, 5))
+    assert choose(query).impl == "blocked"
+    assert "compute capability 8.0 or later, and this one has 7.5" in choose(query).reason
+    assert choose(on_a_gpu(monkeypatch, lambda device: 65536, (8, 0))) == ("triton", "fused kernels on a GPU")
+
+
+@pytest.mark.parametrize("version", ["3.2.0", "3.5.1+git"])
+def test_an_old_triton_has_a_reason(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.triton, "__version__", version)
+    monkeypatch.delitem(sys.modules, triton.__name__)
+    with FakeTensorMode():
+        query = torch.empty(1, 1, 8, 16, device="cuda")
+    assert choose(query).impl == "blocked"
+    assert f"Triton {version} is installed, and these kernels want 3.6 or later" in choose(query).reason
+    with pytest.raises(ValueError, match=r"want 3\.6 or later"):
+        choose(torch.randn(1, 1, 8, 16), impl="triton")
+
+
+def test_a_graphs_index_is_cut_to_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as the sequence it would leave the global columns' sums to one program a head."""
+    widths = []
+    columns = triton._backward_columns
+    monkeypatch.setattr(
+        triton, "_backward_columns", lambda *a: (widths.append(a[-1].global_index.shape[1]), columns(*a))[1]
+    )
+    qkv = [x.float().to(DEVICE).requires_grad_() for x in random_qkv(2, 1, 40, 4)]
+    mask = torch.arange(40, device=DEVICE)[None] % torch.tensor([[13], [20]], device=DEVICE) == 2
+    results = []
+    for index in (ops.global_index(mask), ops.global_index(mask, counted=True)):
+        out = ops.attention(*qkv, impl="triton", window=(3, 3), index=index, scale=0.5)
+        results.append([out, *torch.autograd.grad(out.sum(), qkv)])
+    assert widths == [3, 3]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    none = ops.global_index(torch.zeros_like(mask))
+    out = ops.attention(*qkv, impl="triton", window=(3, 3), index=none, scale=0.5)
+    assert torch.equal(out, ops.attention(*qkv, impl="triton", window=(3, 3), scale=0.5))
+
+
+def test_documents_of_many_lengths_share_kernels_and_what_was_tuned(tmp_path: Path) -> None:
+    """Compiled for a number's being 1 or divisible by 16, or tuned for a length, each document would wait anew."""
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    for tuned in ("0", "1"):
+        environment["LONGFORMER_AUTOTUNE"] = tuned
+        command = [sys.executable, str(Path(__file__).with_name("launches.py"))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        if tuned == "0":
+            assert report["compiled"][-1] <= 14 and report["tuned"][-1] == 0
+        else:
+            # Of the last ones the window is another.
+            assert report["tuned"][0] > 0 and len(set(report["tuned"][:-1])) == 1
+            assert report["tuned"][-1] > report["tuned"][0]
 
 
 def test_without_triton_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,3 +547,48 @@ def test_on_a_device_tf32_is_as_torch_was_told(monkeypatch: pytest.MonkeyPatch) 
     finally:
         torch.set_float32_matmul_precision(before)
     assert errors[0] < 1e-5 < errors[1] < 1e-2
+
+
+@pytest.fixture
+def model_and_batch() -> tuple[LongformerModel, Tensor, Tensor]:
+    config = LongformerConfig(
+        vocab_size=60, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=700, attention_window=64, initializer_range=0.1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    ids, mask = torch.randint(5, 60, (2, 600)), torch.ones(2, 600, dtype=torch.long)
+    mask[:, :5], mask[1, 400:] = 2, 0
+    return LongformerModel(config), ids, mask
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_model_computes_what_it_does_on_a_cpu(
+    model_and_batch: tuple[LongformerModel, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and all gradients, eager and compiled, of the model in float32; and exported."""
+    monkeypatch.undo()
+    model, *batch = model_and_batch
+    results = []
+    for device in ("cpu", "cuda"):
+        model, batch = model.to(device), [x.to(device) for x in batch]
+        runs = [model] if device == "cpu" else [model, torch.compile(model, fullgraph=True, dynamic=True)]
+        for run_ in runs:
+            model.zero_grad()
+            out = run_(*batch)[0]
+            out.square().sum().backward()
+            results.append([out.detach().cpu(), *(x.grad.cpu() for x in model.parameters() if x.grad is not None)])
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0], strict=True):
+            assert (actual - expected).norm() <= 1e-4 * expected.norm().clamp(min=1e-3)
+    with torch.no_grad():
+        exported = torch.export.export(model.eval(), tuple(batch)).module()
+        torch.testing.assert_close(exported(*batch)[0].cpu(), results[0][0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_on_a_device_what_is_tuned_is_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("LONGFORMER_AUTOTUNE", "1")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert_equal_to_reference(random_qkv(1, 2, 1000, 64), (64, 64), global_mask=torch.arange(1000)[None] < 5)
+    assert list(tmp_path.rglob("*.autotune.json"))

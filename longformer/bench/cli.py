@@ -345,15 +345,16 @@ def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, .
     """The Triton kernels on a GPU, against FlexAttention, flash-attention and transformers.
 
     Checks first, then measures. With OUT set to a folder the JSON is written there too, as gpu.json; it is written
-    anew after each shape. A shape that fails is listed with its error, and the exit status is then 1.
+    anew after each shape. What fails or disagrees is listed with its error, and the exit status is then 1. Ctrl-C and
+    SIGTERM end it with the table of what has been measured.
     """
     from longformer.bench import gpu, report
 
     asked = gpu.shapes(dtypes=[_dtype(name) for name in dtypes], **axes)
-    report.check_outputs(json_file)
-    measured = gpu.run(asked, rounds=rounds, seconds=seconds, save=partial(gpu.write, json_file=json_file))
+    paths = gpu.outputs(json_file)
+    measured = gpu.run(asked, rounds=rounds, seconds=seconds, save=partial(report.write_json, paths=paths))
     click.echo(gpu.table(measured))
-    return 1 if measured["errors"] else 0
+    return measured["stopped"] or (1 if measured["errors"] else 0)
 
 
 def _run(

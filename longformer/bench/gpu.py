@@ -1,8 +1,9 @@
 """``bench gpu``: attention on a GPU by the Triton kernels, against FlexAttention, flash-attention and transformers.
 
-First everything is checked: ours against the float64 reference where that fits, every contender against ours at full
-size. Then forward and backward are timed apart (``device.py`` has the clock), contenders in turns, each over several
-input sets so that no run finds its inputs in the cache; medians are reported. One table comes last.
+First everything is checked: the kernels' arguments (``checks.py``), ours at each shape against the float64 reference
+where that fits and against the blocked kernel in float64 at full length, every contender against ours at full size.
+Then forward and backward are timed apart (``device.py`` has the clock), contenders in turns, each over several input
+sets so that no run finds its inputs in the cache; medians are reported. One table comes last.
 
 The shapes come in the order of their weight. What does not fit into the time allowed is listed as left out, and a
 shape that fails as an error; the others' figures are saved shape by shape.
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,13 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer.bench import attention, machine, rivals
+from longformer.bench import attention, checks, machine, rivals
 from longformer.bench.attention import Inputs, Shape
 from longformer.bench.device import PRODUCT, Clock, DeviceClock, describe, peaks, products, require_device
-from longformer.bench.report import format_table
-from longformer.bench.timing import DisagreementError, UnavailableError, one_line, say
+from longformer.bench.report import check_outputs, format_table
+from longformer.bench.timing import DisagreementError, one_line, say
+from longformer.errors import DataError
 from longformer.kernels import global_attention, ops, sliding_window_attention
 
+IMPL = "triton"  # what is ours here, and nothing that it might fall back to
 SETS = 3  # of inputs, taken in turns
 CHECKED_TOKENS = 2048  # at most, where the dense reference in float64 is the judge
 WARM_UP = 3  # rounds that do not count
@@ -45,18 +49,18 @@ def _ours(shape: Shape, inputs: Inputs, *, index_given: bool = False) -> rivals.
     query, key, value = (x.transpose(1, 2) for x in inputs.local)
     window, device = (shape.window, shape.window), query.device
     if inputs.global_ is None:
-        return rivals.Attention(lambda: sliding_window_attention(query, key, value, window).transpose(1, 2))
+        return rivals.Attention(lambda: sliding_window_attention(query, key, value, window, impl=IMPL).transpose(1, 2))
     of_rows = [x.transpose(1, 2) for x in inputs.global_]
     mask = torch.zeros(shape.batch, shape.seq_len, dtype=torch.bool, device=device)
     mask[:, : shape.global_tokens] = True
     places = torch.arange(shape.global_tokens, device=device)
-    local = partial(sliding_window_attention, window=window, global_mask=mask)
+    local = partial(sliding_window_attention, window=window, global_mask=mask, impl=IMPL)
     if index_given:
         index = ops.global_index(mask, counted=True)
-        local = partial(ops.attention, impl="auto", window=window, index=index, scale=shape.head_dim**-0.5)
+        local = partial(ops.attention, impl=IMPL, window=window, index=index, scale=shape.head_dim**-0.5)
 
     def forward() -> Tensor:
-        rows = global_attention(*of_rows).transpose(1, 2)
+        rows = global_attention(*of_rows, impl=IMPL).transpose(1, 2)
         return local(query, key, value).transpose(1, 2).index_copy(1, places, rows)
 
     return rivals.Attention(forward)
@@ -77,6 +81,7 @@ class Result:
 
     products: how ours multiplied, which says by what ``difference`` is measured, see ``ALLOWED``.
     waited: the GPU waited for the host in a run, whose time is then in the figures.
+    disagrees: it is missing because its result is another than ours.
     """
 
     shape: Shape
@@ -87,6 +92,7 @@ class Result:
     waited: bool = False
     difference: float | None = None
     missing: str | None = None
+    disagrees: bool = False
 
 
 def shapes(
@@ -146,12 +152,18 @@ def distance(found: Sequence[Tensor], exact: Sequence[Tensor], kind: str) -> flo
 
 
 def check_ours(shape: Shape, device: torch.device | str, kind: str) -> float:
-    """Distance of ours from the reference in float64, on fewer tokens if it must be.
+    """Distance of ours, two heads of it, from the dense reference in float64 and, beyond it, from the blocked kernel.
 
     Raises:
         DisagreementError: it is more than rounding.
     """
-    tokens = min(shape.seq_len, CHECKED_TOKENS)
+    judges = [("reference", min(shape.seq_len, CHECKED_TOKENS))]
+    if shape.seq_len > CHECKED_TOKENS:
+        judges.append(("blocked", shape.seq_len))
+    return max(_distance_from(judge, tokens, shape, device, kind) for judge, tokens in judges)
+
+
+def _distance_from(judge: str, tokens: int, shape: Shape, device: torch.device | str, kind: str) -> float:
     small = shape.replace(seq_len=tokens, heads=2, global_tokens=min(shape.global_tokens, tokens))
     inputs = make_inputs(small, device, 99, backward=True)
 
@@ -160,12 +172,12 @@ def check_ours(shape: Shape, device: torch.device | str, kind: str) -> float:
 
     grad = None if inputs.grad is None else inputs.grad.double()
     wide = Inputs(widen(inputs.local), widen(inputs.global_), grad)
-    exact = rivals.Attention(partial(attention._ours, small.replace(dtype="float64"), wide, "reference"))
+    exact = rivals.Attention(partial(attention._ours, small.replace(dtype="float64"), wide, judge))
     far = distance(results_of(_ours(small, inputs), inputs), results_of(exact, wide), kind)
     if not far <= ALLOWED[kind]:
         raise DisagreementError(
-            f"ours is {far:.2g} from the float64 reference at {small}, where {ALLOWED[kind]:g} is allowed for "
-            f"{kind} products; nothing was timed"
+            f"ours is {far:.2g} from the float64 {judge} at {small}, where {ALLOWED[kind]:g} is allowed for {kind} "
+            "products; nothing was timed"
         )
     return far
 
@@ -193,10 +205,11 @@ class _Running:
             self.result.backward.append(backward.ms)
             self.result.waited |= forward.waited or backward.waited
 
-    def leave(self, error: Exception) -> None:
-        """It failed in its turn."""
-        self.result.missing = one_line(error)
+    def leave(self, why: str) -> None:
+        """It is out, and holds no memory any more."""
+        self.result.missing = why
         self.result.forward, self.result.backward = [], []
+        self.made, self.sets, self.outs = [], [], []
 
 
 def measure(
@@ -208,6 +221,8 @@ def measure(
     deadline: float = float("inf"),
 ) -> list[Result]:
     """All contenders at one shape, checked first. In ours a defect is an error; another is then missing.
+
+    Where memory ends in one of ours, the last of the others makes room.
 
     None is built after ``deadline``, in seconds of ``time.monotonic``, and no second round begun.
     """
@@ -233,30 +248,42 @@ def measure(
             else:
                 result.difference = distance(outcome, exact, kind)
                 if not result.difference <= 2 * ALLOWED[kind]:
-                    raise UnavailableError(f"differs from ours by {result.difference:.2g}: not timed")
+                    raise DisagreementError(f"differs from ours by {result.difference:.2g}: not timed")
             running.append(_Running(result, made, sets))
         except Exception as error:  # whatever a compiler or a library raises
-            if not running:
+            if name in (OURS, INDEXED) or not running:
                 raise
-            result.missing = one_line(error)
+            result.missing, result.disagrees = one_line(error), isinstance(error, DisagreementError)
     _take_turns(running, rounds, clock, deadline)
     return found
 
 
 def _take_turns(running: list[_Running], rounds: int, clock: Clock, deadline: float) -> None:
-    """Each round starts with another; who fails is out, and if it is the first, ours, that is an error."""
+    """Each round starts with another; who fails is out, and if it is one of ours, that is an error."""
     for number in range(-WARM_UP, rounds):
         if not running or (number > 0 and time.monotonic() > deadline):
             break
         turn = number % len(running)
         for one in (*running[turn:], *running[:turn]):
-            try:
-                one.time(number, clock)
-            except Exception as error:
-                if one is running[0]:
-                    raise
-                one.leave(error)
-                running.remove(one)
+            while one in running:
+                try:
+                    one.time(number, clock)
+                    break
+                except Exception as error:
+                    out = _who_leaves(one, running, error)
+                    if out is None:
+                        raise
+                    why = "" if out is one else f"made room for {one.result.name}: "
+                    out.leave(f"{why}{one_line(error)}")
+                    running.remove(out)
+
+
+def _who_leaves(one: _Running, running: list[_Running], error: Exception) -> _Running | None:
+    """Who is out after ``error`` in the turn of ``one``; None if it is one of ours, and is not for want of memory."""
+    others = [each for each in running[1:] if each.result.name != INDEXED]
+    if one in others:
+        return one
+    return others[-1] if others and isinstance(error, torch.OutOfMemoryError) else None
 
 
 def run(
@@ -272,24 +299,66 @@ def run(
     """
     started = time.monotonic()
     device, clock = require_device(), DeviceClock()
-    report: dict[str, Any] = {"machine": describe(device), "peak_tflops": peaks(device, clock)}
+    report: dict[str, Any] = {"machine": describe(device), "peak_tflops": {}, "stopped": None}
     report |= {"results": [], "errors": [], "left_out": [dataclasses.asdict(shape) for shape in asked]}
-    with torch.device(device), _kept_buffers():
-        for shape in asked:
-            if time.monotonic() - started > seconds:
-                break
-            say(f"{time.monotonic() - started:.0f} s: {_named(shape)}")
-            try:
-                _forget()
-                results = measure(shape, device, rounds, clock, deadline=started + seconds)
-                report["results"] += [plain(result, report["peak_tflops"]) for result in results]
-            except Exception as error:  # ours failed here, and may not elsewhere
-                say(f"error: {one_line(error)}")
-                what = f"{type(error).__name__}: {one_line(error)}"
-                report["errors"].append({"shape": dataclasses.asdict(shape), "error": what})
-            del report["left_out"][0]
-            save(report)
+    try:
+        with torch.device(device), _kept_buffers(), _ended_by_signals():
+            report["peak_tflops"] = peaks(device, clock)
+            say("checking")
+            for case in checks.CASES:
+                _noting_errors(report, {"case": case.name}, partial(checks.check, case, device, IMPL))
+            for shape in asked:
+                if time.monotonic() - started > seconds:
+                    break
+                say(f"{time.monotonic() - started:.0f} s: {_named(shape)}")
+                about = {"shape": dataclasses.asdict(shape)}
+                measuring = partial(_measure_into, report, shape, device, rounds, clock, started + seconds)
+                _noting_errors(report, about, measuring)
+                del report["left_out"][0]
+                _noting_errors(report, about, partial(save, report))
+    except (KeyboardInterrupt, SystemExit) as stop:  # what has been measured is still worth its table
+        report["stopped"] = stop.code if isinstance(stop, SystemExit) else 130
+        say("stopped")
+        _noting_errors(report, {"case": "the end"}, partial(save, report))
     return report
+
+
+def _measure_into(
+    report: dict[str, Any], shape: Shape, device: torch.device, rounds: int, clock: Clock, deadline: float
+) -> None:
+    _forget()
+    results = measure(shape, device, rounds, clock, deadline=deadline)
+    report["results"] += [plain(result, report["peak_tflops"]) for result in results]
+    for result in results:
+        if result.disagrees:  # one of the two is wrong, and it need not be the other
+            what = f"DisagreementError: {result.name} {result.missing}"
+            report["errors"].append({"shape": dataclasses.asdict(shape), "error": what})
+
+
+def _noting_errors(report: dict[str, Any], about: dict[str, Any], do: Callable[[], Any]) -> None:
+    """A failure here need not be one elsewhere, and costs no other result."""
+    try:
+        do()
+    except Exception as error:
+        say(f"error: {one_line(error)}")
+        report["errors"].append({**about, "error": f"{type(error).__name__}: {one_line(error)}"})
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends what runs as Ctrl-C does, with the status that shells give it; only the main thread hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _forget() -> None:
@@ -359,7 +428,11 @@ def table(report: dict[str, Any]) -> str:
     head = [report["machine"]["gpu"], versions, f"matrix product of {PRODUCT}, TFLOP/s: {peak}"]
     if report["left_out"]:
         head.append(f"left out for want of time: {len(report['left_out'])} shapes")
-    head += [f"error at {_named(Shape(**e['shape']))}: {e['error']}" for e in report["errors"]]
+    if report["stopped"]:
+        head.append("stopped before its end")
+    head += [
+        f"error at {_named(Shape(**e['shape'])) if 'shape' in e else e['case']}: {e['error']}" for e in report["errors"]
+    ]
     notes = []
     if any(result["name"] == INDEXED for result in report["results"]):
         notes.append(
@@ -387,8 +460,22 @@ def reached(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write(report: dict[str, Any], json_file: str | None) -> None:
-    """The JSON, at ``json_file`` and as gpu.json in the folder that OUT names, if it is set."""
+def outputs(json_file: str | None) -> list[Path]:
+    """Where the JSON goes: ``json_file``, and gpu.json in the folder that OUT names, if it is set; that is made.
+
+    Raises:
+        DataError: nothing can be written there.
+    """
+    found = [Path(json_file)] if json_file else []
     folder = os.environ.get("OUT")
-    for path in filter(None, (json_file, str(Path(folder) / "gpu.json") if folder else None)):
-        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if folder:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"OUT names {folder!r}, and no folder can be made there: {error.strerror}") from None
+        found.append(Path(folder) / "gpu.json")
+    check_outputs(*map(str, found))
+    for path in found:
+        if (path.is_file() or not path.exists()) and not os.access(path.absolute().parent, os.W_OK):
+            raise DataError(f"{path.absolute().parent} cannot be written to; give another folder for {path.name}")
+    return found

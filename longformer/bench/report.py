@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ class Report:
 
     def write(self, path: str | Path) -> None:
         """Write the JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(self.to_dict(), [Path(path)])
 
     def head(self) -> str:
         """Hardware, versions and speed of matrix products, in lines."""
@@ -136,3 +138,27 @@ def check_outputs(*paths: str | None) -> None:
             raise DataError(f"{path} is a folder; give a file to write to")
         if not folder.is_dir():
             raise DataError(f"there is no folder {str(folder)!r} to write {Path(path).name} into; make it first")
+
+
+def write_json(values: dict[str, Any], paths: Sequence[Path]) -> None:
+    """The JSON, a number that is not finite as a text. Each file is whole at any time: what it was, or this."""
+    text = json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
+    for path in paths:
+        if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing to be replaced
+            path.write_text(text, encoding="utf-8")
+            continue
+        path = path.resolve()  # a link stays one
+        new = path.with_name(f".{path.name}.new")
+        try:
+            new.write_text(text, encoding="utf-8")
+            os.replace(new, path)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {name: _finite(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(value) for value in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
