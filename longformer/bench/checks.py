@@ -86,7 +86,6 @@ def _check_dropout(case: Case, drawn: list[Tensor], impl: str, arguments: dict[s
 
 def _results(drawn: list[Tensor], **arguments: Any) -> list[Tensor]:
     """Output and the three gradients."""
-    *inputs, grad = drawn
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    out = sliding_window_attention(*inputs, WINDOW, **arguments)  # type: ignore[misc]
-    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+    query, key, value = (x.detach().requires_grad_() for x in drawn[:3])
+    out = sliding_window_attention(query, key, value, WINDOW, **arguments)
+    return [out.detach(), *torch.autograd.grad(out, (query, key, value), drawn[3])]
