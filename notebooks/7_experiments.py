@@ -185,7 +185,7 @@ def ask(name: str) -> Contender:
 base.answer(examples[0].question, examples[0].context)  # the first run of anything is slower
 with redirect_stderr(io.StringIO()):  # which tells how far it is
     seconds = interleave([ask(name) for name in answerers], ROUNDS)
-results = {name: summary(examples, predictions[name]) for name in answerers}
+results = {name: summary(score(examples, predictions[name])) for name in answerers}
 
 # %% [markdown]
 # ## Results
