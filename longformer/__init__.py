@@ -1,10 +1,10 @@
 """Longformer from scratch: the transformer for long documents (Beltagy, Peters and Cohan 2020, arXiv 2004.05150)."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
+from longformer.lazy import lazily
 
 if TYPE_CHECKING:
     from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
@@ -27,7 +27,6 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Importing torch takes seconds, and `longformer --help` has no need of it: these come when they are first asked for.
 _HOMES = {
     "Answer": "question_answering",
     "LongformerForMaskedLM": "heads",
@@ -36,15 +35,4 @@ _HOMES = {
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "question_answering",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -223,17 +222,9 @@ def _predict(examples: Sequence[Example], **settings: Any) -> dict[str, str] | N
 
 def write_json(path: str, value: Mapping[str, str]) -> None:
     """Write ``value`` whole or not at all. Raises DataError where that fails."""
-    from longformer.weights import replace_file
+    from longformer.weights import write_text
 
-    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-
-    def write(new: Path) -> None:
-        new.write_text(text, encoding="utf-8")
-
-    try:
-        replace_file(Path(path), write)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 @cli.command()

@@ -20,6 +20,9 @@ from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
 from longformer.linear import Linear, is_observed, is_plain, linear_gelu
 
+# On a CPU bfloat16 products are compiled for each shape and kept. Most of training's are over all rows of a batch, of
+# which there is hardly ever the same number.
+ROUNDED = 64
 FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists for so many tokens at a time
 
 
@@ -52,7 +55,7 @@ class Packing(NamedTuple):
         return hidden.unflatten(0, (batch, -1))
 
 
-def pack(inputs: Tensor, key_mask: Tensor | None, global_mask: Tensor | None) -> Packing:
+def pack(inputs: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, *, multiple: int = 1) -> Packing:
     """Lay out a batch without its padding.
 
     Padding attends to nothing and nobody attends to it, so that its state depends on its own embedding alone:
@@ -62,11 +65,15 @@ def pack(inputs: Tensor, key_mask: Tensor | None, global_mask: Tensor | None) ->
         inputs: (3, B, S) token ids, position ids, token type ids.
         key_mask: (B, S) bool, False at padding, or None.
         global_mask: (B, S) bool, True at global tokens, or None.
+        multiple: N is made a multiple of this, by rows whose result nobody sees.
     """
     _, batch, seq_len = inputs.shape
     if key_mask is None or bool(key_mask.all()):
         documents = [Document(seq_len, None, _index(global_mask, b, 0)) for b in range(batch)]
-        return Packing(documents, None, None)
+        if batch * seq_len % multiple == 0:
+            return Packing(documents, None, None)
+        places = torch.arange(batch * seq_len, device=inputs.device)
+        return Packing(documents, _filled(places, multiple), places)
     documents, spans = [], []
     for b in range(batch):
         present = key_mask[b].nonzero().squeeze(1).tolist()
@@ -81,7 +88,13 @@ def pack(inputs: Tensor, key_mask: Tensor | None, global_mask: Tensor | None) ->
     kinds, kind = inputs.flatten(1)[:, padding].unique(dim=1, return_inverse=True)
     places[padding] = len(tokens) + kind
     examples = torch.empty(kinds.shape[1], dtype=torch.long, device=inputs.device).scatter_(0, kind, padding)
-    return Packing(documents, torch.cat([tokens, examples]), places)
+    return Packing(documents, _filled(torch.cat([tokens, examples]), multiple), places)
+
+
+def _filled(rows: Tensor, multiple: int) -> Tensor:
+    """(N,) with its first entry repeated behind it, up to a multiple."""
+    missing = -len(rows) % multiple
+    return torch.cat([rows, rows[:1].expand(missing)]) if missing else rows
 
 
 def _index(global_mask: Tensor | None, b: int, first: int) -> Tensor | None:
@@ -267,10 +280,17 @@ class LongformerModel(Pretrained, nn.Module):
             batch = Padded.of(key_mask, global_mask)
             hidden = self.encoder(self.embeddings(input_ids, position_ids, token_type_ids), batch)
             return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
-        packing = pack(torch.stack([input_ids, position_ids, token_type_ids]), key_mask, global_mask)
+        inputs = torch.stack([input_ids, position_ids, token_type_ids])
+        packing = pack(inputs, key_mask, global_mask, multiple=self._multiple())
         hidden = self.embeddings(*(packing.pack(ids) for ids in (input_ids, position_ids, token_type_ids)))
         hidden = packing.unpack(self.encoder(hidden, packing.documents), input_ids.shape[0])
         return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
+
+    def _multiple(self) -> int:
+        """To what the number of packed rows is rounded up, for :func:`pack`."""
+        weight = self.embeddings.word_embeddings.weight
+        compiled = weight.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        return ROUNDED if self.training and compiled and weight.device.type == "cpu" else 1
 
     def _masks(
         self, input_ids: Tensor, attention_mask: Tensor | None, global_attention_mask: Tensor | None

@@ -238,6 +238,11 @@ class QuestionAnswerer:
                 progress(finished)
         return [reading.answers(top_k, null_threshold) for reading in readings]
 
+    def _remedy(self, limit: int) -> str:
+        """What to do where a window of ``limit`` tokens has no room for an answer."""
+        other = "shorten the question, or ask for shorter answers"
+        return other if limit == self._limit(None) else f"raise max_length (--max-length), {other}"
+
     def _limit(self, max_length: int | None) -> int:
         positions: int = self.model.config.max_tokens
         if max_length is not None and max_length > positions:
@@ -269,7 +274,7 @@ class QuestionAnswerer:
             raise DataError(
                 f"the question {_brief(question)} and its special tokens take {len(prefix) + 1} of the {limit} tokens "
                 f"read at once, which leaves {max(capacity, 0)} for the document, less than an answer of "
-                f"max_answer_tokens={max_answer_tokens}; shorten the question, or ask for shorter answers"
+                f"max_answer_tokens={max_answer_tokens}; {self._remedy(limit)}"
             )
         most = max(1, capacity - max_answer_tokens + 1)  # an answer must fit into what two windows share
         if stride is None:

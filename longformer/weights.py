@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longformer.errors import CheckpointError
+from longformer.errors import CheckpointError, DataError
 from longformer.hub import PathOrName, find_files, has_file, said
 
 SAFETENSORS = "model.safetensors"
@@ -140,7 +140,7 @@ def unaliased(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a new file, then move it to ``path``.
 
     Truncating in place would pull a file from under the models whose weights are mapped from it.
@@ -154,6 +154,14 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of text, whole or not at all. Raises DataError where that fails."""
+    try:
+        replace_file(Path(path), lambda new: new.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def unfinished(path: Path) -> Path:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Candidates for the checkpoint that the package ships. Held out, always: four articles of dev, every third paper.
-# usage: DATA=... ENCODER=... scripts/checkpoint.sh WORK plain|mixed|spans
+# usage: DATA=... ENCODER=... scripts/checkpoint.sh WORK plain|mixed|spans, or long after mixed
+#        DATA=... ENCODER=... WRITER=... WIKIPEDIA=... scripts/checkpoint.sh WORK written, after mixed
 set -euo pipefail
 work=$1 kind=$2
 run="${LONGFORMER:-.venv/bin/longformer}"
@@ -18,8 +19,7 @@ if [ ! -e "$work/spans.json" ]; then
   $make split "$work/dev-train.json" "$work/train.json" "$work/choose.json" --every 10
   $make lengthen "$work/train.json" "$work/long.json"
   $make spans "$work/train.json" "$DATA/squad-v1.1-train-part.json" "$work/covid-train.json" \
-    longformer/data/constitution.txt -o "$work/spans.json.part"
-  mv "$work/spans.json.part" "$work/spans.json"
+    longformer/data/constitution.txt -o "$work/spans.json"
 fi
 if [ ! -e "$work/encoder" ]; then
   rm -rf "$work/encoder.part"
@@ -42,5 +42,35 @@ case $kind in
     $run train qa "$work/spans-first" "$work/spans" $squad "$work/long.json" "$work/covid-train.json" $common \
       --freeze positions --epochs 4 --batch-size 16 --learning-rate 2e-4 --layer-decay 0.85 --annotator random --patience 4 \
       --max-length 2048 --empty-windows 1 --evaluate-every 500 $limit --resume ;;
+  long)
+    [ -e "$work/mixed/model.safetensors" ] || { echo "make mixed first: it is trained further" >&2; exit 2; }
+    [ -e "$work/half.json" ] || $make split "$work/covid-train.json" "$work/rest.json" "$work/half.json" --every 2
+    [ -e "$work/longer.json" ] || $make lengthen "$work/train.json" "$work/longer.json" --share 0.3 --paragraphs 14
+    $run train qa "$work/mixed" "$work/long" "$work/train.json" "$work/longer.json" "$work/half.json" \
+      --precision bfloat16 --attention-dropout 0 --freeze embeddings --batch-size 24 --annotator random --empty-windows 0 \
+      --epochs 1 --learning-rate 1.5e-4 --max-length 2048 --seed 2 --store float16 $limit --resume ;;
+  written)
+    if [ ! -e "$work/written.json" ]; then
+      : "${WRITER:?the language model, a .gguf file}" "${WIKIPEDIA:?a dump, .xml.bz2}"
+      [ -e "$work/mixed/model.safetensors" ] || { echo "make mixed first: it reads what is written" >&2; exit 2; }
+      questions="${PYTHON:-.venv/bin/python} scripts/questions.py"
+      papers="$work/covid-train.json" unread="$work/unread.json"
+      [ -e "$work/passages.json" ] || $questions passages "$WIKIPEDIA" "$work/passages.json" ${titles//--title/--without} \
+        --without Normans --without Ctenophora --without University_of_Chicago  # which are chosen by
+      if [ ! -e "$work/writer" ]; then
+        rm -rf "$work/writer.part"
+        $questions tune "$WRITER" "$work/writer.part" $squad
+        mv "$work/writer.part" "$work/writer"
+      fi
+      [ -e "$unread" ] || $questions write "$work/writer" "$unread" "$work/passages.json" "$papers"
+      $run predict "$unread" -o "$work/unread-answers.json" --model "$work/mixed" --dtype mixed
+      $questions keep "$work/written.json" "$unread" --predictions "$work/unread-answers.json"
+    fi
+    same="--precision bfloat16 --attention-dropout 0 --freeze embeddings --batch-size 24 --annotator random --empty-windows 0"
+    $run train qa "$work/mixed" "$work/written-first" $squad "$work/covid-train.json" "$work/written.json" $same \
+      --epochs 2 --learning-rate 2e-4 $limit --resume
+    $run train qa "$work/written-first" "$work/written" $squad "$work/covid-train.json" $same --epochs 2 --warmup 0.05 \
+      --learning-rate 1.2e-4 --seed 1 --store float16 --evaluate-on "$work/choose.json" --evaluate-every 260 $limit \
+      --resume ;;
   *) echo "no such candidate: $kind" >&2; exit 2 ;;
 esac

@@ -17,7 +17,10 @@ measure() {
   "$run" evaluate "$questions" --predictions "$answers"
 }
 
-for held in dev-held xquad-held covid-held; do
+if [ ! -e "$work/dev-held-whole.json" ]; then
+  ${PYTHON:-.venv/bin/python} scripts/squad_data.py whole "$work/dev-held.json" "$work/dev-held-whole.json" --every 4
+fi
+for held in dev-held dev-held-whole xquad-held covid-held; do
   echo "$held"
   measure "$held" "$held"
 done

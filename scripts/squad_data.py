@@ -1,4 +1,4 @@
-"""Make SQuAD-format files to train on from others and from plain text: ``split``, ``lengthen``, ``spans``."""
+"""Make SQuAD-format files from others and from plain text: ``split``, ``lengthen``, ``whole``, ``spans``."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def read(path: str) -> list[Entry]:
 
 
 def write(path: str, articles: list[Entry]) -> None:
-    """A file of articles; says what is in it."""
-    Path(path).write_text(json.dumps({"version": "1.1", "data": articles}, ensure_ascii=False), encoding="utf-8")
+    """A file of articles, whole or not at all; says what is in it."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps({"version": "1.1", "data": articles}, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)
     questions = sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
     click.echo(f"{path}: {len(articles)} articles, {questions} questions", err=True)
 
@@ -84,6 +86,25 @@ def lengthen(file: str, output: str, paragraphs: int, share: float, seed: int) -
             ]
             longer.append({"context": context, "qas": moved})
         made.append({"title": article["title"], "paragraphs": longer})
+    write(output, made)
+
+
+@main.command()
+@click.argument("file")
+@click.argument("output")
+@click.option("--every", default=1, help="Ask every so manieth question alone.")
+def whole(file: str, output: str, every: int) -> None:
+    """Ask FILE's questions over their whole article: its paragraphs, one below the other."""
+    made = []
+    for article in read(file):
+        asked, length = [], 0
+        for row in article["paragraphs"]:
+            for question in row["qas"]:
+                answers = [{**a, "answer_start": a["answer_start"] + length} for a in question["answers"]]
+                asked.append({**question, "answers": answers})
+            length += len(row["context"]) + 1
+        context = "\n".join(row["context"] for row in article["paragraphs"])
+        made.append({"title": article["title"], "paragraphs": [{"context": context, "qas": asked[::every]}]})
     write(output, made)
 
 

@@ -222,6 +222,47 @@ def test_padding_costs_no_rows(model: LongformerModel) -> None:
     assert seen == [(10 + 3 + 1, 32)]
 
 
+@pytest.mark.parametrize("lengths", [[9, 4, 7], [6, 6], [7, 7], [1]])
+def test_rows_put_behind_to_round_their_number_change_nothing(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = random_ids(len(lengths), max(lengths))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    results = []
+    for multiple in (1, 7):
+        model = build()
+        monkeypatch.setattr(LongformerModel, "_multiple", lambda _self, value=multiple: value)
+        counts = []
+        model.encoder.layer[0].register_forward_pre_hook(lambda _, args, seen=counts: seen.append(len(args[0])))
+        out = model(ids, mask.long(), (torch.arange(max(lengths)) < 1).expand_as(ids)).last_hidden_state
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        assert counts[0] % multiple == 0
+        results.append([out, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    for plain, rounded in zip(*results, strict=True):
+        torch.testing.assert_close(rounded, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("training", "autocast", "dtype", "rows"),
+    [
+        (True, True, torch.float32, 64),
+        (True, False, torch.bfloat16, 64),
+        (True, False, torch.float32, 9),
+        (False, True, torch.float32, 9),
+    ],
+)
+def test_the_number_of_rows_is_rounded_where_training_compiles_products_for_it(
+    training: bool, autocast: bool, dtype: torch.dtype, rows: int
+) -> None:
+    model = build(dtype=dtype).train(training)
+    seen: list[int] = []
+    model.encoder.layer[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = model(random_ids(1, 9)).last_hidden_state
+    assert seen == [rows]
+    assert out.shape == (1, 9, CONFIG.hidden_size)
+
+
 def test_the_feed_forward_in_parts_is_the_same(model: LongformerModel, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = random_ids(2, 30)
     whole = states(model, ids)

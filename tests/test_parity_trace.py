@@ -100,6 +100,14 @@ def test_values_are_before_what_is_done_to_them_in_place() -> None:
     torch.testing.assert_close(recorded["layer.0.query"], query)
 
 
+def test_rows_behind_the_tokens_in_training_are_not_recorded() -> None:
+    model = build(dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).ours.bfloat16()
+    batch = padded_batch(TINY, [question_row(TINY, 6, 40), question_row(TINY, 3, 40)])
+    evaluated = run(model.eval(), batch)
+    for name, value in run(model.train(), batch).items():
+        torch.testing.assert_close(value, evaluated[name], rtol=0.05, atol=0.05)
+
+
 def test_long_inputs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     import longformer.model
 

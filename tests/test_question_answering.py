@@ -348,6 +348,7 @@ class TestBadInput:
             ({"stride": 31}, "stride is 31; .*max_answer_tokens=30, windows more than 30 apart .*give at most that$"),
             ({"max_length": 0}, "max_length is 0"),
             ({"max_length": 65}, "max_length is 65; the model has positions for 64 tokens"),
+            ({"max_length": 30}, r"5 of the 30 tokens .*; raise max_length \(--max-length\), shorten the question, or"),
         ],
     )
     def test_settings(self, settings, message):

@@ -12,23 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from longformer.errors import DataError
 from longformer.explain.explanation import Explanation
 from longformer.explain.packing import RATIO, STEP, levels
-from longformer.weights import replace_file
+from longformer.weights import write_text
 
 
 def write_page(path: str | Path, explanation: Explanation) -> None:
     """Write the page, whole or not at all. Raises DataError where that fails."""
-    text = page(explanation)
-
-    def put(new: Path) -> None:
-        new.write_text(text, encoding="utf-8")
-
-    try:
-        replace_file(Path(path), put)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    write_text(path, page(explanation))
 
 
 def page(explanation: Explanation) -> str:

@@ -61,6 +61,7 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
 
     def hook(module: LongformerSelfAttention, arguments: tuple[Any, ...]) -> None:
         hidden, (document,) = arguments
+        hidden = hidden[: document.length]
         index = document.global_index
         index = torch.zeros(0, dtype=torch.int64, device=hidden.device) if index is None else index
         pattern = LayerPattern(module.window, tuple(min(d, len(hidden)) for d in module.dilation), index.cpu())

@@ -1,7 +1,8 @@
 """Parity as a tool: record what a model computes, compare two runs, name the first value where they part, and why."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from longformer.lazy import lazily
 
 if TYPE_CHECKING:
     from longformer.parity.comparison import Comparison, compare
@@ -23,7 +24,6 @@ __all__ = [
     "trace",
 ]
 
-# As in longformer/__init__.py: the command line imports this package, and has no need of torch to print its help.
 _HOMES = {
     "Comparison": "comparison",
     "Table": "table",
@@ -36,15 +36,4 @@ _HOMES = {
     "read_trace": "recorder",
     "trace": "recorder",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

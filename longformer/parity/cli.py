@@ -159,12 +159,6 @@ def check_output(path: str | None, suffix: str) -> None:
 def write(path: str | None, text: str) -> None:
     """Write a file whole. Raises DataError where that fails."""
     assert path is not None
-    from longformer.weights import replace_file
+    from longformer.weights import write_text
 
-    def put(new: Path) -> None:
-        new.write_text(text, encoding="utf-8")
-
-    try:
-        replace_file(Path(path), put)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    write_text(path, text)

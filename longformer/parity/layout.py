@@ -149,7 +149,7 @@ class PackedLayout(LongformerLayout):
         positions = self.root._positions(ids) if positions is None else positions
         types = inputs.get("token_type_ids")
         stacked = torch.stack([ids, positions, torch.zeros_like(ids) if types is None else types])
-        self.packing = pack(stacked, self.key_mask, self.global_mask)
+        self.packing = pack(stacked, self.key_mask, self.global_mask, multiple=self.root._multiple())
         return inputs
 
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:

@@ -7,12 +7,10 @@ import json
 import math
 import re
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from longformer.errors import DataError
 from longformer.parity.chart import chart
 from longformer.parity.comparison import Compared, Comparison
 from longformer.parity.contest import Contest
@@ -20,7 +18,7 @@ from longformer.parity.format import metadata_object
 from longformer.parity.measure import row_ratios
 from longformer.parity.report import furthest, place, summary
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, split_name
-from longformer.weights import replace_file
+from longformer.weights import write_text
 
 BINS = 512  # columns of a heat map: with more tokens, neighbours share one, and the worst of them is shown
 EXAMPLES = 8  # of a batch
@@ -29,16 +27,8 @@ LOWEST, STEPS = -1.0, 6  # level 0 is a tenth of the noise; this many levels are
 
 
 def write_page(path: str, contest: Contest) -> None:
-    """Write the page. Raises DataError where that fails."""
-    text = page(contest)
-
-    def put(new: Path) -> None:
-        new.write_text(text, encoding="utf-8")
-
-    try:
-        replace_file(Path(path), put)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    """Write the page, whole or not at all. Raises DataError where that fails."""
+    write_text(path, page(contest))
 
 
 def page(contest: Contest) -> str:

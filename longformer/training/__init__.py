@@ -5,9 +5,9 @@ of rows, ``optimizer``, ``parallel``, ``checkpoints``, ``signals`` and ``log`` a
 all together, ``measure`` measures without training, and ``cli`` makes commands of it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from longformer.lazy import lazily
 from longformer.training.options import MLMOptions, QAOptions
 
 if TYPE_CHECKING:
@@ -15,9 +15,5 @@ if TYPE_CHECKING:
 
 __all__ = ["MLMOptions", "QAOptions", "train_mlm", "train_qa"]
 
-
-def __getattr__(name: str) -> Any:
-    """``train_qa`` and ``train_mlm`` import torch, which the command line's help has no need of."""
-    if name not in ("train_mlm", "train_qa"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("longformer.training.run"), name)
+# The command line reads the options alone.
+__getattr__, __dir__ = lazily(__name__, globals(), {"train_mlm": "run", "train_qa": "run"})

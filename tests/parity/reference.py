@@ -149,8 +149,8 @@ def _encode_ours(model: Ours, inputs: dict[str, Tensor]) -> Encoded:
     packings: list[Packing] = []
     packed: list[Tensor] = []
 
-    def remember_packing(*arguments: Any) -> Packing:
-        packings.append(pack(*arguments))
+    def remember_packing(*arguments: Any, **named: Any) -> Packing:
+        packings.append(pack(*arguments, **named))
         return packings[-1]
 
     def remember(module: nn.Module, arguments: Any, output: Tensor) -> None:
