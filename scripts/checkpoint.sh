@@ -2,6 +2,7 @@
 # Candidates for the checkpoint that the package ships. Held out, always: four articles of dev, every third paper.
 # usage: DATA=... ENCODER=... scripts/checkpoint.sh WORK plain|mixed|spans, or long after mixed
 #        DATA=... ENCODER=... WRITER=... WIKIPEDIA=... scripts/checkpoint.sh WORK written, after mixed
+#        DATA=... FIRST=... scripts/checkpoint.sh WORK further|further-plain
 set -euo pipefail
 work=$1 kind=$2
 run="${LONGFORMER:-.venv/bin/longformer}"
@@ -21,13 +22,16 @@ if [ ! -e "$work/spans.json" ]; then
   $make spans "$work/train.json" "$DATA/squad-v1.1-train-part.json" "$work/covid-train.json" \
     longformer/data/constitution.txt -o "$work/spans.json"
 fi
-if [ ! -e "$work/encoder" ]; then
+if [[ $kind != further* ]] && [ ! -e "$work/encoder" ]; then
   rm -rf "$work/encoder.part"
   $run convert --to-long "$ENCODER" "$work/encoder.part"
   mv "$work/encoder.part" "$work/encoder"
 fi
 squad="$work/train.json $DATA/squad-v1.1-train-part.json"
 common="--precision bfloat16 --attention-dropout 0 --store float16 --evaluate-on $work/choose.json"
+every_other() {
+  [ -e "$work/half.json" ] || $make split "$work/covid-train.json" "$work/rest.json" "$work/half.json" --every 2
+}
 # shellcheck disable=SC2086
 case $kind in
   plain)
@@ -44,11 +48,24 @@ case $kind in
       --max-length 2048 --empty-windows 1 --evaluate-every 500 $limit --resume ;;
   long)
     [ -e "$work/mixed/model.safetensors" ] || { echo "make mixed first: it is trained further" >&2; exit 2; }
-    [ -e "$work/half.json" ] || $make split "$work/covid-train.json" "$work/rest.json" "$work/half.json" --every 2
+    every_other
     [ -e "$work/longer.json" ] || $make lengthen "$work/train.json" "$work/longer.json" --share 0.3 --paragraphs 14
     $run train qa "$work/mixed" "$work/long" "$work/train.json" "$work/longer.json" "$work/half.json" \
       --precision bfloat16 --attention-dropout 0 --freeze embeddings --batch-size 24 --annotator random --empty-windows 0 \
       --epochs 1 --learning-rate 1.5e-4 --max-length 2048 --seed 2 --store float16 $limit --resume ;;
+  further | further-plain) # on all articles not held out: the first weights were, so that none is left to choose by
+    : "${FIRST:?the checkpoint to train further, a folder}"
+    squad="$work/dev-train.json $DATA/squad-v1.1-train-part.json"
+    same="--precision bfloat16 --attention-dropout 0 --freeze embeddings --learning-rate 2e-4 --store float16"
+    if [ "$kind" = further-plain ]; then
+      $run train qa "$FIRST" "$work/further-plain" $squad $same --batch-size 16 --epochs 5 $limit --resume
+    else
+      every_other
+      [ -e "$work/longer-all.json" ] ||
+        $make lengthen "$work/dev-train.json" "$work/longer-all.json" --share 0.3 --paragraphs 14
+      $run train qa "$FIRST" "$work/further" $squad "$work/longer-all.json" "$work/half.json" $same --batch-size 24 \
+        --annotator random --empty-windows 0 --epochs 2 --max-length 2048 --seed 2 $limit --resume
+    fi ;;
   written)
     if [ ! -e "$work/written.json" ]; then
       : "${WRITER:?the language model, a .gguf file}" "${WIKIPEDIA:?a dump, .xml.bz2}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Exact match and F1 with intervals on what no candidate was trained on or chosen by.
-# usage: [LIMIT=N] scripts/measure.sh MODEL WORK
+# usage: [LIMIT=N] [DTYPE=mixed] scripts/measure.sh MODEL WORK
 set -euo pipefail
 model=$1 work=$2
 run="${LONGFORMER:-.venv/bin/longformer}"
@@ -9,10 +9,11 @@ run="${LONGFORMER:-.venv/bin/longformer}"
 # They are made again where the weights or the questions are newer than they.
 # usage: measure HELD NAME [OPTION...]
 measure() {
-  local questions="$work/$1.json" answers="$model/answers-$2${LIMIT:+-$LIMIT}.json"
+  local questions="$work/$1.json" answers="$model/answers-$2${DTYPE:+-$DTYPE}${LIMIT:+-$LIMIT}.json"
   shift 2
   if [ ! -e "$answers" ] || [ "$model/model.safetensors" -nt "$answers" ] || [ "$questions" -nt "$answers" ]; then
-    "$run" predict "$questions" -o "$answers" --model "$model" ${LIMIT:+--limit "$LIMIT"} "$@"
+    "$run" predict "$questions" -o "$answers" --model "$model" ${LIMIT:+--limit "$LIMIT"} \
+      ${DTYPE:+--dtype "$DTYPE"} "$@"
   fi
   "$run" evaluate "$questions" --predictions "$answers"
 }

@@ -115,6 +115,18 @@ def test_a_candidate_over_long_contexts(work: Work) -> None:
     assert "train qa w/mixed w/long w/train.json w/longer.json w/half.json" in given[-1]
 
 
+def test_first_weights_are_trained_further_without_an_encoder(work: Work) -> None:
+    done, given = work.run("checkpoint.sh", "w", "further")
+    assert (done, of("train", given), "FIRST: the checkpoint" in work.said) == (1, [], True)
+    done, given = work.run("checkpoint.sh", "w", "further", FIRST="first")
+    assert (done, of("convert", given), len(of("train", given))) == (0, [], 1)
+    data = "w/dev-train.json data/squad-v1.1-train-part.json"
+    assert given[-1].startswith(f"train qa first w/further {data} w/longer-all.json w/half.json ")
+    done, given = work.run("checkpoint.sh", "w", "further-plain", FIRST="first")
+    assert done == 0
+    assert [line.startswith(f"train qa first w/further-plain {data} --") for line in given] == [True]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({}, "WRITER: the language model"), ({"WRITER": "lm.gguf", "WIKIPEDIA": "wiki.bz2"}, "make mixed first")],
@@ -147,6 +159,8 @@ def test_answers_that_are_there_are_not_made_again(work: Work) -> None:
     assert (len(of("predict w/xquad-held", given)), len(of("predict", given)), len(of("evaluate", given))) == (1, 1, 5)
     _, given = work.run("measure.sh", "m", "w", LIMIT="20")
     assert of("predict", given)[0] == "predict w/dev-held.json -o m/answers-dev-held-20.json --model m --limit 20"
+    _, given = work.run("measure.sh", "m", "w", DTYPE="mixed")
+    assert of("predict", given)[0] == "predict w/dev-held.json -o m/answers-dev-held-mixed.json --model m --dtype mixed"
     later = (work.folder / "m" / "answers-dev-held.json").stat().st_mtime + 5
     os.utime(work.folder / "m" / "model.safetensors", (later, later))
     assert len(of("predict", work.run("measure.sh", "m", "w")[1])) == 5
