@@ -39,11 +39,14 @@ class Document(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """A batch in a compiled or exported graph, which takes no decision on its data: padding is computed too.
+    """A batch whose padding is computed too, in one call a layer for all its documents.
+
+    So it is in a compiled or exported graph, which takes no decision on its data, and on a GPU, where a call for each
+    document costs more.
 
     key_mask: (B, S) bool, False at padding; None if there is none.
     global_mask: (B, S) bool, True at global tokens; None if there are none.
-    global_index: (B, S) the same as positions, -1 behind the last.
+    global_index: (B, S) the same as positions, -1 behind the last; narrower where it was counted how many there are.
     """
 
     key_mask: Tensor | None
@@ -51,8 +54,9 @@ class Padded(NamedTuple):
     global_index: Tensor | None
 
     @classmethod
-    def of(cls, key_mask: Tensor | None, global_mask: Tensor | None) -> Padded:
-        return cls(key_mask, global_mask, None if global_mask is None else ops.global_index(global_mask))
+    def of(cls, key_mask: Tensor | None, global_mask: Tensor | None, *, counted: bool = False) -> Padded:
+        index = None if global_mask is None else ops.global_index(global_mask, counted=counted)
+        return cls(key_mask, None if index is None else global_mask, index)
 
 
 class LongformerSelfAttention(nn.Module):

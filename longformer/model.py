@@ -23,6 +23,7 @@ from longformer.linear import Linear, is_observed, is_plain, linear_gelu
 # On a CPU bfloat16 products are compiled for each shape and kept. Most of training's are over all rows of a batch, of
 # which there is hardly ever the same number.
 ROUNDED = 64
+AT_ONCE = ("cuda",)  # devices on which calls cost more than padding does; ROCm's have this name too
 FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists for so many tokens at a time
 
 
@@ -236,11 +237,16 @@ class LongformerModel(Pretrained, nn.Module):
         config: its architecture.
         add_pooling_layer: whether it has the pooler (a head other than multiple choice has no use for it).
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+
+    Attributes:
+        at_once: whether on a GPU a batch's documents are computed together, padding and all, since it would wait for
+            the calls of many short ones. False is one after the other, without padding, as on a CPU.
     """
 
     def __init__(self, config: LongformerConfig, *, add_pooling_layer: bool = True, impl: str = "auto") -> None:
         super().__init__()
         self.config = config
+        self.at_once = True
         self.embeddings = LongformerEmbeddings(config)
         self.encoder = LongformerEncoder(config, impl=impl)
         self.pooler = LongformerPooler(config) if add_pooling_layer else None
@@ -276,8 +282,9 @@ class LongformerModel(Pretrained, nn.Module):
             token_type_ids = torch.zeros_like(input_ids)
         else:
             _check_ids("token_type_ids", token_type_ids, input_ids, self.config.type_vocab_size)
-        if torch.compiler.is_compiling():
-            batch = Padded.of(key_mask, global_mask)
+        compiling = torch.compiler.is_compiling()
+        if compiling or self._at_once(input_ids, key_mask):
+            batch = Padded.of(key_mask, global_mask, counted=not compiling)
             hidden = self.encoder(self.embeddings(input_ids, position_ids, token_type_ids), batch)
             return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
         inputs = torch.stack([input_ids, position_ids, token_type_ids])
@@ -285,6 +292,12 @@ class LongformerModel(Pretrained, nn.Module):
         hidden = self.embeddings(*(packing.pack(ids) for ids in (input_ids, position_ids, token_type_ids)))
         hidden = packing.unpack(self.encoder(hidden, packing.documents), input_ids.shape[0])
         return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
+
+    def _at_once(self, input_ids: Tensor, key_mask: Tensor | None) -> bool:
+        """Whether a batch is computed as it is, unless most of it is padding, which would take memory."""
+        if not self.at_once or input_ids.device.type not in AT_ONCE or len(input_ids) == 1:
+            return False
+        return key_mask is None or 2 * int(key_mask.sum()) >= key_mask.numel()
 
     def _multiple(self) -> int:
         """To what the number of packed rows is rounded up, for :func:`pack`."""

@@ -242,6 +242,44 @@ def test_rows_put_behind_to_round_their_number_change_nothing(
         torch.testing.assert_close(rounded, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("impl", ["auto", "triton", "banded"])
+@pytest.mark.parametrize("globals_", [(), (0, 0), (3, 3), (1, 0), (4, 2)])
+def test_at_once_as_on_a_gpu_it_is_the_same(
+    impl: str, globals_: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs where there is a token, and all gradients; parameters that nothing uses have none either way."""
+    dtype = torch.float32 if impl == "triton" else torch.float64
+    ids, mask = padded([random_ids(20), random_ids(11)], [0, 3], 24)
+    mask = mask.clone()
+    for b, count in enumerate(globals_):
+        mask[b].masked_fill_((mask[b] > 0) & (mask[b].cumsum(0) <= count), 2)
+    results, shapes = [], []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(longformer.model, "AT_ONCE", devices)
+        model = build(dtype=dtype, impl=impl)
+        model.encoder.layer[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+        out = model(ids, mask).last_hidden_state
+        out = out.masked_fill(mask[..., None] == 0, 0.0)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)).sum().backward()
+        results.append([out, *(weight.grad for weight in model.parameters())])
+    assert [len(shape) for shape in shapes] == [2, 3]
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+    for one_by_one, at_once in zip(*results, strict=True):
+        assert (one_by_one is None) == (at_once is None)
+        if one_by_one is not None:
+            torch.testing.assert_close(at_once, one_by_one, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("lengths", "dims"), [([20, 1], 3), ([30, 1, 1], 2), ([25], 2)])
+def test_what_is_computed_at_once(lengths: list[int], dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one document by itself, and no batch that is mostly padding."""
+    monkeypatch.setattr(longformer.model, "AT_ONCE", ("cpu",))
+    model, seen = build(), []
+    model.encoder.layer[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].dim()))
+    states(model, *padded([random_ids(length) for length in lengths], [0] * len(lengths), max(lengths)))
+    assert seen == [dims]
+
+
 @pytest.mark.parametrize(
     ("training", "autocast", "dtype", "rows"),
     [

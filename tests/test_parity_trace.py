@@ -13,6 +13,7 @@ import torch
 from parity.reference import TINY, build, encode, padded_batch, question_row
 from torch import Tensor, nn
 
+import longformer.model
 from longformer import LongformerForMaskedLM
 from longformer.errors import LongformerError
 from longformer.kernels import attention_pairs, choose
@@ -106,6 +107,16 @@ def test_rows_behind_the_tokens_in_training_are_not_recorded() -> None:
     evaluated = run(model.eval(), batch)
     for name, value in run(model.train(), batch).items():
         torch.testing.assert_close(value, evaluated[name], rtol=0.05, atol=0.05)
+
+
+def test_a_device_that_computes_a_batch_at_once_does_not_while_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = build(TINY).ours, inputs()
+    one_by_one = run(model, batch)
+    monkeypatch.setattr(longformer.model, "AT_ONCE", ("cpu",))
+    recorded = run(model, batch)
+    assert list(recorded) == list(one_by_one)
+    assert all(torch.equal(value, one_by_one[name]) for name, value in recorded.items())
+    assert model.longformer.at_once
 
 
 def test_long_inputs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

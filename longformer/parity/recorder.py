@@ -22,7 +22,7 @@ from longformer.errors import LongformerError
 from longformer.kernels import choose
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
-from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
+from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PackedLayout, PlainLayout, choose_layout
 from longformer.parity.modes import check_mode, kernel_of
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
 from longformer.weights import some
@@ -220,6 +220,9 @@ class Recorder:
             stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
             begin = self.layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
+            if isinstance(self.layout, PackedLayout):  # which a GPU would have departed from
+                stack.callback(setattr, self.layout.root, "at_once", self.layout.root.at_once)
+                self.layout.root.at_once = False
             for path, value in self.values.items():
                 stack.callback(modules[path].register_forward_hook(self._hook(value)).remove)
                 if self.probabilities and value.kind == "attention":
