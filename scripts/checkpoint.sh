@@ -7,7 +7,7 @@ set -euo pipefail
 work=$1 kind=$2
 run="${LONGFORMER:-.venv/bin/longformer}"
 make="${PYTHON:-.venv/bin/python} scripts/squad_data.py"
-limit=${STEPS:+--max-steps $STEPS}
+limit="${STEPS:+--max-steps $STEPS} ${DEVICE:+--device $DEVICE --batch-tokens 32768}"
 mkdir -p "$work"
 titles="--title Doctor_Who --title Force --title Pharmacy --title Warsaw"
 # What is killed half-way leaves things called *.part alone, which are made again.
@@ -63,8 +63,11 @@ case $kind in
       every_other
       [ -e "$work/longer-all.json" ] ||
         $make lengthen "$work/dev-train.json" "$work/longer-all.json" --share 0.3 --paragraphs 14
-      $run train qa "$FIRST" "$work/further" $squad "$work/longer-all.json" "$work/half.json" $same --batch-size 24 \
-        --annotator random --empty-windows 0 --epochs 2 --max-length 2048 --seed 2 $limit --resume
+      for seed in 2 3 4 5; do
+        $run train qa "$FIRST" "$work/further-$seed" $squad "$work/longer-all.json" "$work/half.json" $same \
+          --batch-size 24 --annotator random --empty-windows 0 --epochs 2 --max-length 2048 --seed $seed $limit --resume
+      done
+      ${PYTHON:-.venv/bin/python} scripts/average.py "$work/further" "$work"/further-[2-5]
     fi ;;
   written)
     if [ ! -e "$work/written.json" ]; then

@@ -16,6 +16,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from longformer import LongformerConfig, LongformerForQuestionAnswering
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Logs its arguments; writes what it is asked to, and is "killed" in the midst of that where the file `kill` names it.
 # Folders are then there by half; files are not, since all that makes them makes them whole.
@@ -57,6 +59,15 @@ class Work:
         )  # fmt: skip
         self.said = done.stderr
         return done.returncode, log.read_text().splitlines()
+
+
+def imported(script: str) -> ModuleType:
+    """A script as a module."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module(script)
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture
@@ -118,13 +129,50 @@ def test_a_candidate_over_long_contexts(work: Work) -> None:
 def test_first_weights_are_trained_further_without_an_encoder(work: Work) -> None:
     done, given = work.run("checkpoint.sh", "w", "further")
     assert (done, of("train", given), "FIRST: the checkpoint" in work.said) == (1, [], True)
-    done, given = work.run("checkpoint.sh", "w", "further", FIRST="first")
-    assert (done, of("convert", given), len(of("train", given))) == (0, [], 1)
+    (work.folder / "w").mkdir(exist_ok=True)
+    for seed in range(2, 6):
+        (work.folder / "w" / f"further-{seed}").mkdir()
+    done, given = work.run("checkpoint.sh", "w", "further", FIRST="first", DEVICE="cuda")
+    assert (done, of("convert", given), len(of("train", given))) == (0, [], 4)
     data = "w/dev-train.json data/squad-v1.1-train-part.json"
-    assert given[-1].startswith(f"train qa first w/further {data} w/longer-all.json w/half.json ")
+    for line, seed in zip(of("train", given), range(2, 6), strict=True):
+        assert line.startswith(f"train qa first w/further-{seed} {data} w/longer-all.json w/half.json ")
+        assert f" --seed {seed} --device cuda " in line
+    assert given[-1] == "scripts/average.py w/further w/further-2 w/further-3 w/further-4 w/further-5"
     done, given = work.run("checkpoint.sh", "w", "further-plain", FIRST="first")
     assert done == 0
     assert [line.startswith(f"train qa first w/further-plain {data} --") for line in given] == [True]
+
+
+def test_the_mean_of_weights(tmp_path: Path) -> None:
+    average = imported("average").main
+    config = LongformerConfig(
+        vocab_size=12, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=20, attention_window=4,
+    )  # fmt: skip
+    models = [LongformerForQuestionAnswering(config).half() for _ in range(3)]
+    folders = [tmp_path / str(i) for i in range(3)]
+    for model, folder in zip(models, folders, strict=True):
+        model.save_pretrained(folder)
+    (folders[0] / "tokenizer.json").write_text("{}")
+    (folders[0] / "checkpoints").mkdir()
+    done = CliRunner().invoke(average, [str(x) for x in (tmp_path / "mean", *folders)])
+    assert done.exit_code == 0, done.output
+    assert {x.name for x in (tmp_path / "mean").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    mean = LongformerForQuestionAnswering.from_pretrained(tmp_path / "mean")
+    for name, tensor in mean.state_dict().items():
+        expected = torch.stack([model.state_dict()[name].double() for model in models]).mean(0)
+        assert torch.equal(tensor, expected.to(torch.float16).to(tensor.dtype)), name
+    other = tmp_path / "other"
+    LongformerForQuestionAnswering(config.replace(intermediate_size=16)).half().save_pretrained(other)
+    done = CliRunner().invoke(average, [str(x) for x in (tmp_path / "mean", folders[0], other)])
+    assert done.exit_code == 1
+    assert f"{other} is of another architecture than {folders[0]}" in done.output
+    models[0].state_dict()["qa_outputs.bias"].fill_(float("inf"))
+    models[0].save_pretrained(folders[0])
+    done = CliRunner().invoke(average, [str(x) for x in (tmp_path / "new", *folders)])
+    assert done.exit_code == 1 and "is not finite" in done.output
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -168,12 +216,7 @@ def test_answers_that_are_there_are_not_made_again(work: Work) -> None:
 
 @pytest.fixture(scope="module")
 def questions() -> ModuleType:
-    """The script as a module."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module("questions")
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return imported("questions")
 
 
 def test_a_written_question_needs_its_answer_in_the_passage(questions: ModuleType) -> None:

@@ -19,6 +19,7 @@ from kernel_cases import random_qkv, run
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import longformer.model
 from longformer import LongformerConfig, LongformerModel, kernels
 from longformer.kernels import api, choose, global_attention, ops, sliding_window_attention
 
@@ -549,34 +550,37 @@ def test_on_a_device_tf32_is_as_torch_was_told(monkeypatch: pytest.MonkeyPatch) 
     assert errors[0] < 1e-5 < errors[1] < 1e-2
 
 
-@pytest.fixture
-def model_and_batch() -> tuple[LongformerModel, Tensor, Tensor]:
+@pytest.mark.parametrize(("device", "seq_len"), [("cpu", 40), pytest.param("cuda", 600, marks=pytest.mark.gpu)])
+def test_a_model_by_these_kernels_computes_what_it_does_by_a_cpus(
+    device: str, seq_len: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and all gradients in float32, a batch at once, and compiled; and exported."""
+    if device == "cuda":
+        monkeypatch.undo()
+    elif DEVICE == "cuda":
+        pytest.skip("the interpreter is not at hand where there is a GPU")
     config = LongformerConfig(
         vocab_size=60, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=700, attention_window=64, initializer_range=0.1,
+        max_position_embeddings=700, attention_window=seq_len // 10, initializer_range=0.1,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    ids, mask = torch.randint(5, 60, (2, 600)), torch.ones(2, 600, dtype=torch.long)
-    mask[:, :5], mask[1, 400:] = 2, 0
-    return LongformerModel(config), ids, mask
-
-
-@pytest.mark.gpu
-def test_on_a_device_a_model_computes_what_it_does_on_a_cpu(
-    model_and_batch: tuple[LongformerModel, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Output and all gradients, eager and compiled, of the model in float32; and exported."""
-    monkeypatch.undo()
-    model, *batch = model_and_batch
-    results, weights = [], torch.randn(2, 600, 64)  # of a plain sum of squares, after LayerNorm, there is no gradient
-    for device in ("cpu", "cuda"):
-        model, batch = model.to(device), [x.to(device) for x in batch]
-        runs = [model] if device == "cpu" else [model, torch.compile(model, fullgraph=True, dynamic=True)]
-        for run_ in runs:
-            model.zero_grad()
-            out = run_(*batch)[0]
-            (out * weights.to(device)).sum().backward()
-            results.append([out.detach().cpu(), *(x.grad.cpu() for x in model.parameters() if x.grad is not None)])
+    ids, mask = torch.randint(5, 60, (2, seq_len)), torch.ones(2, seq_len, dtype=torch.long)
+    mask[:, :5], mask[1, 2 * seq_len // 3 :] = 2, 0
+    usual = LongformerModel(config, add_pooling_layer=False)  # a graph gives a gradient to what nothing uses, too
+    model = LongformerModel(config, add_pooling_layer=False, impl="triton")
+    model.load_state_dict(usual.state_dict())
+    model, batch = model.to(device), [ids.to(device), mask.to(device)]
+    backend = "inductor" if device == "cuda" else "aot_eager"
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    weights = torch.randn(2, seq_len, 64)  # a plain sum of squares after LayerNorm is constant
+    results = []
+    for run_, inputs in ((usual, (ids, mask)), (model, batch), (compiled, batch)):
+        monkeypatch.setattr(longformer.model, "AT_ONCE", ("cpu", "cuda") if run_ is model else ())
+        model.zero_grad()
+        out = run_(*inputs)[0]
+        (out * weights.to(out.device)).sum().backward()
+        parameters = (usual if run_ is usual else model).parameters()
+        results.append([out.detach().cpu(), *(x.grad.cpu() for x in parameters)])
     for other in results[1:]:
         for actual, expected in zip(other, results[0], strict=True):
             assert (actual - expected).norm() <= 1e-4 * expected.norm().clamp(min=1)

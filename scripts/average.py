@@ -1,0 +1,52 @@
+"""The mean of several checkpoints' weights ("model soup", Wortsman et al. 2022, arXiv 2203.05482)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@click.command()
+@click.argument("output")
+@click.argument("models", nargs=-1, required=True)
+def main(output: str, models: tuple[str, ...]) -> None:
+    """Write to the folder OUTPUT the mean, tensor by tensor, of MODELS, folders of one architecture.
+
+    They should have been trained from the same weights: others are too far apart for their mean to be of use. The first
+    one's precision, config and tokenizer are kept.
+    """
+    first = Path(models[0])
+    configs = [json.loads((Path(model) / CONFIG).read_text(encoding="utf-8")) for model in models]
+    mean = {name: tensor.double() for name, tensor in load_file(first / WEIGHTS).items()}
+    dtypes = {name: tensor.dtype for name, tensor in load_file(first / WEIGHTS).items()}
+    for model, config in zip(models[1:], configs[1:], strict=True):
+        tensors = load_file(Path(model) / WEIGHTS)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if config != configs[0] or shapes != {name: tensor.shape for name, tensor in mean.items()}:
+            raise click.ClickException(f"{model} is of another architecture than {first}; average models of one")
+        for name, tensor in tensors.items():
+            mean[name] += tensor
+    part = Path(f"{output}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for path in first.iterdir():
+        if path.name == CONFIG or path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
+            shutil.copy(path, part)
+    tensors = {name: (tensor / len(models)).to(dtypes[name]) for name, tensor in mean.items()}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise click.ClickException(f"a weight of {', '.join(models)} is not finite; train that model again")
+    save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
+    shutil.rmtree(output, ignore_errors=True)
+    part.rename(output)
+    click.echo(f"wrote {output}, the mean of {len(models)}", err=True)
+
+
+if __name__ == "__main__":
+    main()
