@@ -1,8 +1,8 @@
 """LongformerSelfAttention: project, attend locally, attend globally, merge (paper §3.1).
 
 Documents of a batch are packed: their real tokens stand one after another in one (N, C) matrix, so that no layer ever
-computes padding. Letters: N packed tokens, L tokens of one document, H heads, D head dimension, C = H·D hidden size,
-G global tokens.
+computes padding. In a graph and on a GPU they come padded instead, see :class:`Padded`. Letters: N packed tokens, L
+tokens of one document, H heads, D head dimension, C = H·D hidden size, G global tokens.
 """
 
 from __future__ import annotations
@@ -41,22 +41,24 @@ class Document(NamedTuple):
 class Padded(NamedTuple):
     """A batch whose padding is computed too, in one call a layer for all its documents.
 
-    So it is in a compiled or exported graph, which takes no decision on its data, and on a GPU, where a call for each
-    document costs more.
+    So it is in a compiled or exported graph, which takes no decision on its data, and on a GPU, which would wait for
+    the host to make a call for each document.
 
     key_mask: (B, S) bool, False at padding; None if there is none.
     global_mask: (B, S) bool, True at global tokens; None if there are none.
-    global_index: (B, S) the same as positions, -1 behind the last; narrower where it was counted how many there are.
+    global_index: (B, S) the same as positions, -1 behind the last; (B, G) if counted, of G in the example with most.
+    counted: whether it was read back from the data how many there are, which a graph does not.
     """
 
     key_mask: Tensor | None
     global_mask: Tensor | None
     global_index: Tensor | None
+    counted: bool
 
     @classmethod
     def of(cls, key_mask: Tensor | None, global_mask: Tensor | None, *, counted: bool = False) -> Padded:
         index = None if global_mask is None else ops.global_index(global_mask, counted=counted)
-        return cls(key_mask, None if index is None else global_mask, index)
+        return cls(key_mask, None if index is None else global_mask, index, counted)
 
 
 class LongformerSelfAttention(nn.Module):
@@ -84,7 +86,10 @@ class LongformerSelfAttention(nn.Module):
         self.value_global = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, documents: list[Document] | Padded) -> Tensor:
-        """(N, C) to (N, C). Rows behind the last document are padding, and their result is 0."""
+        """(N, C) to (N, C), or (B, S, C) to (B, S, C) of a padded batch.
+
+        Rows behind the last document are padding, and their result is 0.
+        """
         if isinstance(documents, Padded):
             return self._attend_padded(hidden, documents)
         lengths = [document.length for document in documents]
@@ -123,13 +128,31 @@ class LongformerSelfAttention(nn.Module):
             pattern = {"dilation": self.dilation, "global_mask": batch.global_mask}
             out = sliding_window_attention(query, key, value, self.window, **pattern, **common)
         if batch.global_mask is not None:
-            projected = heads(self.query_global), heads(self.key_global), heads(self.value_global)
-            if self.impl in ops.TRACED:
-                rows = ops.attention(*projected, index=batch.global_index, **common)
+            if batch.counted:
+                rows = self._padded_global_rows(hidden, batch)
             else:
-                rows = global_attention(*projected, **common)
+                projected = heads(self.query_global), heads(self.key_global), heads(self.value_global)
+                if self.impl in ops.TRACED:
+                    rows = ops.attention(*projected, index=batch.global_index, **common)
+                else:
+                    rows = global_attention(*projected, **common)
             out = torch.where(batch.global_mask[:, None, :, None], rows, out)
         return out.transpose(1, 2).flatten(2)
+
+    def _padded_global_rows(self, hidden: Tensor, batch: Padded) -> Tensor:
+        """(B, S, C) to (B, H, S, D): at each global token its row, and anything elsewhere. G rows are computed."""
+        assert batch.global_mask is not None and batch.global_index is not None
+        places = batch.global_index.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[2])
+        query = self._heads(self.query_global(hidden.gather(1, places)))
+        key, value = (self._heads(layer(hidden)) for layer in (self.key_global, self.value_global))
+        rows = global_attention(
+            *(x.transpose(1, 2) for x in (query, key, value)),
+            key_mask=batch.key_mask,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            impl=self.impl,
+        )
+        number = (batch.global_mask.cumsum(1) - 1).clamp(min=0)  # of the row that a token has
+        return rows.gather(2, number[:, None, :, None].expand(-1, self.num_heads, -1, self.head_dim))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., C) to (..., H, D)."""

@@ -191,14 +191,15 @@ class LongformerLayer(nn.Module):
         hidden = self.attention(hidden, documents)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_observed(self.intermediate, self.output):
             return self.output(self.intermediate(hidden), hidden)
-        out = torch.empty_like(hidden)
-        for rows, result in zip(hidden.split(FEED_FORWARD_ROWS), out.split(FEED_FORWARD_ROWS), strict=True):
+        out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        parts = (x.flatten(0, -2).split(FEED_FORWARD_ROWS) for x in (hidden, out))
+        for rows, result in zip(*parts, strict=True):
             result.copy_(self.output(self.intermediate(rows), rows))
         return out
 
 
 class LongformerEncoder(nn.Module):
-    """The stack of layers.
+    """The stack of layers, over packed rows (N, C), or over a padded batch (B, S, C), see :class:`Padded`.
 
     Attributes:
         gradient_checkpointing: in training keep the input of each layer alone, and compute the rest again on the way
@@ -239,8 +240,8 @@ class LongformerModel(Pretrained, nn.Module):
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
 
     Attributes:
-        at_once: whether on a GPU a batch's documents are computed together, padding and all, since it would wait for
-            the calls of many short ones. False is one after the other, without padding, as on a CPU.
+        at_once: whether on a GPU a batch's documents are computed together, padding and all; with a call for each
+            document it would wait for the host. False is one after the other, without padding, as on a CPU.
     """
 
     def __init__(self, config: LongformerConfig, *, add_pooling_layer: bool = True, impl: str = "auto") -> None:
@@ -283,7 +284,9 @@ class LongformerModel(Pretrained, nn.Module):
         else:
             _check_ids("token_type_ids", token_type_ids, input_ids, self.config.type_vocab_size)
         compiling = torch.compiler.is_compiling()
-        if compiling or self._at_once(input_ids, key_mask):
+        tokens = None if compiling else self._at_once(input_ids, key_mask)
+        if compiling or tokens is not None:
+            key_mask = None if tokens == input_ids.numel() else key_mask
             batch = Padded.of(key_mask, global_mask, counted=not compiling)
             hidden = self.encoder(self.embeddings(input_ids, position_ids, token_type_ids), batch)
             return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
@@ -293,11 +296,12 @@ class LongformerModel(Pretrained, nn.Module):
         hidden = packing.unpack(self.encoder(hidden, packing.documents), input_ids.shape[0])
         return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
 
-    def _at_once(self, input_ids: Tensor, key_mask: Tensor | None) -> bool:
-        """Whether a batch is computed as it is, unless most of it is padding, which would take memory."""
+    def _at_once(self, input_ids: Tensor, key_mask: Tensor | None) -> int | None:
+        """Number of tokens in a batch that is computed as it is; None if it is not, as one that is mostly padding."""
         if not self.at_once or input_ids.device.type not in AT_ONCE or len(input_ids) == 1:
-            return False
-        return key_mask is None or 2 * int(key_mask.sum()) >= key_mask.numel()
+            return None
+        tokens = input_ids.numel() if key_mask is None else int(key_mask.sum())
+        return tokens if 2 * tokens >= input_ids.numel() else None
 
     def _multiple(self) -> int:
         """To what the number of packed rows is rounded up, for :func:`pack`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,8 @@ def main(output: str, models: tuple[str, ...]) -> None:
     one's precision, config and tokenizer are kept.
     """
     first = Path(models[0])
+    if (Path(output) / "training.toml").exists():
+        raise click.ClickException(f"{output} is a training run's folder; name another, before the models")
     configs = [json.loads((Path(model) / CONFIG).read_text(encoding="utf-8")) for model in models]
     mean = {name: tensor.double() for name, tensor in load_file(first / WEIGHTS).items()}
     dtypes = {name: tensor.dtype for name, tensor in load_file(first / WEIGHTS).items()}
@@ -33,18 +36,20 @@ def main(output: str, models: tuple[str, ...]) -> None:
             raise click.ClickException(f"{model} is of another architecture than {first}; average models of one")
         for name, tensor in tensors.items():
             mean[name] += tensor
-    part = Path(f"{output}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for path in first.iterdir():
-        if path.name == CONFIG or path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
-            shutil.copy(path, part)
     tensors = {name: (tensor / len(models)).to(dtypes[name]) for name, tensor in mean.items()}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise click.ClickException(f"a weight of {', '.join(models)} is not finite; train that model again")
-    save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-    shutil.rmtree(output, ignore_errors=True)
-    part.rename(output)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in first.iterdir():
+        if path.name == CONFIG or path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
+            shutil.copy(path, folder)
+    part = folder / f"{WEIGHTS}.part"
+    save_file(tensors, part, metadata={"format": "pt"})
+    if (folder / WEIGHTS).exists() and filecmp.cmp(part, folder / WEIGHTS, shallow=False):
+        part.unlink()  # so that answers which are there are still its own
+    else:
+        part.replace(folder / WEIGHTS)
     click.echo(f"wrote {output}, the mean of {len(models)}", err=True)
 
 

@@ -57,15 +57,16 @@ case $kind in
     : "${FIRST:?the checkpoint to train further, a folder}"
     squad="$work/dev-train.json $DATA/squad-v1.1-train-part.json"
     same="--precision bfloat16 --attention-dropout 0 --freeze embeddings --learning-rate 2e-4 --store float16"
+    same="$same --batch-size 24 --epochs 2"
     if [ "$kind" = further-plain ]; then
-      $run train qa "$FIRST" "$work/further-plain" $squad $same --batch-size 16 --epochs 5 $limit --resume
+      $run train qa "$FIRST" "$work/further-plain" $squad $same --seed 2 $limit --resume
     else
       every_other
       [ -e "$work/longer-all.json" ] ||
         $make lengthen "$work/dev-train.json" "$work/longer-all.json" --share 0.3 --paragraphs 14
       for seed in 2 3 4 5; do
         $run train qa "$FIRST" "$work/further-$seed" $squad "$work/longer-all.json" "$work/half.json" $same \
-          --batch-size 24 --annotator random --empty-windows 0 --epochs 2 --max-length 2048 --seed $seed $limit --resume
+          --annotator random --empty-windows 0 --max-length 2048 --seed $seed $limit --resume
       done
       ${PYTHON:-.venv/bin/python} scripts/average.py "$work/further" "$work"/further-[2-5]
     fi ;;

@@ -27,6 +27,7 @@ CONFIG = LongformerConfig(
     attention_window=8,
 )
 PAD = CONFIG.pad_token_id
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def build(
@@ -247,22 +248,25 @@ def test_rows_put_behind_to_round_their_number_change_nothing(
 def test_at_once_as_on_a_gpu_it_is_the_same(
     impl: str, globals_: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs where there is a token, and all gradients; parameters that nothing uses have none either way."""
+    """Outputs and all gradients; parameters that nothing uses have none either way."""
     dtype = torch.float32 if impl == "triton" else torch.float64
-    ids, mask = padded([random_ids(20), random_ids(11)], [0, 3], 24)
-    mask = mask.clone()
+    ids, mask = padded([random_ids(20), random_ids(17), random_ids(0)], [0, 3, 0], 24)
+    mask[0, 12] = 0  # a hole, and a row of padding only
     for b, count in enumerate(globals_):
         mask[b].masked_fill_((mask[b] > 0) & (mask[b].cumsum(0) <= count), 2)
     results, shapes = [], []
     for devices in ((), ("cpu",)):
         monkeypatch.setattr(longformer.model, "AT_ONCE", devices)
-        model = build(dtype=dtype, impl=impl)
+        model = build(CONFIG.replace(**NO_DROPOUT), dtype=dtype, impl=impl)
         model.encoder.layer[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+        model.encoder.gradient_checkpointing = impl == "auto"
+        model.train(impl == "auto")
+        with torch.no_grad():
+            inferred = model(ids, mask).last_hidden_state
         out = model(ids, mask).last_hidden_state
-        out = out.masked_fill(mask[..., None] == 0, 0.0)
         (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)).sum().backward()
-        results.append([out, *(weight.grad for weight in model.parameters())])
-    assert [len(shape) for shape in shapes] == [2, 3]
+        results.append([inferred, out, *(weight.grad for weight in model.parameters())])
+    assert {len(shape) for shape in shapes} == {2, 3}
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
     for one_by_one, at_once in zip(*results, strict=True):
         assert (one_by_one is None) == (at_once is None)
@@ -301,11 +305,18 @@ def test_the_number_of_rows_is_rounded_where_training_compiles_products_for_it(
     assert out.shape == (1, 9, CONFIG.hidden_size)
 
 
-def test_the_feed_forward_in_parts_is_the_same(model: LongformerModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = random_ids(2, 30)
+@pytest.mark.parametrize("devices", [(), ("cpu",)])
+def test_the_feed_forward_in_parts_is_the_same(
+    model: LongformerModel, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(longformer.model, "AT_ONCE", devices)
+    ids, seen = random_ids(2, 30), []
     whole = states(model, ids)
+    wide = longformer.model.linear_gelu
     monkeypatch.setattr(longformer.model, "FEED_FORWARD_ROWS", 7)
+    monkeypatch.setattr(longformer.model, "linear_gelu", lambda x, *layer: seen.append(len(x)) or wide(x, *layer))
     assert_close(states(model, ids), whole)
+    assert seen == CONFIG.num_hidden_layers * [*8 * [7], 4]
 
 
 # ---- global attention and windows

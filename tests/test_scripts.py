@@ -163,6 +163,12 @@ def test_the_mean_of_weights(tmp_path: Path) -> None:
     for name, tensor in mean.state_dict().items():
         expected = torch.stack([model.state_dict()[name].double() for model in models]).mean(0)
         assert torch.equal(tensor, expected.to(torch.float16).to(tensor.dtype)), name
+    before = (tmp_path / "mean" / "model.safetensors").stat()
+    assert CliRunner().invoke(average, [str(x) for x in (tmp_path / "mean", *folders)]).exit_code == 0
+    assert (tmp_path / "mean" / "model.safetensors").stat() == before
+    (folders[1] / "training.toml").touch()
+    done = CliRunner().invoke(average, [str(x) for x in folders[1:]])
+    assert done.exit_code == 1 and f"{folders[1]} is a training run's folder" in done.output
     other = tmp_path / "other"
     LongformerForQuestionAnswering(config.replace(intermediate_size=16)).half().save_pretrained(other)
     done = CliRunner().invoke(average, [str(x) for x in (tmp_path / "mean", folders[0], other)])

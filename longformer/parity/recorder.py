@@ -108,7 +108,8 @@ def trace(
         t["layer.0.query"]  # (B, H, S, D)
 
     Every value is a copy on the CPU, in the dtype in which it was computed and, for a Longformer, of the input's own
-    length: (B, S, ...), whatever the implementation pads or leaves out inside. After the block, by an exception too,
+    length: (B, S, ...), whatever the implementation pads or leaves out inside. On a GPU our model computes one document
+    after the other meanwhile, and not the batch at once. After the block, by an exception too,
     the model is as before.
 
     Args:

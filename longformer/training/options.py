@@ -62,7 +62,10 @@ class TrainingOptions:
     max_steps: int | None = choice(None, "Stop after so many steps; the learning rate falls to 0 there.", least=1)
     batch_size: int = choice(32, "Rows a step, over all processes together.", least=1)
     batch_tokens: int = choice(
-        8192, "Most tokens that one process computes at once; a step with more is accumulated.", least=1, result=False
+        8192,
+        "Most tokens that one process computes at once, padding not counted; a step with more is accumulated.",
+        least=1,
+        result=False,
     )
     max_length: int = choice(512, "Tokens of a row, special tokens included.", least=8)
     learning_rate: float = choice(

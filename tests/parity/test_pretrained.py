@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from parity.reference import Pair, assert_no_further, differences, encode, exact, padded_batch
-from tolerances import FLOAT32, TRAINED_LOGITS
+from tolerances import TRAINED_LOGITS, TRAINED_STATES
 from torch import Tensor, nn
 
 import longformer
@@ -59,7 +59,7 @@ def test_the_same_numbers(pair: Pair, tokenizer: LongformerTokenizer, lengths: t
     """Every layer and the logits, over real text."""
     inputs = padded_batch(pair.ours.config, rows(tokenizer, *lengths))
     ours, reference = encode(pair.ours, inputs), encode(pair.reference, inputs)
-    assert max(differences(ours.states, reference.states)) <= FLOAT32
+    assert max(differences(ours.states, reference.states)) <= TRAINED_STATES
     assert max(differences(ours.results, reference.results)) <= TRAINED_LOGITS
     assert_no_further(ours, reference, encode(exact(pair, impl="blocked"), inputs), trained=True)
 
