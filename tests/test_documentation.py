@@ -47,6 +47,14 @@ NOT_RUN = {
         "README.md",
         "longformer bench gpu                        # where the package is installed",
     ): "measures a GPU, and says so where there is none; tests/test_bench_gpu.py",
+    (
+        "scripts/README.md",
+        "first=$(git log -1 --diff-filter=A --format=%h -- longformer/pretrained/model.safetensors)",
+    ): "trains for hours, or wants a GPU; tests/test_scripts.py",
+    (
+        "longformer/pretrained/README.md",
+        "DATA=... FIRST=first DEVICE=cuda scripts/checkpoint.sh WORK further",
+    ): "trains for hours, or wants a GPU; tests/test_scripts.py",
 }
 # Pages whose Python goes on from block to block, and what they take as given.
 STORIES = ("docs/parity.md",)
