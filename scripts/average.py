@@ -27,16 +27,15 @@ def main(output: str, models: tuple[str, ...]) -> None:
     if (Path(output) / "training.toml").exists():
         raise click.ClickException(f"{output} is a training run's folder; name another, before the models")
     configs = [json.loads((Path(model) / CONFIG).read_text(encoding="utf-8")) for model in models]
-    mean = {name: tensor.double() for name, tensor in load_file(first / WEIGHTS).items()}
-    dtypes = {name: tensor.dtype for name, tensor in load_file(first / WEIGHTS).items()}
+    like = load_file(first / WEIGHTS)
+    mean = {name: tensor.double() for name, tensor in like.items()}
     for model, config in zip(models[1:], configs[1:], strict=True):
         tensors = load_file(Path(model) / WEIGHTS)
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        if config != configs[0] or shapes != {name: tensor.shape for name, tensor in mean.items()}:
+        if config != configs[0] or _shapes(tensors) != _shapes(like):
             raise click.ClickException(f"{model} is of another architecture than {first}; average models of one")
         for name, tensor in tensors.items():
             mean[name] += tensor
-    tensors = {name: (tensor / len(models)).to(dtypes[name]) for name, tensor in mean.items()}
+    tensors = {name: (tensor / len(models)).to(like[name].dtype) for name, tensor in mean.items()}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise click.ClickException(f"a weight of {', '.join(models)} is not finite; train that model again")
     folder = Path(output)
@@ -51,6 +50,10 @@ def main(output: str, models: tuple[str, ...]) -> None:
     else:
         part.replace(folder / WEIGHTS)
     click.echo(f"wrote {output}, the mean of {len(models)}", err=True)
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 if __name__ == "__main__":

@@ -249,22 +249,27 @@ def test_at_once_as_on_a_gpu_it_is_the_same(
     impl: str, globals_: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outputs and all gradients; parameters that nothing uses have none either way."""
+    device = "cpu"
+    if impl == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # where there is no GPU, its interpreter
     dtype = torch.float32 if impl == "triton" else torch.float64
     ids, mask = padded([random_ids(20), random_ids(17), random_ids(0)], [0, 3, 0], 24)
     mask[0, 12] = 0  # a hole, and a row of padding only
     for b, count in enumerate(globals_):
         mask[b].masked_fill_((mask[b] > 0) & (mask[b].cumsum(0) <= count), 2)
+    ids, mask = ids.to(device), mask.to(device)
     results, shapes = [], []
-    for devices in ((), ("cpu",)):
+    for devices in ((), (device,)):
         monkeypatch.setattr(longformer.model, "AT_ONCE", devices)
-        model = build(CONFIG.replace(**NO_DROPOUT), dtype=dtype, impl=impl)
+        model = build(CONFIG.replace(**NO_DROPOUT), dtype=dtype, impl=impl).to(device)
         model.encoder.layer[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
         model.encoder.gradient_checkpointing = impl == "auto"
         model.train(impl == "auto")
         with torch.no_grad():
             inferred = model(ids, mask).last_hidden_state
         out = model(ids, mask).last_hidden_state
-        (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)).sum().backward()
+        (out * torch.linspace(-1, 1, out.numel(), dtype=dtype, device=device).view_as(out)).sum().backward()
         results.append([inferred, out, *(weight.grad for weight in model.parameters())])
     assert {len(shape) for shape in shapes} == {2, 3}
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
