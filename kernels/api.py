@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import banded, blocked, ops, reference
+from . import banded, blocked, dispatch, reference
 from .banded import BandProbabilities
 
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton")
@@ -72,12 +72,12 @@ def sliding_window_attention(
     compiling = torch.compiler.is_compiling()
     dropout_p = _check_dropout(dropout_p)
     # In a graph an operator stands for the implementation, which is chosen when tensors arrive.
-    traced = compiling and impl in ops.TRACED
+    traced = compiling and impl in dispatch.TRACED
     backward = _is_differentiated(query, key, value)
     chosen = impl if traced else choose(query, impl=impl, dropout_p=dropout_p, backward=backward).impl
     left, right = _check_window(window, seq_len, clamp=not compiling and chosen != "triton")
     if traced or chosen == "triton":
-        return ops.attention(
+        return dispatch.attention(
             query,
             key,
             value,
@@ -86,7 +86,7 @@ def sliding_window_attention(
             dilation=_check_dilation(dilation, heads),
             causal=causal,
             key_mask=key_mask,
-            index=None if global_mask is None else ops.global_index(global_mask, counted=not traced),
+            index=None if global_mask is None else dispatch.global_index(global_mask, counted=not traced),
             scale=_check_scale(scale, head_dim),
             dropout_p=dropout_p,
         )
@@ -142,11 +142,11 @@ def global_attention(
     batch, _, seq_len, head_dim = key.shape
     key_mask = _check_mask("key_mask", key_mask, batch, seq_len, query.device)
     scale, dropout_p = _check_scale(scale, head_dim), _check_dropout(dropout_p)
-    traced = torch.compiler.is_compiling() and impl in ops.TRACED
+    traced = torch.compiler.is_compiling() and impl in dispatch.TRACED
     backward = _is_differentiated(query, key, value)
     chosen = impl if traced else choose(query, impl=impl, dropout_p=dropout_p, backward=backward).impl
     if traced or chosen == "triton":
-        return ops.attention(query, key, value, impl=chosen, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
+        return dispatch.attention(query, key, value, impl=chosen, key_mask=key_mask, scale=scale, dropout_p=dropout_p)
     match chosen:
         case "blocked" | "fused":
             wide = head_dim > blocked.WIDE and query.element_size() > 2
@@ -255,7 +255,7 @@ def _is_differentiated(*tensors: Tensor) -> bool:
 def _refused_by_triton(query: Tensor) -> str | None:
     """Why the Triton kernels cannot serve ``query``; None if they can. Here they are loaded."""
     try:
-        kernels = importlib.import_module(".triton", __package__)
+        kernels = importlib.import_module(".triton_launch", __package__)
     except ImportError as error:
         return f"Triton cannot be loaded ({error}); pip install 'longformer[triton]'"
     refusal: str | None = kernels.refusal(query)

@@ -1,4 +1,4 @@
-"""The kernels of :mod:`longformer.kernels.triton`, forward and backward. Letters as in the README beside this.
+"""The kernels of :mod:`longformer.kernels.triton_launch`, forward and backward. Letters as in the README beside this.
 
 A program owns a block of rows (or, in the backward pass, of columns), meets block after block of the other side, and
 keeps softmax and sums in registers: nothing of size S × W ever exists. With L a row's log-sum-exp and δ the row sums of

@@ -7,9 +7,9 @@ from longformer.errors import CheckpointError, ConfigError, DataError, Longforme
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
-    from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
-    from longformer.model import LongformerModel
-    from longformer.question_answering import Answer, QuestionAnswerer
+    from longformer.answering.answerer import Answer, QuestionAnswerer
+    from longformer.models.encoder import LongformerModel
+    from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
     from longformer.tokenizer import LongformerTokenizer
 
 __all__ = [
@@ -28,11 +28,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "question_answering",
-    "LongformerForMaskedLM": "heads",
-    "LongformerForQuestionAnswering": "heads",
-    "LongformerModel": "model",
+    "Answer": "answering.answerer",
+    "LongformerForMaskedLM": "models.heads",
+    "LongformerForQuestionAnswering": "models.heads",
+    "LongformerModel": "models.encoder",
     "LongformerTokenizer": "tokenizer",
-    "QuestionAnswerer": "question_answering",
+    "QuestionAnswerer": "answering.answerer",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -33,8 +33,8 @@ from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
 if TYPE_CHECKING:
-    from longformer.question_answering import Answer
-    from longformer.squad import Example
+    from longformer.answering.answerer import Answer
+    from longformer.answering.squad import Example
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -122,7 +122,7 @@ def answer(
         assert document is not None
         text = read_document(document)
 
-    from longformer.question_answering import check_pair
+    from longformer.answering.answerer import check_pair
 
     check_pair((question, text))
     answers = load_answerer(**model).answer(
@@ -192,7 +192,7 @@ def printable(text: str) -> str:
 def predict(file: str, output: str, limit: int | None, **settings: Any) -> None:
     """Answer every question of the SQuAD-format FILE. Under torchrun the processes share them."""
     check_output(output)
-    from longformer.squad import read_squad
+    from longformer.answering.squad import read_squad
 
     predictions = _predict(read_squad(file, require_answers=False)[:limit], **settings)
     if predictions is not None:
@@ -209,8 +209,8 @@ def _predict(examples: Sequence[Example], **settings: Any) -> dict[str, str] | N
     Args:
         settings: the options of ``model_options``, ``answer_options`` and ``batch_option``.
     """
+    from longformer.answering.evaluation import predict
     from longformer.distributed import processes, together
-    from longformer.evaluation import predict
 
     model = {name: settings.pop(name) for name in MODEL_OPTIONS}
     with processes(model["device"]) as group:
@@ -222,7 +222,7 @@ def _predict(examples: Sequence[Example], **settings: Any) -> dict[str, str] | N
 
 def write_json(path: str, value: Mapping[str, str]) -> None:
     """Write ``value`` whole or not at all. Raises DataError where that fails."""
-    from longformer.weights import write_text
+    from longformer.checkpoints.weights import write_text
 
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
@@ -252,7 +252,7 @@ def evaluate(file: str, predictions: str | None, against: str | None, as_json: b
         if not is_first_process():
             return
 
-    from longformer.squad import offset_report, read_predictions, read_squad
+    from longformer.answering.squad import offset_report, read_predictions, read_squad
 
     if predictions is not None and against is not None:
         _report_comparison(file, (predictions, against), as_json)
@@ -281,8 +281,8 @@ def is_first_process() -> bool:
 
 
 def _report_scores(examples: Sequence[Example], predictions: Mapping[str, str], as_json: bool) -> None:
-    from longformer import evaluation
-    from longformer.squad import score
+    from longformer.answering import evaluation
+    from longformer.answering.squad import score
 
     scores = score(examples, predictions)
     found, missing = evaluation.summary(scores), scores.missing
@@ -295,8 +295,8 @@ def _report_scores(examples: Sequence[Example], predictions: Mapping[str, str], 
 
 
 def _report_comparison(file: str, paths: tuple[str, str], as_json: bool) -> None:
-    from longformer import evaluation
-    from longformer.squad import read_predictions, read_squad
+    from longformer.answering import evaluation
+    from longformer.answering.squad import read_predictions, read_squad
 
     examples = read_squad(file)
     answers = [read_predictions(path) for path in paths]

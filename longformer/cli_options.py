@@ -15,7 +15,7 @@ from longformer.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-    from longformer.question_answering import QuestionAnswerer
+    from longformer.answering.answerer import QuestionAnswerer
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton")
@@ -86,7 +86,7 @@ def load_answerer(
     """The model and tokenizer that ``model_options`` name."""
     import torch
 
-    from longformer.question_answering import QuestionAnswerer
+    from longformer.answering.answerer import QuestionAnswerer
 
     if model is None and revision is not None:
         raise click.UsageError("--revision is of a --model on the hub; name one, or leave --revision out")

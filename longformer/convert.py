@@ -11,24 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.checkpoint import (
-    PARTS,
-    POSITION_IDS,
-    by_todays_name,
-    check_tensors,
-    check_tied,
-    dtype_name,
-    find_config,
-    fit_names,
-    todays_name,
-    write_checkpoint,
-)
+from longformer.checkpoints.folder import check_tensors, dtype_name, find_config, write_checkpoint
+from longformer.checkpoints.hub import PathOrName, find_files
+from longformer.checkpoints.names import PARTS, POSITION_IDS, by_todays_name, check_tied, fit_names, todays_name
+from longformer.checkpoints.weights import find_weights, read_tensors, some
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError
-from longformer.hub import PathOrName, find_files
-from longformer.model import LongformerModel
+from longformer.models.encoder import LongformerModel
 from longformer.tokenizer import TOKENIZER_FILES, LongformerTokenizer
-from longformer.weights import find_weights, read_tensors, some
 
 POSITIONS = "longformer.embeddings.position_embeddings.weight"
 # BERT's head for masked language modelling, and what Longformer calls its parts.

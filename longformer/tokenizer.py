@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers import Encoding as RawEncoding
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
+from longformer.checkpoints.hub import find_files, said
 from longformer.errors import CheckpointError, DataError, LongformerError
-from longformer.hub import find_files, said
 
 # What the two families call their special tokens, where no file says so.
 ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}

@@ -33,10 +33,10 @@ from click import unstyle
 
 import longformer
 from longformer import LongformerForQuestionAnswering, LongformerTokenizer
+from longformer.answering.answerer import PRETRAINED
 from longformer.parity import Truth, assert_within_rounding, compare, read_trace, trace
 from longformer.parity.report import table
 from longformer.plotting import draw_depth
-from longformer.question_answering import PRETRAINED
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # for progress bars, which are turned off
 import transformers

@@ -32,12 +32,12 @@ import torch
 
 import longformer
 from longformer import LongformerError, QuestionAnswerer
+from longformer.answering.answerer import lay_windows
 from longformer.bench.peak import above
 from longformer.bench.report import Report
 from longformer.bench.timing import Contender, Measurement, Record, interleave
 from longformer.kernels import attention_pairs
 from longformer.plotting import draw_cost
-from longformer.question_answering import lay_windows
 
 answerer = QuestionAnswerer.from_pretrained()
 config = answerer.model.config

@@ -71,12 +71,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import longformer
+from longformer.answering.evaluation import summary
+from longformer.answering.squad import Answer, Example, bootstrap_interval, read_squad, score
 from longformer.bench.report import format_table
 from longformer.bench.timing import Contender, interleave
-from longformer.evaluation import summary
 from longformer.kernels import attention_pairs
 from longformer.plotting import draw_pattern
-from longformer.squad import Answer, Example, bootstrap_interval, read_squad, score
 
 answerers = {}
 for name, changes in PATTERNS.items():

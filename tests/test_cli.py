@@ -16,9 +16,9 @@ from tiny_checkpoint import save_tiny_checkpoint
 import longformer
 from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering, cli_options
 from longformer import cli as command
+from longformer.answering.answerer import Answer, QuestionAnswerer
+from longformer.answering.squad import evaluate, read_squad
 from longformer.kernels.api import IMPLEMENTATIONS
-from longformer.question_answering import Answer, QuestionAnswerer
-from longformer.squad import evaluate, read_squad
 
 DOCUMENT = "First line.\nIt rained. On Monday, Ada Lovelace met 12 people! They left.\n\nLast line.\n"
 

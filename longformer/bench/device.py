@@ -90,9 +90,9 @@ def products(x: Tensor) -> str:
         return machine.name(x.dtype)
     if x.device.type != "cuda":
         return "ieee"
-    from longformer.kernels import triton
+    from longformer.kernels import triton_launch
 
-    return triton.precision(x)
+    return triton_launch.precision(x)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

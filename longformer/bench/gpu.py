@@ -31,7 +31,7 @@ from longformer.bench.device import PRODUCT, Clock, DeviceClock, describe, peaks
 from longformer.bench.report import check_outputs, format_table
 from longformer.bench.timing import DisagreementError, one_line, say
 from longformer.errors import DataError
-from longformer.kernels import global_attention, ops, sliding_window_attention
+from longformer.kernels import dispatch, global_attention, sliding_window_attention
 
 IMPL = "triton"  # what is ours here, and nothing that it might fall back to
 SETS = 3  # of inputs, taken in turns
@@ -56,8 +56,8 @@ def _ours(shape: Shape, inputs: Inputs, *, index_given: bool = False) -> rivals.
     places = torch.arange(shape.global_tokens, device=device)
     local = partial(sliding_window_attention, window=window, global_mask=mask, impl=IMPL)
     if index_given:
-        index = ops.global_index(mask, counted=True)
-        local = partial(ops.attention, impl=IMPL, window=window, index=index, scale=shape.head_dim**-0.5)
+        index = dispatch.global_index(mask, counted=True)
+        local = partial(dispatch.attention, impl=IMPL, window=window, index=index, scale=shape.head_dim**-0.5)
 
     def forward() -> Tensor:
         rows = global_attention(*of_rows, impl=IMPL).transpose(1, 2)

@@ -17,7 +17,7 @@ from longformer.bench.rivals import import_transformers
 from longformer.bench.timing import Case, Contender
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.heads import LongformerForQuestionAnswering
+from longformer.models.heads import LongformerForQuestionAnswering
 
 TRANSFORMERS = "transformers"
 
@@ -38,7 +38,7 @@ class Variant:
 
 
 def _lowered(name: str, model: LongformerForQuestionAnswering) -> nn.Module:
-    from longformer.precision import NAMED
+    from longformer.models.precision import NAMED
 
     NAMED[name](model)
     return model

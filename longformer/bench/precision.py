@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longformer.answering.answerer import QuestionAnswerer
+from longformer.answering.squad import read_squad
 from longformer.bench.timing import Contender, Measurement, Record, interleave, say
 from longformer.errors import LongformerError
-from longformer.precision import NAMED
-from longformer.question_answering import QuestionAnswerer
-from longformer.squad import read_squad
+from longformer.models.precision import NAMED
 
 PRECISIONS = ("float32", "bfloat16", "float16", *NAMED)
 DEFAULT = ("float32", "bfloat16", "mixed", "int8")

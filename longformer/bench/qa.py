@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from longformer.answering.answerer import BATCH_TOKENS, group_by_length
+from longformer.answering.squad import read_squad
 from longformer.bench.model import TRANSFORMERS, VARIANTS, Models, by_dtype, label, logits
 from longformer.bench.timing import Case, Contender, say, timed
 from longformer.config import LongformerConfig
 from longformer.errors import DataError
-from longformer.question_answering import BATCH_TOKENS, group_by_length
-from longformer.squad import read_squad
 from longformer.tokenizer import LongformerTokenizer
 
 TRIED = 16  # questions on which batch sizes are tried out, the most that one batch takes

@@ -63,8 +63,8 @@ def explain(
         assert document is not None
         text = read_document(document)
 
+    from longformer.answering.answerer import check_pair
     from longformer.explain.picture import require_matplotlib, write_picture
-    from longformer.question_answering import check_pair
 
     check_pair((question, text))
     if png is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from longformer.answering.answerer import Answer, QuestionAnswerer
 from longformer.errors import LongformerError
 from longformer.explain.packing import (
     ENTRIES,
@@ -21,7 +22,6 @@ from longformer.explain.packing import (
 from longformer.explain.passage import QUESTION, Passage, read_passage
 from longformer.explain.probabilities import Attention, LayerPattern, added, observed
 from longformer.explain.rollout import rollout
-from longformer.question_answering import Answer, QuestionAnswerer
 
 
 @dataclass(frozen=True)

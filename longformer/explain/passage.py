@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longformer.question_answering import Answer, QuestionAnswerer
+from longformer.answering.answerer import Answer, QuestionAnswerer
 
 SPECIAL, QUESTION, DOCUMENT = "s", "q", "d"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from longformer.checkpoints.weights import replace_file
 from longformer.errors import DataError, LongformerError
 from longformer.explain.explanation import Explanation
 from longformer.explain.passage import DOCUMENT
 from longformer.explain.probabilities import Attention, LayerPattern
-from longformer.weights import replace_file
 
 START, END, MARK = "#13794a", "#a3276b", "#c2410c"
 BINS = 384  # of the pattern, rows and columns: with more tokens, neighbours share one, and the strongest is drawn

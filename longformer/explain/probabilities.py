@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.attention import LongformerSelfAttention
-from longformer.heads import LongformerForQuestionAnswering
 from longformer.kernels import sliding_window_probabilities
+from longformer.models.attention import LongformerSelfAttention
+from longformer.models.heads import LongformerForQuestionAnswering
 
 
 class Attention(NamedTuple):

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer.checkpoint import todays_name
+from longformer.checkpoints.names import todays_name
+from longformer.checkpoints.weights import some
 from longformer.config import LongformerConfig
 from longformer.errors import DataError
 from longformer.parity.format import FLOATING, digest, headers_of, metadata_object
@@ -22,7 +23,6 @@ from longformer.parity.measure import Error, largest, measure, rms_of, spacing
 from longformer.parity.places import Places, Position, worst
 from longformer.parity.recorder import Trace
 from longformer.parity.rounding import Truth
-from longformer.weights import some
 
 IDENTICAL, ROUNDING, DIFFERENT, NON_FINITE = "identical", "rounding", "different", "non-finite"
 

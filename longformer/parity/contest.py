@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from longformer.checkpoint import read_config
+from longformer.checkpoints.folder import read_config
+from longformer.checkpoints.weights import some
 from longformer.errors import DataError
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import metadata_object
@@ -19,7 +20,6 @@ from longformer.parity.runs import Contender, kind_of, load_ours, model_folder, 
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
 from longformer.parity.shapes import expected_shapes
 from longformer.parity.table import GRADIENT, PROBABILITIES
-from longformer.weights import some
 
 
 @dataclass(frozen=True)

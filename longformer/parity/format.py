@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from longformer import __version__
-from longformer.checkpoint import todays_name
+from longformer.checkpoints.names import todays_name
 from longformer.errors import DataError
 
 FORMAT = "longformer-trace"

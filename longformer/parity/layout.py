@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from longformer.errors import LongformerError
-from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
-from longformer.model import LongformerModel, Packing, pack
+from longformer.models.encoder import LongformerModel, Packing, pack
+from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
 Longformer = LongformerModel | LongformerForQuestionAnswering | LongformerForMaskedLM
@@ -134,7 +134,7 @@ def effective_inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 class PackedLayout(LongformerLayout):
-    """Ours: tokens packed into (N, C) within the base model, see :func:`longformer.model.pack`."""
+    """Ours: tokens packed into (N, C) within the base model, see :func:`longformer.models.encoder.pack`."""
 
     root: LongformerModel
     packing: Packing

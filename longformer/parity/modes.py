@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from longformer.attention import LongformerSelfAttention
 from longformer.errors import LongformerError
 from longformer.kernels import choose
+from longformer.models.attention import LongformerSelfAttention
 from longformer.parity.table import Value
 
 

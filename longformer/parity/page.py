@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from longformer.checkpoints.weights import write_text
 from longformer.parity.chart import chart
 from longformer.parity.comparison import Compared, Comparison
 from longformer.parity.contest import Contest
@@ -18,7 +19,6 @@ from longformer.parity.format import metadata_object
 from longformer.parity.measure import row_ratios
 from longformer.parity.report import furthest, place, summary
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, split_name
-from longformer.weights import write_text
 
 BINS = 512  # columns of a heat map: with more tokens, neighbours share one, and the worst of them is shown
 EXAMPLES = 8  # of a batch

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer.attention import LongformerSelfAttention
 from longformer.errors import LongformerError
 from longformer.kernels import sliding_window_attention, sliding_window_probabilities
+from longformer.models.attention import LongformerSelfAttention
 from longformer.parity.table import PROBABILITIES
 
 

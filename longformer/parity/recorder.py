@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longformer.attention import LongformerSelfAttention
-from longformer.checkpoint import todays_name
+from longformer.checkpoints.names import todays_name
+from longformer.checkpoints.weights import some
 from longformer.errors import LongformerError
 from longformer.kernels import choose
+from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PackedLayout, PlainLayout, choose_layout
 from longformer.parity.modes import check_mode, kernel_of
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
-from longformer.weights import some
 
 Sink = Callable[[str, Tensor], None]
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longformer.attention import Document, LongformerSelfAttention
 from longformer.kernels import global_attention
-from longformer.model import LongformerModel
+from longformer.models.attention import Document, LongformerSelfAttention
+from longformer.models.encoder import LongformerModel
 from longformer.parity.layout import Longformer, choose_layout
 from longformer.parity.recorder import Recorder, Trace, trace
 from longformer.parity.table import PARAMETER

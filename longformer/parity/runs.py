@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from longformer.checkpoint import PARTS, read_config, todays_name
+from longformer.checkpoints.folder import read_config
+from longformer.checkpoints.names import PARTS, todays_name
+from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
-from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.kernels import IMPLEMENTATIONS, choose
-from longformer.model import LongformerModel
+from longformer.models.encoder import LongformerModel
+from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.layout import Longformer
 from longformer.parity.recorder import Trace, trace
 from longformer.parity.samples import SUFFIX, Sample, Settings
-from longformer.weights import find_weights, read_tensors
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 

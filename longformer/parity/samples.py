@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.checkpoint import read_config
+from longformer.checkpoints.folder import read_config
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, DataError
 from longformer.parity.layout import TARGETS, effective_inputs

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from longformer.checkpoint import todays_name
+from longformer.checkpoints.names import todays_name
+from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
-from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.runs import kind_of
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES
-from longformer.weights import find_weights, read_tensors
 
 Shape = tuple[int, ...]
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 from torch import nn
 
+from longformer.checkpoints.weights import some
 from longformer.errors import LongformerError
-from longformer.weights import some
 
 NUMBER = "{n}"
 Kind = Literal["plain", "tokens", "heads", "attention"]

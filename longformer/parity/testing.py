@@ -10,13 +10,13 @@ import click
 import torch
 from torch import Tensor
 
+from longformer.checkpoints.weights import some
 from longformer.errors import DataError
 from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
 from longformer.parity.recorder import Trace
 from longformer.parity.report import table
 from longformer.parity.rounding import RUNS, Truth, row_mean_square
-from longformer.weights import some
 
 FACTOR = 2.0  # times as far from the truth as the expected value that an actual one may be
 

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from longformer.checkpoints.hub import said
+from longformer.checkpoints.weights import abandoned, replace_file, unfinished
 from longformer.errors import CheckpointError
-from longformer.hub import said
-from longformer.weights import abandoned, replace_file, unfinished
 
 CHECKPOINTS = "checkpoints"
 TENSORS = "state.safetensors"

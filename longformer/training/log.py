@@ -12,10 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from longformer.checkpoints.weights import replace_file
 from longformer.distributed import Processes, together
 from longformer.errors import LongformerError
 from longformer.training.checkpoints import replace_text
-from longformer.weights import replace_file
 
 LOG = "log.jsonl"
 CURVES = "curves.png"

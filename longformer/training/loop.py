@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from longformer.checkpoint import CONFIG, Pretrained, dtype_name, write_checkpoint
+from longformer.checkpoints.folder import CONFIG, dtype_name, write_checkpoint
+from longformer.checkpoints.weights import SAFETENSORS
 from longformer.distributed import Processes, full, together
 from longformer.errors import CheckpointError, LongformerError
+from longformer.models.pretrained import Pretrained
 from longformer.training import checkpoints
 from longformer.training.batches import Part, parts_of_step, steps_of_epoch
 from longformer.training.checkpoints import CHECKPOINTS
@@ -28,7 +30,6 @@ from longformer.training.optimizer import make_optimizer, set_learning_rate
 from longformer.training.options import TrainingOptions
 from longformer.training.parallel import Parallel
 from longformer.training.signals import Signals, leave
-from longformer.weights import SAFETENSORS
 
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch's words; of a GPU it has a class of error
 VALUES = (  # of a checkpoint, beside its tensors

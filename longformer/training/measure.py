@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from longformer.answering.squad import bootstrap_ratio_interval
 from longformer.distributed import Processes, check_agreement, processes, together
 from longformer.errors import LongformerError
-from longformer.heads import LongformerForMaskedLM
-from longformer.squad import bootstrap_ratio_interval
+from longformer.models.heads import LongformerForMaskedLM
 from longformer.tokenizer import LongformerTokenizer
 from longformer.training.mlm import HeldOut, Masking, pack_documents, read_documents
 from longformer.training.options import MLMOptions

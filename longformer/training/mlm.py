@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer.checkpoint import Pretrained
 from longformer.distributed import Processes, together
 from longformer.errors import DataError, LongformerError
-from longformer.heads import IGNORED
+from longformer.models.heads import IGNORED
+from longformer.models.pretrained import Pretrained
 from longformer.tokenizer import LongformerTokenizer
 from longformer.training.batches import generator
 from longformer.training.options import MLMOptions

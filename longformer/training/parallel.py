@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from longformer.checkpoint import Pretrained
 from longformer.distributed import Processes, full
+from longformer.models.pretrained import Pretrained
 from longformer.training.options import TrainingOptions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

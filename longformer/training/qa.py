@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longformer.checkpoint import Pretrained
+from longformer.answering.answerer import QuestionAnswerer, lay_windows
+from longformer.answering.evaluation import predict
+from longformer.answering.squad import Example, evaluate
 from longformer.distributed import Processes
 from longformer.errors import DataError
-from longformer.evaluation import predict
-from longformer.heads import LongformerForQuestionAnswering
-from longformer.question_answering import QuestionAnswerer, lay_windows
-from longformer.squad import Example, evaluate
+from longformer.models.heads import LongformerForQuestionAnswering
+from longformer.models.pretrained import Pretrained
 from longformer.tokenizer import LongformerTokenizer
 from longformer.training.batches import generator
 from longformer.training.options import QAOptions

@@ -13,14 +13,17 @@ from torch import nn
 from tqdm import tqdm
 
 import longformer
-from longformer.attention import LongformerSelfAttention
-from longformer.checkpoint import CONFIG, Pretrained, todays_name
+from longformer.answering.answerer import QuestionAnswerer
+from longformer.answering.evaluation import QuestionFile, check_questions
+from longformer.answering.squad import Example, offset_report, read_squad
+from longformer.checkpoints.folder import CONFIG
+from longformer.checkpoints.names import todays_name
+from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
 from longformer.distributed import check_agreement, processes, together
 from longformer.errors import CheckpointError, DataError, LongformerError
-from longformer.evaluation import QuestionFile, check_questions
-from longformer.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
-from longformer.question_answering import QuestionAnswerer
-from longformer.squad import Example, offset_report, read_squad
+from longformer.models.attention import LongformerSelfAttention
+from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.pretrained import Pretrained
 from longformer.tokenizer import LongformerTokenizer
 from longformer.training.checkpoints import CHECKPOINTS, remove_abandoned, replace_text
 from longformer.training.log import CURVES, LOG, check_plotting
@@ -28,7 +31,6 @@ from longformer.training.loop import Task, Trainer
 from longformer.training.mlm import MaskedLMTask, read_documents
 from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
 from longformer.training.qa import QuestionAnsweringTask
-from longformer.weights import SAFETENSORS, find_weights, read_tensors
 
 OPTIONS = "training.toml"
 

@@ -1,0 +1,89 @@
+"""A checkpoint's folder: its config and its weights, found, checked and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longformer.checkpoints.hub import PathOrName, find_files, said
+from longformer.checkpoints.names import TIED, todays_name
+from longformer.checkpoints.weights import SAFETENSORS, replace_file, some, unaliased
+from longformer.config import LongformerConfig
+from longformer.errors import CheckpointError
+
+CONFIG = "config.json"
+
+
+def read_config(
+    name_or_path: PathOrName, *, revision: str | None = None, local_files_only: bool = False
+) -> LongformerConfig:
+    """The config of a checkpoint. Raises CheckpointError if there is none, ConfigError if it is no Longformer's."""
+    return LongformerConfig.from_file(find_config(name_or_path, revision=revision, local_files_only=local_files_only))
+
+
+def find_config(name_or_path: PathOrName, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """Path of a checkpoint's ``config.json``. Raises CheckpointError where there is none."""
+    found = find_files(name_or_path, [CONFIG], revision=revision, local_files_only=local_files_only)
+    if CONFIG not in found:
+        raise CheckpointError(f"{name_or_path} has no {CONFIG}; a checkpoint is a folder with that and {SAFETENSORS}")
+    return found[CONFIG]
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Raise CheckpointError, naming them, where tensors differ from ``shapes`` or are not floating point."""
+    wrong = [
+        f"{name} is {list(tensor.shape)}, not {list(shapes[name])}"
+        for name, tensor in tensors.items()
+        if tensor.shape != shapes[name]
+    ]
+    if wrong:
+        raise CheckpointError(f"weights do not fit the config: {some(wrong, separator='; ')}{_shape_remedy(wrong)}")
+    kinds = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if kinds:
+        raise CheckpointError(f"weights must be floating point, but there are {some(kinds)}")
+
+
+def _shape_remedy(wrong: list[str]) -> str:
+    if any(todays_name(line).startswith("longformer.") for line in wrong):
+        return ""
+    return " (its head is not this one: load another checkpoint, or to train a new head, one without it)"
+
+
+def dtype_name(tensors: Iterable[Tensor]) -> str:
+    """The dtype of the first tensor as ``config.json`` names it: ``"float32"``."""
+    return str(next(iter(tensors)).dtype).removeprefix("torch.")
+
+
+def write_checkpoint(
+    folder: str | Path, tensors: Mapping[str, Tensor], write_config: Callable[[Path], None]
+) -> list[str]:
+    """Write ``model.safetensors`` and, by ``write_config(path)``, ``config.json``, each whole or not at all.
+
+    Returns:
+        Names that were left out, being second names of other weights.
+
+    Raises:
+        CheckpointError: ``folder`` is a file, or cannot be written.
+    """
+    folder = Path(folder)
+    left_out = [
+        copy
+        for copy, original in TIED.items()
+        if copy in tensors and original in tensors and torch.equal(tensors[copy], tensors[original])
+    ]
+    kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name not in left_out}
+    on_cpu = {name: tensor.contiguous() for name, tensor in unaliased(kept).items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / SAFETENSORS, lambda path: save_file(on_cpu, path, metadata={"format": "pt"}))
+        replace_file(folder / CONFIG, write_config)
+    except (OSError, SafetensorError) as error:
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file; a checkpoint is saved into a folder") from None
+        raise CheckpointError(f"cannot write a checkpoint into {folder}: {said(error)}") from None
+    return left_out

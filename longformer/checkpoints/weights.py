@@ -1,0 +1,206 @@
+"""Files of weights: find them, read them by memory map without ever letting a pickle run code, write them whole."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import pickle
+import re
+import socket
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from longformer.checkpoints.hub import PathOrName, find_files, has_file, said
+from longformer.errors import CheckpointError, DataError
+
+SAFETENSORS = "model.safetensors"
+WEIGHTS = (  # in order of preference
+    SAFETENSORS,
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+DAY = 24 * 3600.0  # seconds
+FOREIGN_WEIGHTS = {
+    "tf_model.h5": ("TensorFlow", "from_tf"),
+    "flax_model.msgpack": ("Flax", "from_flax"),
+}
+
+
+def find_weights(
+    name_or_path: PathOrName, *, revision: str | None = None, local_files_only: bool = False
+) -> list[Path]:
+    """Paths of a checkpoint's weights: one file, or every shard. Safetensors are preferred.
+
+    Raises:
+        CheckpointError: no weights, weights for TensorFlow or Flax alone, or a missing shard.
+    """
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    found = find_files(name_or_path, WEIGHTS, first=True, **where)
+    if not found:
+        raise CheckpointError(_no_weights(name_or_path, where))
+    (name, path), *_ = found.items()
+    if not name.endswith(".index.json"):
+        return [path]
+    shards = _shards(path)
+    parts = find_files(name_or_path, shards, **where)
+    absent = [shard for shard in shards if shard not in parts]
+    if absent:
+        raise CheckpointError(f"{name_or_path} lacks {some(absent)}, which its {name} lists; fetch it again in full")
+    return [parts[shard] for shard in shards]
+
+
+def _no_weights(name_or_path: PathOrName, where: dict[str, Any]) -> str:
+    for name, (framework, switch) in FOREIGN_WEIGHTS.items():
+        if has_file(name_or_path, name, **where):
+            return (
+                f"{name_or_path} has weights for {framework} alone ({name}); transformers 4 writes them anew with "
+                f"`LongformerModel.from_pretrained({str(name_or_path)!r}, {switch}=True).save_pretrained(folder)`"
+            )
+    return f"{name_or_path} has no weights: looked for {', '.join(WEIGHTS)}"
+
+
+def _shards(index: Path) -> list[str]:
+    """The file names that a sharded checkpoint's index lists, in order."""
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of weights: {said(error)}") from None
+    if outside or not shards:
+        raise CheckpointError(f"{index} must list files of its own folder in weight_map, not {outside}")
+    return shards
+
+
+def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Every tensor in ``files``, by its name there: memory-mapped, writable, never written back.
+
+    Raises:
+        CheckpointError: a file that is cut short, corrupt, no weights at all, or a pickle that asks to run code.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        twice = sorted(tensors.keys() & read.keys())
+        if twice:
+            raise CheckpointError(f"{path} holds {some(twice)} a second time; another shard has it too")
+        tensors.update(read)
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(_unreadable(path, str(error))) from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a strange pickle is told below
+            is_zip = file.read(4) == b"PK\x03\x04"  # files older than PyTorch 1.6 are not, and cannot be mapped
+            read = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # a damaged pickle can raise anything
+        wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if wanted is None:  # PyTorch's own message recommends reading it unsafely
+            raise CheckpointError(_unreadable(path, "not a state dict as torch.save writes it")) from None
+        raise CheckpointError(
+            f"{path} was not read: its pickle asks for {wanted[1]}, which could run code and which no weights need; "
+            "ask where it came from for safetensors, or trust it not"
+        ) from None
+    if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
+        raise CheckpointError(f"{path} holds no plain state dict, names to tensors")
+    return {str(name): tensor.detach() for name, tensor in read.items()}
+
+
+def _unreadable(path: Path, why: str) -> str:
+    with path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            return f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
+    return f"{path} ({path.stat().st_size:,} bytes) is cut short, corrupt, or no weights: {why}; fetch it again"
+
+
+def unaliased(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none of them the same memory as another: training one must not change a second one."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return result
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a new file, then move it to ``path``.
+
+    Truncating in place would pull a file from under the models whose weights are mapped from it.
+    """
+    new = unfinished(path)
+    try:
+        new.touch()
+        mode = new.stat().st_mode
+        write(new)
+        new.chmod(mode)  # safetensors would keep the file from everyone but its owner
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of text, whole or not at all. Raises DataError where that fails."""
+    try:
+        replace_file(Path(path), lambda new: new.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def unfinished(path: Path) -> Path:
+    """The name under which this process makes what is to be ``path``: it tells who makes it, and on which machine."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+
+
+def abandoned(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Files and folders that were to become one of ``names`` in ``folder``, and whose makers were killed before that.
+
+    A process of another machine cannot be asked whether it is alive; it is taken to be until its file is a day old.
+    Nothing that this process makes may be under way.
+    """
+    found = []
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*"):
+            host, _, number = path.name.removeprefix(f".{name}.").rpartition(".")
+            if not number.isdecimal():
+                continue
+            if host in ("", socket.gethostname()):  # "": of a version that did not write it
+                alive = int(number) != os.getpid() and _is_alive(int(number))
+            else:
+                alive = time.time() - path.stat().st_mtime < DAY
+            if not alive:
+                found.append(path)
+    return found
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def some(items: Sequence[str], *, most: int = 8, separator: str = ", ") -> str:
+    """The first ``most`` items as a list in a message, with a count of the rest."""
+    rest = len(items) - most
+    return separator.join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

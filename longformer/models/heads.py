@@ -1,0 +1,240 @@
+"""What is put on the encoder to solve a task: question answering, masked language modelling."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from longformer.config import LongformerConfig
+from longformer.errors import ConfigError, LongformerError
+from longformer.models.encoder import LongformerModel, init_weights
+from longformer.models.linear import Linear
+from longformer.models.pretrained import Pretrained
+
+IGNORED = -100  # label of a token that is not to be predicted
+
+
+class QuestionAnsweringOutput(NamedTuple):
+    """start_logits, end_logits: (B, S), the unnormalised log-probability that the answer starts, ends at a token."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+
+
+class QuestionAnsweringLoss(NamedTuple):
+    """loss: scalar, mean of the start's and the end's cross-entropy. The logits are (B, S)."""
+
+    loss: Tensor
+    start_logits: Tensor
+    end_logits: Tensor
+
+
+class LongformerForQuestionAnswering(Pretrained, nn.Module):
+    """Extractive question answering: a start and an end score for every token.
+
+    The input is ``<s> question </s></s> context </s>``. Unless told otherwise the model puts global attention on
+    every token before the first separator: ``<s>`` and the question see everything and are seen by everyone.
+
+    Args:
+        config: architecture of the encoder, ``num_labels`` 2. That of a checkpoint may differ where the head is new.
+        impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+
+    Raises:
+        ConfigError: ``config.num_labels`` is not 2.
+    """
+
+    num_labels = 2
+
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
+        super().__init__()
+        if config.num_labels != 2:
+            raise ConfigError(
+                f"num_labels is {config.num_labels}; question answering has 2, start and end: let config.json say 2 "
+                "(or two labels in id2label) if qa_outputs has two rows, else load another checkpoint, or to train a "
+                "new head, one without it"
+            )
+        self.config = config
+        self.longformer = LongformerModel(config, add_pooling_layer=False, impl=impl)
+        self.qa_outputs = Linear(config.hidden_size, 2)
+        init_weights(self.qa_outputs, config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> QuestionAnsweringOutput | QuestionAnsweringLoss:
+        """Score every token as start and as end of the answer.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: as for :class:`LongformerModel`.
+            global_attention_mask: as there; None is the question of each row.
+            start_positions, end_positions: (B,) int64 token positions of the answers, for a loss. A position of S or
+                more is outside this window of the document, and is left out of the mean.
+
+        Returns:
+            ``QuestionAnsweringOutput``, or ``QuestionAnsweringLoss`` if positions are given. Both unpack.
+
+        Raises:
+            LongformerError: a row without exactly three separators while ``global_attention_mask`` is None, one of
+                the two positions without the other, or what :class:`LongformerModel` refuses.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise LongformerError("give start_positions and end_positions together, or neither")
+        for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+            if positions is not None and (positions.shape != input_ids.shape[:1] or positions.dtype != torch.int64):
+                raise LongformerError(
+                    f"{name} is {positions.dtype} of shape {tuple(positions.shape)}; it must be int64 of shape (B,) = "
+                    f"({input_ids.shape[0]},)"
+                )
+        if global_attention_mask is None:
+            global_attention_mask = self.question_mask(input_ids)
+        hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
+        with torch.autocast(input_ids.device.type, enabled=False):  # two columns cost nothing, and decide everything
+            start_logits, end_logits = self.qa_outputs(hidden.last_hidden_state).unbind(dim=-1)
+        if start_positions is None or end_positions is None:
+            return QuestionAnsweringOutput(start_logits, end_logits)
+        loss = (_cross_entropy(start_logits, start_positions) + _cross_entropy(end_logits, end_positions)) / 2
+        return QuestionAnsweringLoss(loss, start_logits, end_logits)
+
+    def question_mask(self, input_ids: Tensor) -> Tensor:
+        """(B, S) bool, True before the first separator of each row.
+
+        Raises:
+            LongformerError: a row that has not exactly three separators, by number.
+        """
+        if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
+            what = f"has shape {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else f"is {input_ids!r}"
+            raise LongformerError(f"input_ids {what}; it must be a tensor of shape (B, S)")
+        separator = input_ids == self.config.sep_token_id
+        count = separator.sum(dim=1)
+        if torch.compiler.is_compiling():
+            torch._assert_async((count == 3).all(), "a row of input_ids has not exactly three separators")
+            return separator.cumsum(dim=1) == 0
+        wrong = (count != 3).nonzero().flatten().tolist()
+        if wrong:
+            raise LongformerError(
+                f"row {wrong[0]} of input_ids has {int(count[wrong[0]])} separators (id {self.config.sep_token_id}); "
+                "question answering wants three, <s> question </s></s> context </s>: "
+                "tokenizer(question, context) makes it so, or give a global_attention_mask"
+            )
+        return separator.cumsum(dim=1) == 0
+
+
+def _cross_entropy(logits: Tensor, positions: Tensor) -> Tensor:
+    """Mean over the rows whose position lies in [0, S); 0 if there is none. Computed in at least float32."""
+    outside = logits.shape[1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    positions = positions.clamp(0, outside)
+    total = F.cross_entropy(logits, positions, ignore_index=outside, reduction="sum")
+    return total / (positions < outside).sum().clamp(min=1)
+
+
+class MaskedLMOutput(NamedTuple):
+    """logits: (B, S, V), the unnormalised log-probability of each word of the vocabulary at each token."""
+
+    logits: Tensor
+
+
+class MaskedLMLoss(NamedTuple):
+    """loss: scalar, mean cross-entropy. logits: (M, V), of the M tokens that have a label, in order."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+# By these names an exported program that is saved to a file says what it gives.
+for _output in (QuestionAnsweringOutput, QuestionAnsweringLoss, MaskedLMOutput, MaskedLMLoss):
+    pytree._register_namedtuple(_output, serialized_type_name=f"longformer.{_output.__name__}")
+
+
+class LongformerLMHead(nn.Module):
+    """dense, GELU, LayerNorm, then a product with the word embeddings, whose weights are shared, and a bias."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        """(..., C) and (V, C) to (..., V)."""
+        hidden = self.layer_norm(F.gelu(self.dense(hidden)))
+        return F.linear(hidden.to(word_embeddings.dtype), word_embeddings, self.bias)
+
+
+class LongformerForMaskedLM(Pretrained, nn.Module):
+    """Masked language modelling: a score for every word at every token. No token is global unless told so.
+
+    The output's matrix is that of the word embeddings (``lm_head.decoder.weight`` in checkpoints), so that training
+    one trains the other.
+
+    Args:
+        config: architecture of the encoder.
+        impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+    """
+
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.longformer = LongformerModel(config, add_pooling_layer=False, impl=impl)
+        self.lm_head = LongformerLMHead(config)
+        init_weights(self.lm_head, config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+    ) -> MaskedLMOutput | MaskedLMLoss:
+        """Score every word at every token, or, with labels, at those tokens that have one: a sixth of the work.
+
+        Args:
+            input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids: as for
+                :class:`LongformerModel`.
+            labels: (B, S) int64, the words to be found, -100 where none is.
+
+        Returns:
+            ``MaskedLMOutput``, or ``MaskedLMLoss`` if labels are given. Both unpack. The loss is 0 without any label.
+
+        Raises:
+            LongformerError: labels of a wrong shape, dtype or value, or what :class:`LongformerModel` refuses.
+        """
+        if labels is not None:
+            self._check_labels(labels, input_ids)
+        hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
+        states = hidden.last_hidden_state
+        words = self.longformer.embeddings.word_embeddings.weight
+        if labels is None:
+            return MaskedLMOutput(self.lm_head(states, words))
+        chosen = labels != IGNORED
+        logits = self.lm_head(states[chosen], words)
+        raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = F.cross_entropy(raised, labels[chosen], reduction="sum")
+        return MaskedLMLoss(total / chosen.sum().clamp(min=1), logits)
+
+    def _check_labels(self, labels: Tensor, input_ids: Tensor) -> None:
+        if labels.shape != input_ids.shape or labels.dtype != torch.int64:
+            raise LongformerError(
+                f"labels is {labels.dtype} of shape {tuple(labels.shape)}; it must be int64 of input_ids' shape, "
+                f"{tuple(input_ids.shape)}"
+            )
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= self.config.vocab_size))
+        if bool(wrong.any()):
+            raise LongformerError(
+                f"labels holds {int(labels[wrong][0])}; it may hold {IGNORED} (not to be predicted) and the words 0 to "
+                f"{self.config.vocab_size - 1}"
+            )

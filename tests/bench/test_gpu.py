@@ -1,0 +1,454 @@
+"""``longformer bench gpu`` where there is no GPU: what it would run, on fake contenders and a fake clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longformer import cli as command
+from longformer.bench import attention, checks, device, gpu, rivals
+from longformer.bench import report as report_files
+from longformer.bench.attention import Shape
+from longformer.bench.timing import DisagreementError, UnavailableError
+from longformer.errors import LongformerError
+
+SHAPE = Shape(heads=2, seq_len=64, head_dim=8, window=4, global_tokens=3)
+
+
+MEASURED = gpu.IMPL
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(gpu, "IMPL", "blocked")
+
+
+def counting_clock() -> Any:
+    """Runs what it is given, and says 1 ms, 2 ms, 3 ms, ...; the host keeps up but with what is called so."""
+    number = iter(range(1, 10_000))
+
+    def clock(run: Any, what: str) -> device.Time:
+        run()
+        return device.Time(float(next(number)), what.startswith("waits"))
+
+    return clock
+
+
+def ours(impl: str, shape: Shape, inputs: Any) -> rivals.Attention:
+    return rivals.Attention(partial(attention._ours, shape, inputs, impl))
+
+
+def wrong(shape: Shape, inputs: Any) -> rivals.Attention:
+    return rivals.Attention(lambda: 2 * attention._ours(shape, inputs, "reference"))
+
+
+def failing_after(runs: int, shape: Shape, inputs: Any) -> rivals.Attention:
+    """Ours, until it has run so often on its inputs."""
+    left = iter(range(runs))
+
+    def forward() -> torch.Tensor:
+        if next(left, None) is None:
+            raise OSError("the compiler is gone")
+        return attention._ours(shape, inputs, "blocked")
+
+    return rivals.Attention(forward)
+
+
+def absent(shape: Shape, inputs: Any) -> rivals.Attention:
+    raise UnavailableError("is not installed")
+
+
+def fake_report(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    reach = gpu.REACH.replace(seq_len=64, heads=2, window=4, head_dim=8, dtype="float32")
+    monkeypatch.setattr(gpu, "REACH", reach)
+    contenders = {
+        "longformer": partial(ours, "blocked"),
+        "FlexAttention, compiled": partial(ours, "banded"),
+        "transformers": wrong,
+        "flash-attention": absent,
+    }
+    results = gpu.measure(reach, "cpu", 4, counting_clock(), contenders)
+    peak = {"float32": 1e-3}
+    return {
+        "machine": {"gpu": "a fake", "versions": {"torch": "2"}},
+        "peak_tflops": peak,
+        "results": [gpu.plain(result, peak) for result in results],
+        "errors": [{"shape": dataclasses.asdict(SHAPE), "error": "RuntimeError: broken"}],
+        "left_out": [{}],
+        "stopped": None,
+    }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_is_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu"])
+    assert stopped.value.code == 2
+    assert "bench gpu measures on a CUDA or ROCm device, and torch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "0"], "0 is too small"),
+        (["--dtypes", "int8"], "'int8' is no dtype of the kernels"),
+        (["--seconds", "-1"], "--seconds"),
+        (["--json", "no/such/folder/x.json"], "there is no folder"),
+    ],
+)
+def test_bad_arguments_are_met_first(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_shape_to_reach_comes_first_and_then_its_neighbours() -> None:
+    found = gpu.shapes((131072, 4096, 16384), (128, 256), (64, 128), ("bfloat16", "float32"), (0, 64))
+    assert len(found) == 48
+    assert found[0] == gpu.REACH
+    assert [shape.seq_len for shape in found[1:8]] == [4096, 16384, 16384, 16384, 16384, 131072, 4096]
+
+
+def test_what_agrees_is_timed_in_turns_and_the_rest_is_missing_with_its_reason() -> None:
+    contenders = {
+        "longformer": partial(ours, "blocked"),
+        "waits": partial(ours, "banded"),
+        "wrong": wrong,
+        "absent": absent,
+    }
+    results = gpu.measure(SHAPE, "cpu", 3, counting_clock(), contenders)
+    mine, theirs, bad, none = results
+    assert [len(r.forward) for r in results] == [len(r.backward) for r in results] == [3, 3, 0, 0]
+    # Three rounds of two contenders warm up, twelve clockings; then they start in turns.
+    assert (mine.forward, theirs.forward) == ([13.0, 19.0, 21.0], [15.0, 17.0, 23.0])
+    assert [r.waited for r in results] == [False, True, False, False]
+    assert mine.difference is not None and mine.difference < 1e-6
+    assert bad.missing is not None and "differs from ours" in bad.missing and bad.disagrees
+    assert not none.disagrees
+    assert none.missing == "is not installed"
+
+
+def test_nothing_is_timed_where_ours_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_ours", wrong)
+    with pytest.raises(DisagreementError, match="from the float64 reference"):
+        gpu.measure(SHAPE, "cpu", 1, lambda *_: pytest.fail("was timed"), {"longformer": wrong})
+    with pytest.raises(UnavailableError):
+        gpu.measure(SHAPE, "cpu", 1, counting_clock(), {"longformer": absent})
+
+
+def test_who_fails_in_its_turn_is_out_and_the_others_go_on() -> None:
+    # Each set of inputs is run once before the turns, the first one twice; in the turns each is run every third round.
+    contenders = {"longformer": partial(ours, "blocked"), "theirs": partial(failing_after, 3)}
+    mine, theirs = gpu.measure(SHAPE, "cpu", 4, counting_clock(), contenders)
+    assert (len(mine.forward), theirs.forward, theirs.missing) == (4, [], "the compiler is gone")
+    with pytest.raises(OSError, match="the compiler is gone"):
+        gpu.measure(SHAPE, "cpu", 4, counting_clock(), {"longformer": partial(failing_after, 3)})
+
+
+def test_nothing_is_built_after_the_deadline() -> None:
+    contenders = {"longformer": lambda *_: pytest.fail("was built"), "theirs": lambda *_: pytest.fail("was built")}
+    results = gpu.measure(SHAPE, "cpu", 4, counting_clock(), contenders, deadline=time.monotonic() - 1)
+    assert [r.missing for r in results] == ["no time was left"] * 2
+
+    def slow(shape: Shape, inputs: Any) -> rivals.Attention:
+        time.sleep(0.3)
+        return ours("blocked", shape, inputs)
+
+    contenders = {"longformer": slow, "theirs": lambda *_: pytest.fail("was built")}
+    mine, theirs = gpu.measure(SHAPE, "cpu", 50, counting_clock(), contenders, deadline=time.monotonic() + 0.3)
+    assert (len(mine.forward), theirs.missing) == (1, "no time was left")
+
+
+@pytest.mark.parametrize("global_tokens", [0, 3])
+def test_ours_with_its_index_in_advance_is_the_same(global_tokens: int) -> None:
+    shape = SHAPE.replace(global_tokens=global_tokens)
+    contenders = {name: gpu.CONTENDERS[name] for name in (gpu.OURS, gpu.INDEXED)}
+    results = gpu.measure(shape, "cpu", 1, counting_clock(), contenders)
+    assert [r.missing for r in results] == [None] * (2 if global_tokens else 1)
+    assert all(r.products == "ieee" and r.difference is not None and r.difference < 1e-5 for r in results)
+
+
+def test_distance_of_what_is_not_finite_is_infinite() -> None:
+    for kind in gpu.ALLOWED:
+        assert gpu.distance([torch.tensor([float("nan")])], [torch.ones(1)], kind) == float("inf")
+
+
+def test_distance_is_by_the_norm_and_in_full_float32_by_the_largest_value() -> None:
+    found, exact = [torch.ones(4), torch.tensor([2.0, 3.0, 4.0])], [torch.ones(4), torch.tensor([2.0, 3.0, 6.0])]
+    assert gpu.distance(found, exact, "tf32") == pytest.approx(2 / 7)
+    assert gpu.distance(found, exact, "ieee") == pytest.approx(2 / 6)
+
+
+def test_products_in_tf32_do_not_pass_for_full_float32() -> None:
+    """Inputs rounded to TF32's ten bits of fraction, as its products round them."""
+    inputs = gpu.make_inputs(SHAPE, "cpu", 0, backward=True)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return ((x.detach().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).requires_grad_()
+
+    coarse = inputs._replace(local=tuple(map(rounded, inputs.local)))
+    exact, found = (gpu.results_of(ours("blocked", SHAPE, x), x) for x in (inputs, coarse))
+    assert gpu.distance(found, exact, "ieee") > 10 * gpu.ALLOWED["ieee"]
+    assert gpu.distance(found, exact, "tf32") < gpu.ALLOWED["tf32"]
+
+
+def test_flash_attention_is_missing_or_has_no_global_columns() -> None:
+    inputs = gpu.make_inputs(SHAPE, "cpu", 0, backward=False)
+    with pytest.raises(UnavailableError, match=r"not installed|no global columns"):
+        rivals.flash_attention(SHAPE, inputs)
+
+
+def test_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = fake_report(monkeypatch)
+    table = gpu.table(report)
+    assert table.startswith("a fake\ntorch 2\nmatrix product of 8192, TFLOP/s: float32 0\nleft out for want of time: 1")
+    assert "of the matrix product (aim 45%)" in table
+    assert "times FlexAttention, compiled, backward (aim 1.1)" in table
+    assert "flash-attention  missing: is not installed" in table
+    assert "0 global; products in full float32, difference by the largest value" in table
+    assert "error at 64 tokens, window 4, D 8, float32, 3 global: RuntimeError: broken" in table
+    assert gpu.INDEXED not in table and "waited" not in table
+    monkeypatch.setenv("OUT", str(tmp_path))
+    report["results"][2]["difference"] = float("inf")
+    report_files.write_json(report, gpu.outputs(str(tmp_path / "named.json")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "named.json"]
+    for name in ("gpu.json", "named.json"):
+        saved = json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)
+        assert saved["results"][2]["difference"] == "inf"
+        assert saved["results"][0]["forward_ms"] == report["results"][0]["forward_ms"]
+        assert len(saved["results"][0]["forward"]) == 4
+
+
+def test_json_into_a_link_and_a_pipe(tmp_path: Path) -> None:
+    """Neither is replaced by a file."""
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("file")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    report_files.write_json({"a": 1}, [link, pipe])
+    assert link.is_symlink() and json.loads((tmp_path / "file").read_text()) == {"a": 1}
+    assert pipe.is_fifo() and json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)
+
+
+def on_no_device(monkeypatch: pytest.MonkeyPatch, **contenders: Any) -> None:
+    monkeypatch.setattr(gpu, "require_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "DeviceClock", counting_clock)
+    monkeypatch.setattr(device, "PRODUCT", 16)
+    monkeypatch.setattr(gpu, "describe", lambda device: {"gpu": "none", "versions": {}})
+    monkeypatch.setattr(gpu, "CONTENDERS", contenders)
+    monkeypatch.setattr(checks, "CASES", ())
+
+
+def test_run_leaves_out_what_it_has_no_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"))
+    report = gpu.run([SHAPE, SHAPE], rounds=1, seconds=1e9)
+    assert (len(report["results"]), report["left_out"]) == (2, [])
+    report = gpu.run([SHAPE, SHAPE], rounds=1, seconds=0)
+    assert (len(report["results"]), len(report["left_out"])) == (0, 2)
+
+
+def test_a_shape_that_fails_is_an_error_and_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken_at_32(shape: Shape, inputs: Any) -> rivals.Attention:
+        return (wrong if shape.seq_len == 32 else partial(ours, "blocked"))(shape, inputs)
+
+    on_no_device(monkeypatch, longformer=broken_at_32)
+    monkeypatch.setattr(gpu, "_ours", broken_at_32)
+    file = tmp_path / "gpu.json"
+    saved = []
+    write = report_files.write_json
+    monkeypatch.setattr(
+        report_files, "write_json", lambda *a, **k: (write(*a, **k), saved.append(json.loads(file.read_text())))
+    )
+    options = "--lengths 64,32,96 --windows 4 --head-dims 8 --dtypes float32 --globals 0 --rounds 1 --json"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu", *options.split(), str(file)])
+    assert stopped.value.code == 1
+    assert [len(x["results"]) + len(x["errors"]) for x in saved] == [1, 2, 3]  # written after each shape
+    assert [len(x["left_out"]) for x in saved] == [2, 1, 0]
+    (error,) = saved[-1]["errors"]
+    assert error["shape"]["seq_len"] == 32
+    assert error["error"].startswith("DisagreementError: ours is ")
+    assert "error at 32 tokens, window 4, D 8, float32, 0 global: DisagreementError" in capsys.readouterr().out
+
+
+def test_a_fault_of_ours_beyond_what_the_dense_reference_holds_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size ours is what the others are compared with, and must not be judged by itself."""
+    monkeypatch.setattr(gpu, "CHECKED_TOKENS", 32)
+
+    def wrong_when_long(shape: Shape, inputs: Any) -> rivals.Attention:
+        return (partial(ours, "blocked") if shape.seq_len <= 32 else wrong)(shape, inputs)
+
+    monkeypatch.setattr(gpu, "_ours", wrong_when_long)
+    contenders = {"longformer": wrong_when_long, "theirs": partial(ours, "banded")}
+    with pytest.raises(DisagreementError, match="from the float64 blocked"):
+        gpu.measure(SHAPE, "cpu", 1, lambda *_: pytest.fail("was timed"), contenders)
+
+
+def test_who_disagrees_with_ours_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"), theirs=wrong)
+    report = gpu.run([SHAPE], rounds=1, seconds=1e9)
+    assert [error["error"].startswith("DisagreementError: theirs differs") for error in report["errors"]] == [True]
+    assert "theirs differs from ours by" in gpu.table(report)
+
+
+def test_ours_is_the_triton_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watch(query: torch.Tensor, *_: Any, impl: str = "auto", **__: Any) -> torch.Tensor:
+        seen.append(impl)
+        return query
+
+    for name in ("sliding_window_attention", "global_attention"):
+        monkeypatch.setattr(gpu, name, watch)
+    monkeypatch.setattr(gpu.dispatch, "attention", watch)
+    inputs = gpu.make_inputs(SHAPE, "cpu", 0, backward=False)
+    for index_given in (False, True):
+        gpu._ours(SHAPE, inputs, index_given=index_given).forward()
+    gpu._ours(SHAPE, inputs._replace(global_=None)).forward()
+    assert seen == [gpu.IMPL] * 5
+    assert MEASURED == "triton"
+
+
+class OutOfMemory:
+    """Ours, which finds no memory while another holds some."""
+
+    def __init__(self) -> None:
+        self.others, self.error = 0, torch.OutOfMemoryError("memory ends")
+
+    def build(self, shape: Shape, inputs: Any) -> rivals.Attention:
+        def forward() -> torch.Tensor:
+            if self.others > 1:
+                self.others -= 1
+                raise self.error
+            return attention._ours(shape, inputs, "blocked")
+
+        return rivals.Attention(forward)
+
+    def count(self, shape: Shape, inputs: Any) -> rivals.Attention:
+        self.others = 2
+        return rivals.Attention(partial(attention._ours, shape, inputs, "banded"))
+
+
+@pytest.mark.parametrize("name", [gpu.OURS, gpu.INDEXED])
+def test_where_memory_ends_the_last_rival_makes_room(name: str) -> None:
+    memory = OutOfMemory()
+    contenders = {gpu.OURS: partial(ours, "blocked"), gpu.INDEXED: partial(ours, "blocked"), name: memory.build}
+    results = gpu.measure(SHAPE, "cpu", 3, counting_clock(), {**contenders, "one": memory.count, "two": memory.count})
+    assert [len(result.forward) for result in results] == [3, 3, 3, 0]
+    assert results[3].missing == f"made room for {name}: memory ends"
+
+
+def test_a_failure_of_ours_with_its_index_in_advance_is_an_error() -> None:
+    for broken in (absent, partial(failing_after, 3)):
+        contenders = {gpu.OURS: partial(ours, "blocked"), gpu.INDEXED: broken}
+        with pytest.raises((UnavailableError, OSError)):
+            gpu.measure(SHAPE, "cpu", 4, counting_clock(), contenders)
+
+
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt, 130), (None, 143)])
+def test_what_is_stopped_still_gives_its_table(
+    stop: Any, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopping(shape: Shape, inputs: Any) -> rivals.Attention:
+        if shape.seq_len == 96:
+            if stop is not None:
+                raise stop
+            signal.raise_signal(signal.SIGTERM)
+        return ours("blocked", shape, inputs)
+
+    on_no_device(monkeypatch, longformer=stopping)
+    monkeypatch.setenv("OUT", str(tmp_path / "made"))
+    before = signal.getsignal(signal.SIGTERM)
+    options = "--lengths 64,96,128 --windows 4 --head-dims 8 --dtypes float32 --globals 0 --rounds 1"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu", *options.split()])
+    assert stopped.value.code == status
+    assert signal.getsignal(signal.SIGTERM) == before
+    table = capsys.readouterr().out
+    assert "stopped before its end" in table and "64 tokens" in table and "96 tokens" not in table
+    assert len(json.loads((tmp_path / "made" / "gpu.json").read_text())["results"]) == 1
+
+
+def test_a_folder_that_cannot_be_is_met_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_no_device(monkeypatch, longformer=lambda *_: pytest.fail("was built"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUT", str(tmp_path / "file" / "below"))
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu"])
+    assert stopped.value.code == 2
+    assert "OUT names" in capsys.readouterr().err
+
+
+def test_what_cannot_be_saved_costs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(report: Any) -> None:
+        raise OSError("the disk is full")
+
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"))
+    report = gpu.run([SHAPE], rounds=1, seconds=1e9, save=full)
+    assert len(report["results"]) == 1
+    assert [error["error"] for error in report["errors"]] == ["OSError: the disk is full"]
+
+
+@pytest.mark.parametrize("case", checks.CASES, ids=lambda case: case.name)
+def test_checks_pass_what_is_right_and_no_wrong_pattern(case: checks.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "TOKENS", 350)
+    checks.check(case, "cpu", "blocked")
+    right = checks.sliding_window_attention
+
+    def mistaken(*inputs: Any, impl: str, **arguments: Any) -> torch.Tensor:
+        return right(*inputs, impl=impl, **{**arguments, **({"dilation": 2} if impl == "blocked" else {})})
+
+    def unrepeatable(*inputs: Any, **arguments: Any) -> torch.Tensor:
+        torch.seed()
+        return right(*inputs, **arguments)
+
+    monkeypatch.setattr(checks, "sliding_window_attention", unrepeatable if case.dropout_p else mistaken)
+    with pytest.raises(DisagreementError):
+        checks.check(case, "cpu", "blocked")
+
+
+def test_a_check_that_fails_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"))
+    monkeypatch.setattr(checks, "CASES", (checks.Case("a case"),))
+    monkeypatch.setattr(checks, "check", lambda *_: gpu._named(None))  # type: ignore[arg-type]
+    report = gpu.run([SHAPE], rounds=1, seconds=1e9)
+    assert (len(report["results"]), report["errors"][0]["case"]) == (1, "a case")
+    assert "error at a case: AttributeError" in gpu.table(report)
+
+
+def test_it_runs_from_a_checkout() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "longformer", "bench", "gpu", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "The Triton kernels on a GPU" in done.stdout
+
+
+@pytest.mark.gpu
+def test_on_a_device(tmp_path: Path) -> None:
+    try:
+        gpu.require_device()
+    except LongformerError as error:
+        pytest.skip(str(error))
+    asked = [gpu.REACH.replace(seq_len=1024, global_tokens=g, dtype=d) for g in (0, 5) for d in ("bfloat16", "float32")]
+    report = gpu.run(asked, rounds=2, seconds=300)
+    assert report["errors"] == [] and report["left_out"] == []
+    assert not any(r["waited"] for r in report["results"] if r["name"] == gpu.INDEXED)
+    assert {r["name"] for r in report["results"] if not r["missing"]} >= {"longformer", "FlexAttention, compiled"}

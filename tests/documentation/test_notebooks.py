@@ -1,0 +1,89 @@
+"""The notebooks: source and kept copy are a pair, and the source runs from first to last cell, offline and quietly."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("jupytext", reason="notebooks need jupytext, nbclient and ipykernel, the extra notebooks")
+nbformat = pytest.importorskip("nbformat", reason="notebooks need nbformat, of the extra notebooks")
+
+import run  # noqa: E402
+from nbclient.exceptions import CellExecutionError  # noqa: E402
+from nbformat import NotebookNode  # noqa: E402
+from training_runs import squad_file  # noqa: E402
+
+from longformer.answering.squad import Example, read_squad  # noqa: E402
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", run.sources(), ids=lambda source: source.stem)
+def test_a_notebook(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the workers are the parallelism
+    kept = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    notebook = run.read(source)
+    again = f"the pair is out of step; `make notebooks` writes {source.stem}.ipynb again"
+    cells, kept_cells = ([(cell.cell_type, cell.id, cell.source) for cell in each.cells] for each in (notebook, kept))
+    assert kept_cells == cells, again
+
+    monkeypatch.delenv("LONGFORMER_DATA", raising=False)  # whose questions would take the place of the shipped ones
+    run.execute(notebook)
+    assert not warnings(notebook)
+    drawn, drawn_before = (count_pictures(each) for each in (notebook, kept))
+    assert drawn == drawn_before, "pictures in each cell, and pictures in each cell of the kept copy"
+    assert sum(drawn) >= 1
+
+
+def test_questions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notebook 7 takes what LONGFORMER_DATA names: a file, or what a folder holds of SQuAD's; nothing else quietly."""
+    cells = run.read(run.FOLDER / "7_experiments.py").cells
+    (source,) = (cell.source for cell in cells if "def squad_file" in cell.source)
+    names = {"Path": Path, "os": os, "json": json, "read_squad": read_squad, "Example": Example, "MOST_QUESTIONS": 2}
+    names["base"] = SimpleNamespace(tokenizer=lambda *pair: {"input_ids": " ".join(pair).split()})
+
+    def ids(data: Path) -> list[str]:
+        monkeypatch.setenv("LONGFORMER_DATA", str(data))
+        exec(source, names)
+        return [example.id for example in names["examples"]]
+
+    with pytest.raises(FileNotFoundError, match=r"neither a file nor a folder with a \*dev\*\.json"):
+        ids(tmp_path)
+    squad_file(tmp_path / "squad-v1.1-train-part.json", titles=("not", "these"))
+    file = Path(squad_file(tmp_path / "squad-v1.1-dev-part.json"))
+    answered = [example.id for example in read_squad(file) if example.answers]
+    assert set(ids(tmp_path)) <= set(answered) and ids(tmp_path) == ids(file)
+    assert 1 < len(ids(tmp_path)) <= 2
+    assert names["examples"][0].title == "many"
+
+
+def test_a_failing_cell_and_a_warning_are_noticed() -> None:
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell("import warnings\nwarnings.warn('beware')"),
+        nbformat.v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2]);"),
+        nbformat.v4.new_code_cell("assert 1 + 1 == 3"),
+    ]
+    with pytest.raises(CellExecutionError, match="assert 1 \\+ 1 == 3"):
+        run.execute(notebook)
+    assert warnings(notebook)
+    assert count_pictures(notebook) == [0, 1, 0]
+
+
+def outputs(cell: NotebookNode) -> list[NotebookNode]:
+    return cell.outputs if cell.cell_type == "code" else []
+
+
+def warnings(notebook: NotebookNode) -> list[str]:
+    """What was written to stderr and is a warning."""
+    written = [output.text for cell in notebook.cells for output in outputs(cell) if output.get("name") == "stderr"]
+    return [text for text in written if "Warning" in text]
+
+
+def count_pictures(notebook: NotebookNode) -> list[int]:
+    """How many pictures each cell shows."""
+    return [sum("image/png" in output.get("data", {}) for output in outputs(cell)) for cell in notebook.cells]
