@@ -2,11 +2,14 @@
 
 from .api import IMPLEMENTATIONS, choose, global_attention, sliding_window_attention, sliding_window_probabilities
 from .banded import BandProbabilities, banded_product, banded_scores
+from .pattern import AttentionPattern, Tokens
 from .reference import attention_pairs
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "AttentionPattern",
     "BandProbabilities",
+    "Tokens",
     "attention_pairs",
     "banded_product",
     "banded_scores",
