@@ -43,62 +43,60 @@ class Names(click.ParamType):
         return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
 
 
-def common(rounds: int) -> Callable[[Command], Command]:
-    """The options of every benchmark; ``rounds`` is the default of --rounds."""
+def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of the help text."""
 
     def decorate(command: Command) -> Command:
-        for option in (
-            click.option("--plot", metavar="FILE.png", help="Draw the result into this file."),
-            click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file."),
-            click.option(
-                "--threads", type=POSITIVE, metavar="N", help="Threads to compute with; by default torch's choice."
-            ),
-            click.option(
-                "--rounds",
-                type=POSITIVE,
-                default=rounds,
-                show_default=True,
-                metavar="N",
-                help="How often each contender is measured; medians are reported.",
-            ),
-        ):
+        for option in reversed(options):
             command = option(command)
         return command
 
     return decorate
 
 
-def architecture(command: Command) -> Command:
-    """The options that choose a model."""
-    for option in (
+def common(rounds: int) -> Callable[[Command], Command]:
+    """The options of every benchmark; ``rounds`` is the default of --rounds."""
+    return all_of(
         click.option(
-            "--variants",
-            type=Names(),
-            default="float32,bfloat16",
+            "--rounds",
+            type=POSITIVE,
+            default=rounds,
             show_default=True,
-            help="Precisions of our model; transformers runs beside each in the nearest dtype.",
+            metavar="N",
+            help="How often to measure; medians are reported.",
         ),
         click.option(
-            "--config", metavar="FILE", help="A config.json; by default the architecture of the released base model."
+            "--threads", type=POSITIVE, metavar="N", help="Threads to compute with; by default torch's choice."
         ),
-    ):
-        command = option(command)
-    return command
+        click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file."),
+        click.option("--plot", metavar="FILE.png", help="Draw the result into this file."),
+    )
 
 
-def attention_shape(command: Command) -> Command:
-    """The options that choose a problem of attention, and our implementations."""
-    for option in (
-        click.option("--impls", type=Names(), default="auto", show_default=True, help="Our implementations."),
-        click.option(
-            "--window", type=POSITIVE, default=256, show_default=True, metavar="N", help="Tokens seen on each side."
-        ),
-        click.option("--head-dim", type=POSITIVE, default=64, show_default=True, metavar="D", help="Size of a head."),
-        click.option("--heads", type=POSITIVE, default=12, show_default=True, metavar="H", help="How many heads."),
-        click.option("--batch", type=POSITIVE, default=1, show_default=True, metavar="B", help="How many sequences."),
-    ):
-        command = option(command)
-    return command
+# Which model.
+architecture = all_of(
+    click.option(
+        "--config", metavar="FILE", help="A config.json; by default the architecture of the released base model."
+    ),
+    click.option(
+        "--variants",
+        type=Names(),
+        default="float32,bfloat16",
+        show_default=True,
+        help="Precisions of our model; transformers runs beside each in the nearest dtype.",
+    ),
+)
+
+# Which problem of attention, and which of our implementations.
+attention_shape = all_of(
+    click.option("--batch", type=POSITIVE, default=1, show_default=True, metavar="B", help="How many sequences."),
+    click.option("--heads", type=POSITIVE, default=12, show_default=True, metavar="H", help="How many heads."),
+    click.option("--head-dim", type=POSITIVE, default=64, show_default=True, metavar="D", help="Size of a head."),
+    click.option(
+        "--window", type=POSITIVE, default=256, show_default=True, metavar="N", help="Tokens seen on each side."
+    ),
+    click.option("--impls", type=Names(), default="auto", show_default=True, help="Our implementations."),
+)
 
 
 def our_names(impls: tuple[str, ...]) -> tuple[str, ...]:

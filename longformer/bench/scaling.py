@@ -9,24 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from longformer.bench import attention, machine
 from longformer.bench.formats import gigabytes
 from longformer.bench.memory import attention_tasks, measure_peaks
 from longformer.bench.problem import Problem
-from longformer.bench.timing import Contender, Measurement, Record, agree, interleave, matrix_product, say, timed
+from longformer.bench.timing import Contender, Record, agree, interleave, make_record, matrix_product, say, timed
 
 DENSE = "dense SDPA"  # its cost grows with the square of the length, that of all others in proportion to it
 MEMORY_SHARE = 0.5  # a run may be expected to take this share of the free memory
-
-
-@dataclass
-class Limits:
-    """What a contender may take in one run: seconds, and bytes, None if no limit is known."""
-
-    seconds: float
-    memory: float | None
 
 
 def measure(
@@ -40,7 +31,7 @@ def measure(
     """
     problems = [problem.replace(seq_len=length) for length in sorted(set(lengths))]
     available = machine.available_memory()
-    growth = Growth(Limits(most_seconds, None if available is None else MEMORY_SHARE * available))
+    growth = Growth(most_seconds, None if available is None else MEMORY_SHARE * available)
     names, memory, contenders, times = [*ours, *attention.RIVALS], [], [], []
     missing: dict[str, str] = {}
     for at in problems:
@@ -56,19 +47,10 @@ def measure(
         times.append((at, case, differences, {**memory[-1].missing, **failed}))
     product = matrix_product(problem.torch_dtype)
     seconds = interleave([product, *contenders], rounds)
-    gflops = machine.product_gflop() / machine.median(seconds[product.name])
-    records = [
-        Record(
-            case.name,
-            case.settings,
-            [Measurement(name, seconds[f"{name}, {at.seq_len}"], found) for name, found in differences.items()],
-            absent,
-            flop=case.flop,
-            gflops=gflops,
-            items=case.items,
-        )
-        for at, case, differences, absent in times
-    ]
+    records = []
+    for at, case, differences, absent in times:
+        own = {name: seconds[f"{name}, {at.seq_len}"] for name in differences}
+        records.append(make_record(case, own, differences, absent, seconds[product.name]))
     return records, memory
 
 
@@ -96,10 +78,16 @@ def _peaks(problem: Problem, names: Sequence[str], missing: dict[str, str]) -> R
 
 
 class Growth:
-    """What each contender took at the last length, and so what it can be expected to take at the next."""
+    """What each contender took at the last length, and so what it can be expected to take at the next.
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    Args:
+        most_seconds: what one run may take.
+        most_bytes: what one run may take; None if no limit is known.
+    """
+
+    def __init__(self, most_seconds: float, most_bytes: float | None) -> None:
+        self.most_seconds = most_seconds
+        self.most_bytes = most_bytes
         self.seconds: dict[str, tuple[int, float]] = {}
         self.memory: dict[str, tuple[int, float]] = {}
 
@@ -120,11 +108,10 @@ class Growth:
         for name in names:
             seconds = _expected(self.seconds.get(name), length, name)
             memory = _expected(self.memory.get(name), length, name)
-            most = self.limits.memory
-            if seconds > self.limits.seconds:
-                found[name] = f"would take {seconds:.0f} s a run at {length} tokens, {self.limits.seconds:g} allowed"
-            elif most is not None and memory > most:
-                found[name] = f"would take {gigabytes(memory)} at {length} tokens, {gigabytes(most)} allowed"
+            if seconds > self.most_seconds:
+                found[name] = f"would take {seconds:.0f} s a run at {length} tokens, {self.most_seconds:g} s allowed"
+            elif self.most_bytes is not None and memory > self.most_bytes:
+                found[name] = f"would take {gigabytes(memory)} at {length} tokens, {gigabytes(self.most_bytes)} allowed"
         return found
 
 

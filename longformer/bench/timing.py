@@ -129,13 +129,24 @@ def measure(case: Case, rounds: int) -> Record:
     contenders, differences, missing = agree(case)
     product = matrix_product(case.dtype)
     seconds = interleave([product, *contenders], rounds)
+    return make_record(case, seconds, differences, missing, seconds[product.name])
+
+
+def make_record(
+    case: Case,
+    seconds: Mapping[str, list[float]],
+    differences: Mapping[str, float],
+    missing: dict[str, str],
+    product_seconds: list[float],
+) -> Record:
+    """The record of a case from the seconds of its contenders and of a matrix product, in the same rounds."""
     return Record(
         case.name,
         case.settings,
-        [Measurement(c.name, seconds[c.name], differences[c.name]) for c in contenders],
+        [Measurement(name, seconds[name], difference) for name, difference in differences.items()],
         missing,
         flop=case.flop,
-        gflops=machine.product_gflop() / machine.median(seconds[product.name]),
+        gflops=machine.product_gflop() / machine.median(product_seconds),
         items=case.items,
     )
 

@@ -527,13 +527,13 @@ def test_scaling_command(run, tmp_path, children):
 
 
 def test_what_grows_too_much_is_left_out():
-    growth = scaling.Growth(scaling.Limits(seconds=10, memory=1e9))
+    growth = scaling.Growth(most_seconds=10, most_bytes=1e9)
     growth.seconds = {"slow": (100, 4.0), scaling.DENSE: (100, 4.0)}
     growth.memory = {"large": (100, 6e8)}
     assert growth.too_much(["slow", "large", "new", scaling.DENSE], 100) == {}
     assert growth.too_much(["slow", "large", "new", scaling.DENSE], 200) == {
         "large": "would take 1.2 GB at 200 tokens, 1.0 GB allowed",
-        scaling.DENSE: "would take 16 s a run at 200 tokens, 10 allowed",
+        scaling.DENSE: "would take 16 s a run at 200 tokens, 10 s allowed",
     }
 
 
