@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +51,7 @@ FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists fo
 # On a CPU bfloat16 products are compiled for each shape and kept. Most of training's are over all rows of a batch, of
 # which there is hardly ever the same number.
 ROUNDED = 64
+PLAIN = ("reference", "flex", "triton")  # implementations of attention under which the plain model runs
 
 
 # ---- when it may serve
@@ -62,34 +63,29 @@ def may_serve(model: LongformerModel, input_ids: Tensor) -> bool:
     It does not where somebody watches or has replaced something: hooks of any kind on the model, inside it, or global;
     a mode that sees all operators; a ``forward`` put on an instance; another class in place of one of the structure's;
     a parametrisation; a weight that is a subclass of tensor, on another device or on meta; compiling, tracing, a
-    transform of ``torch.func``, forward mode. ``impl="reference"`` asks for the plain model, and ``"flex"`` is made for
-    whole batches.
+    transform of ``torch.func``, forward mode. ``impl="reference"`` asks for the plain model, and the kernels in ``PLAIN``
+    are made for whole batches.
     """
     if torch.compiler.is_compiling() or in_transform() or is_watched() or type(input_ids) is not Tensor:
         return False
-    structure = list(_structure(model))
-    if not all(type(part) is kind for part, kind in structure):
+    if type(model.embeddings) is not LongformerEmbeddings or type(model.encoder) is not LongformerEncoder:
         return False
-    if any(part.impl in ("reference", "flex") for part, kind in structure if kind is LongformerSelfAttention):
+    if not all(_is_ours(layer) for layer in model.encoder.layer):
         return False
     return input_ids.device.type == "cpu" and not any(_is_changed(part) for part in model.modules())
 
 
-def _structure(model: LongformerModel) -> Iterator[tuple[nn.Module, type]]:
-    """The modules whose work the engine does itself, each with the class that it must have."""
-    yield model.embeddings, LongformerEmbeddings
-    yield model.encoder, LongformerEncoder
-    for layer in model.encoder.layer:
-        yield layer, LongformerLayer
-        if type(layer) is not LongformerLayer:
-            return
-        yield layer.attention, LongformerAttention
-        if type(layer.attention) is not LongformerAttention:
-            return
-        yield layer.attention.self, LongformerSelfAttention
-        yield layer.attention.output, LongformerOutput
-        yield layer.intermediate, LongformerIntermediate
-        yield layer.output, LongformerOutput
+def _is_ours(layer: nn.Module) -> bool:
+    """Whether the modules of a layer whose work the engine does itself are the plain model's own."""
+    return (
+        type(layer) is LongformerLayer
+        and type(layer.attention) is LongformerAttention
+        and type(layer.attention.self) is LongformerSelfAttention
+        and type(layer.attention.output) is LongformerOutput
+        and type(layer.intermediate) is LongformerIntermediate
+        and type(layer.output) is LongformerOutput
+        and layer.attention.self.impl not in PLAIN
+    )
 
 
 def _is_changed(part: nn.Module) -> bool:
@@ -284,7 +280,7 @@ def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: D
     query = _split(attention, _linear(attention.query_global, hidden[index]))  # (G, H, D)
     # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
     few = len(index) * attention.num_heads < hidden.shape[1] + len(index)
-    if few and is_plain(attention.key_global, attention.value_global) and attention.impl != "triton":
+    if few and is_plain(attention.key_global, attention.value_global):
         return _carried(attention, hidden, query, document.tokens().keep)
     keys, values = (_split(attention, _linear(part, hidden)) for part in (attention.key_global, attention.value_global))
     return _attend_to_all(attention, document, query, keys, values)
