@@ -60,11 +60,11 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
     """
 
     def hook(module: LongformerSelfAttention, arguments: tuple[Any, ...]) -> None:
-        hidden, (document,) = arguments
-        hidden = hidden[: document.length]
-        index = document.global_index
-        index = torch.zeros(0, dtype=torch.int64, device=hidden.device) if index is None else index
-        pattern = LayerPattern(module.window, tuple(min(d, len(hidden)) for d in module.dilation), index.cpu())
+        (hidden,), tokens = arguments  # one sequence without padding
+        index = torch.zeros(0, dtype=torch.int64, device=hidden.device)
+        index = index if tokens.global_index is None else tokens.global_index[0]
+        gaps = tuple(min(gap, len(hidden)) for gap in module.pattern.gaps(module.num_heads))
+        pattern = LayerPattern(module.pattern.window or (0, 0), gaps, index.cpu())
         sink(pattern, _heads(module, hidden, index, pattern.dilation))
 
     with ExitStack() as stack:
@@ -83,12 +83,13 @@ def _heads(
         projected: Tensor = projection(rows).float()  # the softmax is taken in float32 whatever the projection gives
         return projected.unflatten(-1, (module.num_heads, module.head_dim)).transpose(0, 1)  # (H, S, D)
 
+    window = module.pattern.window or (0, 0)
     queries, keys = split(module.query, hidden), split(module.key, hidden)
     global_queries, global_keys = split(module.query_global, hidden[index]), split(module.key_global, hidden)
     for head in range(module.num_heads):
         gap = dilation[head]
-        offsets = torch.arange(-module.window[0], module.window[1] + 1) * gap
-        band, columns = local_probabilities(queries[head], keys[head], module.window, gap, index)
+        offsets = torch.arange(-window[0], window[1] + 1) * gap
+        band, columns = local_probabilities(queries[head], keys[head], window, gap, index)
         scores = global_queries[head] @ global_keys[head].T * module.head_dim**-0.5
         yield Attention(offsets, band.cpu(), columns.cpu(), scores.softmax(dim=-1).cpu())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
-from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import Head
 from longformer.parity.runs import kind_of
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES
 
@@ -40,10 +40,8 @@ def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, 
             parts[PROBABILITIES[2]] = (*heads, globals_, seq_len)
         shapes |= {f"layer.{n}.{part}": shape for part, shape in parts.items()}
     kind = kind_of(folder).model
-    if kind is LongformerForQuestionAnswering:
-        shapes["logits"] = (batch, seq_len, 2)
-    elif kind is LongformerForMaskedLM:
-        shapes["logits"] = (batch, seq_len, config.vocab_size)
+    if issubclass(kind, Head):
+        shapes["logits"] = kind.logits_shape(config, batch, seq_len)
     else:
         shapes["pooler_output"] = (batch, config.hidden_size)
     weights = read_tensors(find_weights(folder))
