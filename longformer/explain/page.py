@@ -95,8 +95,8 @@ def _about(explanation: Explanation) -> list[str]:
         "A token sees its window, which includes the token itself, and the global tokens, in one softmax. A global "
         f"token sees every token. The question's tokens and the first token are global.{_dilated(explanation)}",
         "Rollout (Abnar and Zuidema 2020): each layer counts as half its attention, the mean of its heads, and half "
-        "the residual connection, and the layers are multiplied. Rollout says from where something could have come, not "
-        "that it decided. Attention by itself does not explain anything either: it is what the model computed with.",
+        "the residual connection, and the layers are multiplied. Rollout says from where something could have come, "
+        "not that it decided. Attention by itself explains nothing either: it is what the model computed with.",
         "Scores are logits. An answer's probability is that of its span among all spans: a span's score is its start "
         "score plus its end score, and one softmax is taken over the whole document.",
     ]

@@ -63,3 +63,8 @@ def test_without_global_tokens_nothing_moves() -> None:
     found = sliding_window_probabilities(query, key, (2, 1))
     apart = found.with_global_columns_apart(AttentionPattern((2, 1)))
     assert torch.equal(apart.band, found.band) and apart.columns.shape == (1, 2, 9, 0)
+
+
+def test_the_mask_of_every_token_has_the_shape_of_any_other() -> None:
+    assert AttentionPattern(None).pairs(5).shape == AttentionPattern((1, 1)).pairs(5).shape == (1, 1, 5, 5)
+    assert AttentionPattern(None, causal=True).pairs(5).shape == (1, 1, 5, 5)
