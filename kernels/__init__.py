@@ -2,6 +2,7 @@
 
 from .api import IMPLEMENTATIONS, choose, global_attention, sliding_window_attention, sliding_window_probabilities
 from .banded import BandProbabilities, banded_product, banded_scores
+from .dispatch import attend, attend_globally
 from .pattern import AttentionPattern, Tokens
 from .reference import attention_pairs
 
@@ -10,6 +11,8 @@ __all__ = [
     "AttentionPattern",
     "BandProbabilities",
     "Tokens",
+    "attend",
+    "attend_globally",
     "attention_pairs",
     "banded_product",
     "banded_scores",

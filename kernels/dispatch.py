@@ -10,13 +10,15 @@ R rows: S, or G in global attention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import blocked
+from . import banded, blocked, reference
+from .pattern import AttentionPattern, Tokens
 from .tiles import Piece, band_pieces, global_pieces
 
 TRACED = ("auto", "blocked", "fused", "triton")  # these are operators in a graph; the others are traced through
@@ -37,6 +39,121 @@ def global_index(global_mask: Tensor, *, counted: bool = False) -> Tensor | None
     positions = torch.arange(seq_len, device=global_mask.device).expand(batch, seq_len)
     index = torch.full((batch, width + 1), -1, device=global_mask.device, dtype=torch.int64)
     return index.scatter(1, place, positions)[:, :width]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: AttentionPattern,
+    tokens: Tokens,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    impl: str = "auto",
+) -> Tensor:
+    """Attention of every token to the band of ``pattern`` and to the global columns: (B, H, S, D).
+
+    For the model: arguments are not checked. It serves eagerly and in a compiled or exported graph, on any device.
+
+    Args:
+        query, key, value: (B, H, S, D).
+        pattern: window, dilation and causality.
+        tokens: padding and global tokens; its ``global_index`` is used where there is one, and else made.
+        scale: factor on the scores; 1/sqrt(D) if None.
+        dropout_p, impl: as for :func:`longformer.kernels.sliding_window_attention`.
+    """
+    heads, seq_len, head_dim = query.shape[1:]
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    chosen, traced = _implementation(query, key, value, dropout_p, impl)
+    if traced or chosen == "triton":
+        return attention(
+            query,
+            key,
+            value,
+            impl=chosen,
+            window=_window(pattern),
+            dilation=pattern.gaps(heads),
+            causal=pattern.causal,
+            key_mask=tokens.keep,
+            index=tokens.with_index(counted=not traced).global_index,
+            scale=scale,
+            dropout_p=dropout_p,
+        )
+    arguments: dict[str, Any] = {
+        "dilation": pattern.gaps(heads),
+        "causal": pattern.causal,
+        "key_mask": tokens.keep,
+        "global_mask": tokens.is_global,
+        "scale": scale,
+        "dropout_p": dropout_p,
+    }
+    window = pattern.sides(seq_len)
+    match chosen:
+        case "reference":
+            return reference.sliding_window_attention(query, key, value, window, **arguments)
+        case "banded":
+            return banded.sliding_window_attention(query, key, value, window, **arguments)
+        case _:
+            return blocked.sliding_window_attention(query, key, value, window, **arguments, fused=chosen == "fused")
+
+
+def attend_globally(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tokens: Tokens,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    impl: str = "auto",
+) -> Tensor:
+    """At every global token its attention over all tokens that are no padding, 0 at every other: (B, H, S, D).
+
+    Arguments as for :func:`attend`, query, key and value by the global projections, of all S tokens.
+    """
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    chosen, traced = _implementation(query, key, value, dropout_p, impl)
+    if tokens.is_global is None:
+        return torch.zeros_like(query)
+    if chosen in ("reference", "banded"):
+        out = reference.global_attention(query, key, value, key_mask=tokens.keep, scale=scale, dropout_p=dropout_p)
+        return torch.where(tokens.is_global[:, None, :, None], out, 0.0)
+    index = tokens.with_index(counted=not traced).global_index
+    if index is None:
+        return torch.zeros_like(query)
+    if traced or chosen == "triton":
+        more: dict[str, Any] = {"key_mask": tokens.keep, "index": index}
+        return attention(query, key, value, impl=chosen, scale=scale, dropout_p=dropout_p, **more)
+    places = _Places(index)
+    rows = blocked.global_attention(
+        places.take(query),
+        key,
+        value,
+        key_mask=tokens.keep,
+        scale=scale,
+        dropout_p=dropout_p,
+        fused=chosen == "fused",
+    )
+    out = torch.zeros_like(query)
+    places.put(out, rows)
+    return out
+
+
+def _window(pattern: AttentionPattern) -> tuple[int, int]:
+    """Of the operator, to which no window is global attention: one beyond every length where the pattern has none."""
+    left, right = (2**31 - 1,) * 2 if pattern.window is None else pattern.window
+    return left, 0 if pattern.causal else right
+
+
+def _implementation(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, impl: str) -> tuple[str, bool]:
+    """Which one serves, and whether it does so by the operator of a graph, which chooses when tensors arrive."""
+    if torch.compiler.is_compiling() and impl in TRACED:
+        return impl, True
+    from .api import choose
+
+    backward = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    return choose(query, impl=impl, dropout_p=dropout_p, backward=backward).impl, False
 
 
 def attention(

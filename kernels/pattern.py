@@ -32,7 +32,7 @@ class Tokens(NamedTuple):
 
     keep: (B, S) bool, False at padding; None if there is no padding.
     is_global: (B, S) bool, True at global tokens, none of which is padding; None if no token is global.
-    global_index: (B, width) int64, the positions of the global tokens in ascending order, and -1 behind the last; None until
+    global_index: (B, width) int64, positions of the global tokens in ascending order, -1 behind the last; None until
         somebody needs it, see :func:`global_index`.
     """
 

@@ -7,9 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longformer.kernels import AttentionPattern
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
@@ -162,6 +165,12 @@ class LongformerConfig:
         """Gap between the tokens of layer ``layer``'s window, one a head, as the kernels count it."""
         given = self.attention_dilation if isinstance(self.attention_dilation, int) else self.attention_dilation[layer]
         return (given,) * self.num_attention_heads if isinstance(given, int) else given
+
+    def pattern(self, layer: int) -> AttentionPattern:
+        """Who attends to whom in layer ``layer``, but for padding and global tokens."""
+        from longformer.kernels.pattern import AttentionPattern  # with torch, which a config by itself does not need
+
+        return AttentionPattern(self.window(layer), self.dilation(layer))
 
     def replace(self, **changes: Any) -> LongformerConfig:
         """A copy with ``changes``; a changed ``num_hidden_layers`` needs its ``attention_window``."""

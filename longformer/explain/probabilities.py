@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +54,11 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
     """
 
     def hook(module: LongformerSelfAttention, arguments: tuple[Any, ...]) -> None:
-        hidden, (document,) = arguments
-        hidden = hidden[: document.length]
-        index = document.global_index
-        index = torch.zeros(0, dtype=torch.int64, device=hidden.device) if index is None else index
-        pattern = AttentionPattern(module.window, tuple(min(gap, len(hidden)) for gap in module.dilation))
+        (hidden,), tokens = arguments  # one sequence without padding
+        index = torch.zeros(0, dtype=torch.int64, device=hidden.device)
+        index = index if tokens.global_index is None else tokens.global_index[0]
+        gaps = tuple(min(gap, len(hidden)) for gap in module.pattern.gaps(module.num_heads))
+        pattern = replace(module.pattern, dilation=gaps)
         sink(pattern, _heads(module, pattern, hidden, index))
 
     with ExitStack() as stack:
@@ -84,8 +85,9 @@ def _heads(
     is_global[0, index] = True
     for head, gap in enumerate(pattern.gaps(module.num_heads)):
         query, key = queries[head][None, None], keys[head][None, None]
-        found = sliding_window_probabilities(query, key, (left, right), dilation=gap, global_mask=is_global)
-        found = found.with_global_columns_apart(AttentionPattern((left, right), gap))
+        found = sliding_window_probabilities(
+            query, key, (left, right), dilation=gap, causal=pattern.causal, global_mask=is_global
+        ).with_global_columns_apart(replace(pattern, dilation=gap))
         band, columns = found.band[0, 0], found.columns[0, 0]
         band[index], columns[index] = 0, 0  # the model replaces these rows
         rows = (global_queries[head] @ global_keys[head].T * module.head_dim**-0.5).softmax(dim=-1)

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from longformer.config import LongformerConfig
 from longformer.errors import ConfigError, LongformerError
-from longformer.models.encoder import LongformerModel, init_weights
+from longformer.models.encoder import LongformerModel
+from longformer.models.layers import init_weights
 from longformer.models.linear import Linear
 from longformer.models.pretrained import Pretrained
 

@@ -1,4 +1,4 @@
-"""Linear layers through the faster of torch's two float32 matrix-product libraries.
+"""Linear layers in another precision than their input's, and through the faster of torch's two float32 libraries.
 
 ``torch.nn.functional.linear`` computes float32 on a CPU with MKL, which on processors of another maker than its own
 does not use their widest instructions. torch also carries oneDNN, which does, and which it uses itself for bfloat16 and
@@ -21,21 +21,16 @@ TERMS = 192  # of a dot product that oneDNN adds up at once
 FEWEST_OUTPUTS = 16  # of which oneDNN is worth its while: a head's two MKL computes as fast, and rounds less
 
 
-def is_plain(*layers: nn.Module) -> bool:
-    """Whether all are our own linear layers, and unobserved: then their weights may be used without calling them."""
-    return all(type(layer) is Linear and not is_observed(layer) for layer in layers)
-
-
-def is_observed(*modules: nn.Module) -> bool:
-    """Whether any has a hook, which expects to be called once, with what the module takes and gives."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in modules
-    )
-
-
 class Linear(nn.Linear):
     """``nn.Linear`` that takes its input in whatever precision it comes, and computes in that of its weight."""
+
+    @classmethod
+    def sharing(cls, layer: nn.Linear) -> Linear:
+        """Another layer's weights in this class."""
+        with torch.device("meta"):
+            shared = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        shared.weight, shared.bias = layer.weight, layer.bias
+        return shared
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""

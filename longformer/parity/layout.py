@@ -1,6 +1,6 @@
-"""How each kind of model lays out its values: what is packed, padded or transposed inside, and what its inputs mean.
+"""How each kind of model lays out its values: what is padded or transposed inside, and what its inputs mean.
 
-Letters: B batch, S sequence, C hidden size, N packed tokens.
+Letters: B batch, S sequence, C hidden size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from longformer.errors import LongformerError
-from longformer.models.encoder import LongformerModel, Packing, pack
+from longformer.models.encoder import LongformerModel
 from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
@@ -55,7 +55,7 @@ def choose_layout(model: nn.Module, table: Table | None) -> Layout:
     if table is not None:
         return PlainLayout(model, table)
     if isinstance(model, Longformer):
-        return PackedLayout(model)
+        return OurLayout(model)
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if type(model).__module__.startswith("transformers.") and kind == "longformer":
         return PaddedLayout(model)
@@ -133,31 +133,14 @@ def effective_inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().long() for name, value in inputs.items() if value is not None}
 
 
-class PackedLayout(LongformerLayout):
-    """Ours: tokens packed into (N, C) within the base model, see :func:`longformer.models.encoder.pack`."""
-
-    root: LongformerModel
-    packing: Packing
+class OurLayout(LongformerLayout):
+    """Ours: batch and sequence as they are, from the first module to the last."""
 
     def describe(self) -> dict[str, str]:
         return {"implementation": "longformer"}  # and "kernel", which is chosen when the model runs
 
-    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        inputs = super().begin(arguments, keywords)
-        ids = inputs["input_ids"]
-        positions = inputs.get("position_ids")
-        positions = self.root._positions(ids) if positions is None else positions
-        types = inputs.get("token_type_ids")
-        stacked = torch.stack([ids, positions, torch.zeros_like(ids) if types is None else types])
-        self.packing = pack(stacked, self.key_mask, self.global_mask, multiple=self.root._multiple())
-        return inputs
-
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        # The heads work on (B, S, C); all that the encoder has is packed.
-        if value.name.startswith(("layer.", "embeddings")):
-            return self.packing.unpack(joined, self.size[0])
-        return joined
+        return pieces[0]
 
 
 class PaddedLayout(LongformerLayout):

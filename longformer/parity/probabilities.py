@@ -59,16 +59,17 @@ def of_ours(
     global_mask: Tensor,
 ) -> dict[str, Tensor]:
     """From our layer's query and key, (B, H, S, D), and the states that it was given, (B, S, C)."""
-    left, right = attention.window
+    left, right = attention.pattern.window or (0, 0)
+    gaps = attention.pattern.gaps(attention.num_heads)
     band, columns, _ = sliding_window_probabilities(
-        query, key, (left, right), dilation=attention.dilation, key_mask=key_mask, global_mask=global_mask
+        query, key, (left, right), dilation=gaps, key_mask=key_mask, global_mask=global_mask
     )
     band = band.masked_fill(global_mask[:, None, :, None], 0)
     if not bool(global_mask.any()):
         return {PROBABILITIES[0]: band}
     index, real = global_places(global_mask)
     away = index[:, None, None, :] - torch.arange(band.shape[2])[:, None]  # (B, 1, S, G)
-    gap = torch.tensor(attention.dilation)[:, None, None]  # (H, 1, 1)
+    gap = torch.tensor(gaps)[:, None, None]  # (H, 1, 1)
     column = away.div(gap, rounding_mode="floor") + left  # (B, H, S, G): where in a row's band a global token stands
     inside = (away % gap == 0) & (column >= 0) & (column < band.shape[3]) & real[:, None, None, :]
     place = column.clamp(0, band.shape[3] - 1)
@@ -109,8 +110,8 @@ def check_agreement(
         query,
         key,
         value,
-        attention.window,
-        dilation=attention.dilation,
+        attention.pattern.window or (0, 0),
+        dilation=attention.pattern.gaps(attention.num_heads),
         key_mask=key_mask,
         global_mask=global_mask,
         impl=impl,

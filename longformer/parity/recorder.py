@@ -1,6 +1,6 @@
 """``trace``: record what a model computes, by forward hooks, and leave nothing behind.
 
-Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens, N packed tokens.
+Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from longformer.kernels import choose
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
-from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PackedLayout, PlainLayout, choose_layout
+from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
 from longformer.parity.modes import check_mode, kernel_of
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
 
@@ -108,9 +108,8 @@ def trace(
         t["layer.0.query"]  # (B, H, S, D)
 
     Every value is a copy on the CPU, in the dtype in which it was computed and, for a Longformer, of the input's own
-    length: (B, S, ...), whatever the implementation pads or leaves out inside. On a GPU our model computes one document
-    after the other meanwhile, and not the batch at once. After the block, by an exception too,
-    the model is as before.
+    length: (B, S, ...), whatever the implementation pads or leaves out inside. Our model runs as the plain
+    model meanwhile, since hooks are on it. After the block, by an exception too, the model is as before.
 
     Args:
         model: ours, transformers' Longformer, or any module together with a ``table``.
@@ -221,9 +220,6 @@ class Recorder:
             stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
             begin = self.layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
-            if isinstance(self.layout, PackedLayout):  # which a GPU would have departed from
-                stack.callback(setattr, self.layout.root, "at_once", self.layout.root.at_once)
-                self.layout.root.at_once = False
             for path, value in self.values.items():
                 stack.callback(modules[path].register_forward_hook(self._hook(value)).remove)
                 if self.probabilities and value.kind == "attention":

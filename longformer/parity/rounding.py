@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longformer.kernels import global_attention
-from longformer.models.attention import Document, LongformerSelfAttention
+from longformer.models.attention import LongformerSelfAttention
 from longformer.models.encoder import LongformerModel
 from longformer.parity.layout import Longformer, choose_layout
 from longformer.parity.recorder import Recorder, Trace, trace
@@ -82,10 +80,6 @@ class Truth:
         with torch.device("meta"):
             double = type(model)(model.config, impl=self.kernel, **arguments)
         double.load_state_dict({name: weight.cpu().double() for name, weight in self.weights.items()}, assign=True)
-        for part in double.modules():
-            if isinstance(part, LongformerSelfAttention):
-                part._global_rows = partial(_global_rows, part)  # type: ignore[method-assign]
-                part._short_global_rows = lambda rows, documents: {}  # type: ignore[method-assign]
         return double.eval()
 
     def noise(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -120,25 +114,6 @@ class Truth:
                 # as in the weight beside it, though moving the terms' common factors leaves it 0.
                 total[name] = torch.maximum(noise, total[weight].mean())
         return total
-
-
-def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: Document) -> Tensor:
-    """(G, C): a document's global rows over its ``hidden`` (L, C), by the formula as it stands.
-
-    Ours rearranges it where that is cheaper, to which end it never computes the keys. The truth must not, for its own
-    sake, and since the noise comes from moving what the modules compute.
-    """
-    query, key, value = (
-        projection(x).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(0, 1)[None]  # (1, H, ., D)
-        for projection, x in (
-            (attention.query_global, hidden[document.global_index]),
-            (attention.key_global, hidden),
-            (attention.value_global, hidden),
-        )
-    )
-    key_mask = None if document.key_mask is None else document.key_mask[None]
-    out = global_attention(query, key, value, key_mask=key_mask, impl="reference")
-    return out[0].transpose(0, 1).flatten(1)
 
 
 def row_mean_square(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from longformer import QuestionAnswerer
 from longformer.explain import Explanation
 from longformer.explain.packing import RATIO, PackedLayer
 from longformer.explain.probabilities import Attention
-from longformer.kernels import AttentionPattern, Tokens
+from longformer.kernels import Tokens
 from longformer.models.attention import LongformerSelfAttention
 
 
@@ -38,11 +38,11 @@ def dense_of_model(answerer: QuestionAnswerer, ids: Tensor) -> Tensor:
 
     def hook(module: LongformerSelfAttention, arguments: tuple) -> None:
         def heads(layer):
-            return layer(arguments[0]).unflatten(-1, (module.num_heads, -1)).transpose(0, 1)
+            (hidden,) = arguments[0]  # one row
+            return layer(hidden).unflatten(-1, (module.num_heads, -1)).transpose(0, 1)
 
         scale = module.head_dim**-0.5
-        pattern = AttentionPattern(module.window, module.dilation)
-        seen = pattern.pairs(len(ids), Tokens.of(None, global_mask[None]))[0]
+        seen = module.pattern.pairs(len(ids), Tokens.of(None, global_mask[None]))[0]
         local = heads(module.query) @ heads(module.key).mT * scale
         local = local.masked_fill(~seen, float("-inf")).softmax(-1)
         from_global = (heads(module.query_global) @ heads(module.key_global).mT * scale).softmax(-1)
