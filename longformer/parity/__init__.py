@@ -6,7 +6,8 @@ from longformer.lazy import lazily
 
 if TYPE_CHECKING:
     from longformer.parity.comparison import Comparison, compare
-    from longformer.parity.recorder import Trace, read_trace, trace
+    from longformer.parity.format import Trace, read_trace
+    from longformer.parity.recorder import trace
     from longformer.parity.rounding import Truth
     from longformer.parity.table import Table, Value
     from longformer.parity.testing import assert_parity, assert_within_rounding
@@ -27,13 +28,13 @@ __all__ = [
 _HOMES = {
     "Comparison": "comparison",
     "Table": "table",
-    "Trace": "recorder",
+    "Trace": "format",
     "Truth": "rounding",
     "Value": "table",
     "assert_parity": "testing",
     "assert_within_rounding": "testing",
     "compare": "comparison",
-    "read_trace": "recorder",
+    "read_trace": "format",
     "trace": "recorder",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -18,10 +18,9 @@ from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import some
 from longformer.config import LongformerConfig
 from longformer.errors import DataError
-from longformer.parity.format import FLOATING, digest, headers_of, metadata_object
+from longformer.parity.format import FLOATING, Trace, digest, headers_of, metadata_object
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
 from longformer.parity.places import Places, Position, worst
-from longformer.parity.recorder import Trace
 from longformer.parity.rounding import Truth
 
 IDENTICAL, ROUNDING, DIFFERENT, NON_FINITE = "identical", "rounding", "different", "non-finite"

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from longformer.checkpoints.folder import read_config
-from longformer.checkpoints.weights import some
+from longformer.checkpoints.names import todays_name
+from longformer.checkpoints.weights import find_weights, read_tensors, some
+from longformer.config import LongformerConfig
 from longformer.errors import DataError
+from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
-from longformer.parity.format import metadata_object
+from longformer.parity.format import Trace, metadata_object, read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
-from longformer.parity.recorder import Trace, read_trace
 from longformer.parity.rounding import Truth
 from longformer.parity.runs import Contender, kind_of, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
-from longformer.parity.shapes import expected_shapes
-from longformer.parity.table import GRADIENT, PROBABILITIES
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,49 @@ def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: s
         check_inputs(trace.inputs, inputs, name, source if source != name else f"{name}, as the model is given it")
         check_configs(metadata_object(trace.metadata, "config"), config.to_dict(), name, "the model")
     check_values(files, expected_shapes(folder, config, inputs))
+
+
+def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """The shape of each value, from the config and the input alone: nothing is run.
+
+    Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
+
+    Args:
+        folder: of the checkpoint, whose heads say which results there are.
+        config: the checkpoint's.
+        inputs: as a trace has them.
+    """
+    batch, seq_len = inputs["input_ids"].shape
+    global_tokens = int((inputs["global_attention_mask"] != 0).sum(dim=1).max())
+    states, heads = (batch, seq_len, config.hidden_size), (batch, config.num_attention_heads)
+    by_heads, inner = (*heads, seq_len, config.head_dim), (batch, seq_len, config.intermediate_size)
+    shapes: dict[str, Shape] = {"embeddings": states}
+    for layer in range(config.num_hidden_layers):
+        left, right = config.window(layer)
+        parts: dict[str, Shape] = {
+            **dict.fromkeys(("query", "key", "value", "local_output"), by_heads),
+            **dict.fromkeys(("attention_output", "output"), states),
+            **dict.fromkeys(("intermediate", "feed_forward"), inner),
+            PROBABILITIES[0]: (*heads, seq_len, left + 1 + right),
+        }
+        if global_tokens:
+            parts[GLOBAL_ROWS] = (*heads, global_tokens, config.head_dim)
+            parts[PROBABILITIES[1]] = (*heads, seq_len, global_tokens)
+            parts[PROBABILITIES[2]] = (*heads, global_tokens, seq_len)
+        shapes |= {f"layer.{layer}.{part}": shape for part, shape in parts.items()}
+    kind = kind_of(folder).model
+    if kind is LongformerForQuestionAnswering:
+        shapes["logits"] = (batch, seq_len, 2)
+    elif kind is LongformerForMaskedLM:
+        shapes["logits"] = (batch, seq_len, config.vocab_size)
+    else:
+        shapes["pooler_output"] = (batch, config.hidden_size)
+    weights = read_tensors(find_weights(folder))
+    return {
+        **shapes,
+        **{GRADIENT + name: shape for name, shape in shapes.items()},
+        **{PARAMETER + todays_name(name): tuple(weight.shape) for name, weight in weights.items()},
+    }
 
 
 def _seed(model: str, traces: dict[str, Trace]) -> int | None:

@@ -1,4 +1,7 @@
-"""Trace files: safetensors, with what made them as metadata. ``docs/trace-format.md`` is the exact description."""
+"""Traces, and the files they are kept in: safetensors, whose metadata say what made them.
+
+``docs/trace-format.md`` describes the files exactly.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import os
 import platform
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,7 +22,8 @@ from torch import Tensor, nn
 
 from longformer import __version__
 from longformer.checkpoints.names import todays_name
-from longformer.errors import DataError
+from longformer.errors import DataError, LongformerError
+from longformer.parity.table import order, order_of
 
 FORMAT = "longformer-trace"
 VERSION = 1
@@ -43,6 +47,65 @@ class Header(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+
+
+class Trace(Mapping[str, Tensor]):
+    """What was recorded: names to tensors, in the order of computation.
+
+    inputs: what the model was given, by argument: (B, S) int64 for a Longformer.
+    metadata: strings, as in a trace file.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: Mapping[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.metadata: dict[str, str] = {}
+        self._backward: Callable[[Tensor], None] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        given = self.metadata.get("order")
+        return iter(sorted(self.tensors, key=order if given is None else order_of(json.loads(given))))
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def backward(self, loss: Tensor) -> None:
+        """Record the gradients of the scalar ``loss``, inside a ``trace(..., gradients=True)``.
+
+        By every recorded activation as ``gradient.<name>``, 0 at padding, and by every parameter that it depends on
+        as ``gradient.parameter.<name>``. The parameters' own ``.grad`` stays as it is.
+        """
+        if self._backward is None:
+            raise LongformerError("gradients are recorded only inside `with trace(model, gradients=True)`")
+        self._backward(loss)
+
+    def save(self, path: str | Path) -> None:
+        """Write a trace file. Raises DataError where it cannot be written."""
+        names = [INPUT + name for name in self.inputs] + list(self.tensors)
+        writer = TraceWriter(path, names, self.metadata)
+        try:
+            for name, tensor in self.inputs.items():
+                writer.write(INPUT + name, tensor)
+            for name in self:
+                writer.write(name, self[name])
+            writer.close()
+        finally:
+            writer.discard()
+
+
+def read_trace(path: str | Path) -> Trace:
+    """A trace file, whose tensors are read when they are asked for.
+
+    Raises:
+        DataError: no such file, corrupt, no trace, or of another version of the format.
+    """
+    file = TraceFile(path)
+    trace = Trace()
+    trace.tensors, trace.inputs, trace.metadata = file, file.inputs, file.metadata
+    return trace
 
 
 class TraceWriter:

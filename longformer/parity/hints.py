@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from longformer.parity import attention_slips, slips
-from longformer.parity.recorder import Trace
+from longformer.parity.format import Trace
 from longformer.parity.rounding import Truth
 from longformer.parity.slips import ANOTHER, EPS, LackingError, Scene, Slip
 from longformer.parity.table import GRADIENT, PARAMETER, split_name

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from longformer.errors import LongformerError
+from longformer.kernels import Tokens
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.table import BASE, Table, Value, longformer_table
@@ -25,13 +26,13 @@ TARGETS = ("start_positions", "end_positions")  # arguments of question answerin
 class Layout(ABC):
     """How one kind of model lays out its values.
 
-    root: the module with whose call a run begins. key_mask: (B, S) bool, False at padding. global_mask: (B, S) bool.
+    root: the module whose call begins a run.
+    tokens: padding and global tokens of the run, with their index; nothing where a model has no such things.
     """
 
     def __init__(self, root: nn.Module, table: Table) -> None:
         self.root, self.table = root, table
-        self.key_mask: Tensor | None = None
-        self.global_mask: Tensor | None = None
+        self.tokens = Tokens()
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
@@ -88,7 +89,6 @@ class LongformerLayout(Layout):
         super().__init__(
             getattr(model, BASE) if is_head else model, longformer_table(prefix, config.num_attention_heads)
         )
-        self.size = (0, 0)
 
     def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments
@@ -97,9 +97,8 @@ class LongformerLayout(Layout):
             raise LongformerError("trace() records what a Longformer makes of input_ids; none were given")
         if ids.dim() != 2:
             raise LongformerError(f"input_ids has shape {tuple(ids.shape)}; it must be (B, S)")
-        self.size = (ids.shape[0], ids.shape[1])
         inputs = effective_inputs(bound)
-        self.key_mask, self.global_mask = inputs["attention_mask"] != 0, inputs["global_attention_mask"] != 0
+        self.tokens = tokens_of(inputs)
         return inputs
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
@@ -133,6 +132,12 @@ def effective_inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().long() for name, value in inputs.items() if value is not None}
 
 
+def tokens_of(inputs: Mapping[str, Tensor]) -> Tokens:
+    """Padding and global tokens of :func:`effective_inputs`, with the index of the global ones."""
+    keep, is_global = (inputs[name] != 0 for name in ("attention_mask", "global_attention_mask"))
+    return Tokens.of(keep, is_global).with_index(counted=True)
+
+
 class OurLayout(LongformerLayout):
     """Ours: batch and sequence as they are, from the first module to the last."""
 
@@ -152,4 +157,5 @@ class PaddedLayout(LongformerLayout):
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
         joined = torch.cat(pieces, 0 if value.axes == "sbc" else 1) if len(pieces) > 1 else pieces[0]
         joined = joined.transpose(0, 1) if value.axes == "sbc" else joined
-        return joined if value.kind == "plain" else joined[:, : self.size[1]]
+        assert self.tokens.keep is not None
+        return joined if value.kind == "plain" else joined[:, : self.tokens.keep.shape[1]]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longformer.parity.format import metadata_object
-from longformer.parity.recorder import Trace
+from longformer.parity.format import Trace, metadata_object
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
 POSITIONS = 8  # that differ most, listed

@@ -22,71 +22,11 @@ from longformer.errors import LongformerError
 from longformer.kernels import choose
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
-from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
+from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
-from longformer.parity.modes import check_mode, kernel_of
-from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
 
 Sink = Callable[[str, Tensor], None]
-
-
-class Trace(Mapping[str, Tensor]):
-    """What was recorded: names to tensors, in the order of computation.
-
-    inputs: what the model was given, by argument: (B, S) int64 for a Longformer.
-    metadata: strings, as in a trace file.
-    """
-
-    def __init__(self) -> None:
-        self.tensors: Mapping[str, Tensor] = {}
-        self.inputs: dict[str, Tensor] = {}
-        self.metadata: dict[str, str] = {}
-        self._backward: Callable[[Tensor], None] | None = None
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        given = self.metadata.get("order")
-        return iter(sorted(self.tensors, key=order if given is None else order_of(json.loads(given))))
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def backward(self, loss: Tensor) -> None:
-        """Record the gradients of the scalar ``loss``, inside a ``trace(..., gradients=True)``.
-
-        By every recorded activation as ``gradient.<name>``, 0 at padding, and by every parameter that it depends on
-        as ``gradient.parameter.<name>``. The parameters' own ``.grad`` stays as it is.
-        """
-        if self._backward is None:
-            raise LongformerError("gradients are recorded only inside `with trace(model, gradients=True)`")
-        self._backward(loss)
-
-    def save(self, path: str | Path) -> None:
-        """Write a trace file. Raises DataError where it cannot be written."""
-        names = [INPUT + name for name in self.inputs] + list(self.tensors)
-        writer = TraceWriter(path, names, self.metadata)
-        try:
-            for name, tensor in self.inputs.items():
-                writer.write(INPUT + name, tensor)
-            for name in self:
-                writer.write(name, self[name])
-            writer.close()
-        finally:
-            writer.discard()
-
-
-def read_trace(path: str | Path) -> Trace:
-    """A trace file, whose tensors are read when they are asked for.
-
-    Raises:
-        DataError: no such file, corrupt, no trace, or of another version of the format.
-    """
-    file = TraceFile(path)
-    trace = Trace()
-    trace.tensors, trace.inputs, trace.metadata = file, file.inputs, file.metadata
-    return trace
 
 
 @contextmanager
@@ -191,7 +131,7 @@ class Recorder:
         self._kernels: dict[str, None] = {}
         if probabilities and not isinstance(layout, LongformerLayout):
             raise LongformerError("attention probabilities are recorded of a Longformer, not of a module with a table")
-        check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
+        _check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
 
     def names_in_order(self) -> Iterator[str]:
         """Names of the values in the order in which they are computed, without gradients."""
@@ -266,7 +206,7 @@ class Recorder:
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
             if isinstance(module, LongformerSelfAttention):
-                self._kernels[kernel_of(module, arguments[0], first)] = None
+                self._kernels[_kernel_of(module, arguments[0], first)] = None
                 self.notes["kernel"] = ", ".join(self._kernels)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
@@ -288,15 +228,14 @@ class Recorder:
             if self.layout.table.heads is None:
                 raise LongformerError(f"the table records {value.name} by heads, but does not say how many")
             rows = rows.unflatten(-1, (self.layout.table.heads, -1)).transpose(1, 2)  # (B, H, S, D)
-        if prefix and value.kind != "plain" and self.layout.key_mask is not None:
-            padding = ~self.layout.key_mask
+        tokens = self.layout.tokens
+        if prefix and value.kind != "plain" and tokens.keep is not None:
+            padding = ~tokens.keep
             rows = rows.masked_fill(padding[:, None, :, None] if rows.dim() == 4 else padding[..., None], 0)
-        if value.kind == "attention":
-            mask = self.layout.global_mask
-            if mask is not None and bool(mask.any()):
-                global_name = value.name.removesuffix("local_output") + GLOBAL_ROWS
-                self._give(prefix + global_name, probs.global_rows(rows, mask))
-                rows = rows.masked_fill(mask[:, None, :, None], 0)
+        if value.kind == "attention" and tokens.is_global is not None and tokens.global_index is not None:
+            global_name = value.name.removesuffix("local_output") + GLOBAL_ROWS
+            self._give(prefix + global_name, probs.global_rows(rows, tokens.global_index))
+            rows = rows.masked_fill(tokens.is_global[:, None, :, None], 0)
         self._give(prefix + value.name, rows)
 
     def _give(self, name: str, tensor: Tensor) -> None:
@@ -315,23 +254,20 @@ class Recorder:
 
     def _record_probabilities(self, value: Value, module: nn.Module, arguments: Any, output: Any) -> None:
         layout = self.layout
-        assert isinstance(layout, LongformerLayout) and layout.key_mask is not None and layout.global_mask is not None
         layer = value.name.removesuffix("local_output")
+
+        def by_heads(name: str) -> Tensor:
+            rows = layout.rows(self._pieces[name], self._value_of[name])
+            return rows.unflatten(-1, (layout.table.heads or 1, -1)).transpose(1, 2)
+
         if not isinstance(module, LongformerSelfAttention):
-            found = probs.of_reference(output, layout.key_mask, layout.global_mask)
+            found = probs.of_reference(output, layout.tokens)
         else:
-            query, key, v = (
-                layout.rows(self._pieces[layer + part], self._value_of[layer + part])
-                .unflatten(-1, (layout.table.heads or 1, -1))
-                .transpose(1, 2)
-                for part in ("query", "key", "value")
-            )
-            masks = layout.key_mask, layout.global_mask
+            query, key, x = (by_heads(layer + part) for part in ("query", "key", "value"))
+            projected = probs.Projected(query, key, x, layout.tokens)
             if self.check:
-                rows = layout.rows(self._pieces[value.name], value).unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
-                probs.check_agreement(value.name, module, self._impl, query, key, v, rows, *masks)
-            states = layout.rows([arguments[0].detach()], value)
-            found = probs.of_ours(module, query, key, states, *masks)
+                probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
+            found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value))
             # As check_agreement has it run: without gradients and dropout.
             self.notes["kernel"] = f"banded, which agrees with {choose(query, impl=self._impl).impl}"
         for name, tensor in found.items():
@@ -370,3 +306,36 @@ def _with_first(output: Any, first: Tensor) -> Any:
     if hasattr(output, "_fields"):
         return output._replace(**{output._fields[0]: first})
     return type(output)([first, *output[1:]])
+
+
+def _check_mode(model: nn.Module, values: Mapping[str, Value], *, probabilities: bool, gradients: bool) -> None:
+    """Raise LongformerError, before ``model`` runs, where it is in a mode that cannot be recorded.
+
+    values: by the path of the module that gives them.
+    """
+    parts = dict(model.named_modules())
+    for path, value in values.items():
+        part = parts[path]
+        dropout_p = getattr(part, "dropout_p", getattr(part, "dropout", 0))  # ours and transformers' name for it
+        if probabilities and value.kind == "attention" and part.training and dropout_p:
+            raise LongformerError(
+                f"attention probabilities are recorded without dropout, and {path} is in training mode with a "
+                f"dropout of {dropout_p}: call model.eval(), or set the config's attention_probs_dropout_prob to 0"
+            )
+    again = [path for path, part in parts.items() if getattr(part, "gradient_checkpointing", False) and part.training]
+    if gradients and again:
+        raise LongformerError(
+            f"{again[0] or 'the model'} has gradient_checkpointing, by which layers run a second time on the way "
+            "back, and a value has one result: set it to False to record gradients, or call model.eval()"
+        )
+
+
+def _kernel_of(attention: LongformerSelfAttention, hidden: Tensor, output: Tensor) -> str:
+    """Which kernel made ``output`` of ``hidden``: where ``impl`` is "auto", the one chosen for the layer's queries."""
+    weights = [part.weight for part in (attention.query, attention.key, attention.value)]
+    return choose(
+        output.new_empty(1, 1, 1, attention.head_dim),
+        impl=attention.impl,
+        dropout_p=attention.dropout_p if attention.training else 0.0,
+        backward=torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, *weights)),
+    ).impl

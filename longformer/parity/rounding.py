@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.encoder import LongformerModel
+from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer, choose_layout
-from longformer.parity.recorder import Recorder, Trace, trace
+from longformer.parity.recorder import Recorder, trace
 from longformer.parity.table import PARAMETER
 
 Inputs = Mapping[str, Tensor]

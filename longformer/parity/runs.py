@@ -21,8 +21,9 @@ from longformer.errors import DataError, LongformerError
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer
-from longformer.parity.recorder import Trace, trace
+from longformer.parity.recorder import trace
 from longformer.parity.samples import SUFFIX, Sample, Settings
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")

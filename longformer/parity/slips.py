@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
+from longformer.kernels import Tokens
+from longformer.parity.layout import tokens_of
 
 EPS = "LayerNorm's eps is "
 ANOTHER = "a linear layer, but not with these weights"
@@ -67,14 +69,9 @@ class Scene:
         return x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
 
     @property
-    def key_mask(self) -> Tensor:
-        """(B, S) bool, False at padding."""
-        return self.inputs["attention_mask"] != 0
-
-    @property
-    def global_mask(self) -> Tensor:
-        """(B, S) bool."""
-        return self.inputs["global_attention_mask"] != 0
+    def tokens(self) -> Tokens:
+        """Padding and global tokens, with the index of the global ones."""
+        return tokens_of(self.inputs)
 
 
 def embeddings(scene: Scene) -> Iterator[Slip]:
@@ -191,15 +188,10 @@ def sublayer(
 
 def context(scene: Scene) -> Tensor:
     """(B, S, C): local output and global rows, merged again."""
-    local = scene.value("local_output")
-    mask = scene.global_mask & scene.key_mask
-    if bool(mask.any()):
-        rows = scene.value("global_rows")
-        local = local.clone()
-        for b in range(len(mask)):
-            index = mask[b].nonzero().flatten()
-            local[b, :, index] = rows[b, :, : len(index)]
-    return local.transpose(1, 2).flatten(2)
+    states, tokens = scene.value("local_output").transpose(1, 2).clone(), scene.tokens  # (B, S, H, D)
+    if tokens.is_global is not None and tokens.global_index is not None:
+        states[tokens.is_global] = scene.value("global_rows").transpose(1, 2)[tokens.global_index >= 0]
+    return states.flatten(2)
 
 
 def intermediate(scene: Scene) -> Iterator[Slip]:

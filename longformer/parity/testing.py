@@ -13,8 +13,8 @@ from torch import Tensor
 from longformer.checkpoints.weights import some
 from longformer.errors import DataError
 from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
+from longformer.parity.format import Trace
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
-from longformer.parity.recorder import Trace
 from longformer.parity.report import table
 from longformer.parity.rounding import RUNS, Truth, row_mean_square
 

@@ -17,8 +17,8 @@ from longformer import LongformerForMaskedLM, LongformerModel
 from longformer.cli import main
 from longformer.kernels import api
 from longformer.parity import read_trace
+from longformer.parity.contest import expected_shapes
 from longformer.parity.runs import draw
-from longformer.parity.shapes import expected_shapes
 
 IDS = [[0, 20, 21, 2, 2, 30, 31, 32, 33, 34, 35, 2], [0, 22, 2, 2, 40, 41, 2]]
 
