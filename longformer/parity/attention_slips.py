@@ -17,7 +17,8 @@ from longformer.kernels.reference import masked_softmax
 from longformer.parity.probabilities import global_rows
 from longformer.parity.slips import Scene, Slip
 
-DENSE = 1500  # tokens up to which attention is tried again, densely
+DENSE = 1500  # tokens up to which dense attention is computed again
+PROJECTIONS = ("query_global", "key_global", "value_global")
 
 
 class LocalAttention:
@@ -47,7 +48,7 @@ class LocalAttention:
         twice: Tensor | None = None,
         keep_padding: bool = False,
     ) -> Tensor:
-        """The output over ``pairs``, (B, H or 1, S, S); the pairs ``twice``, of the same shape, have twice the weight."""
+        """The output over ``pairs`` (B, H or 1, S, S); the pairs in ``twice``, of the same shape, have twice the weight."""
         query, key = self.query if query is None else query, self.key if key is None else key
         scores = (query * (self.scale if scale is None else scale)) @ key.transpose(2, 3)
         if twice is not None:
@@ -144,13 +145,8 @@ def rows_of_global_tokens(scene: Scene) -> Iterator[Slip]:
         yield text, global_rows(rows, scene.tokens.global_index)
     for layer in range(scene.config.num_hidden_layers):
         if layer != scene.layer:
-            yield (
-                f"the global projections are those of layer {layer}",
-                _attend_globally(scene, *PROJECTIONS, layer=layer),
-            )
-
-
-PROJECTIONS = ("query_global", "key_global", "value_global")
+            text = f"the global projections are those of layer {layer}"
+            yield text, _attend_globally(scene, *PROJECTIONS, layer=layer)
 
 
 def _global_projections(scene: Scene) -> Iterator[Slip]:
@@ -179,7 +175,7 @@ def _attend_globally(
     mask_padding: bool = True,
     layer: int | None = None,
 ) -> Tensor:
-    """The rows of the global tokens, by the projections of these names of the scene's layer or another: (B, H, G, D)."""
+    """The rows of the global tokens (B, H, G, D), by the projections of these names in the scene's or another layer."""
     x, index, keep = scene.layer_input(), scene.tokens.global_index, scene.tokens.keep
     assert index is not None
 
