@@ -18,6 +18,7 @@ from longformer.checkpoints.weights import find_weights, read_tensors, some
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError
 from longformer.models.encoder import LongformerModel
+from longformer.models.heads import HEADS
 from longformer.tokenizer import TOKENIZER_FILES, LongformerTokenizer
 
 POSITIONS = "longformer.embeddings.position_embeddings.weight"
@@ -150,8 +151,7 @@ def to_long(
 
     if "lm_head" in keep:
         check_tied(source, tensors)
-    heads = {"qa_outputs": "LongformerForQuestionAnswering", "lm_head": "LongformerForMaskedLM"}
-    architecture = next((name for part, name in heads.items() if part in keep), "LongformerModel")
+    architecture = next((head.__name__ for part, head in HEADS.items() if part in keep), LongformerModel.__name__)
     extra = {"architectures": [architecture], "dtype": dtype_name(tensors.values())}
     dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
     tokenizer.model_max_length = max_tokens

@@ -72,7 +72,8 @@ class QuestionAnswerer:
         model: answers in ``eval()`` mode; one that is in training is put back into it afterwards.
         tokenizer: the one of the model's checkpoint.
         global_mask: which tokens are global, (B, S) bool, of a batch's ids, (B, S) int64, which are padded on the
-            right; None is the question, by ``model.question_mask``. It is given to ``answer_batch``'s every batch.
+            right; None is the question, by ``model.automatic_global_mask``. Every batch of ``answer_batch`` is given
+            to it.
 
     Raises:
         LongformerError: a tokenizer that is not the model's, by its special tokens.

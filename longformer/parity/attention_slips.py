@@ -48,7 +48,7 @@ class LocalAttention:
         twice: Tensor | None = None,
         keep_padding: bool = False,
     ) -> Tensor:
-        """The output over ``pairs`` (B, H or 1, S, S); the pairs in ``twice``, of the same shape, have twice the weight."""
+        """The output over ``pairs`` (B, H or 1, S, S); the pairs in ``twice``, of that shape, have twice the weight."""
         query, key = self.query if query is None else query, self.key if key is None else key
         scores = (query * (self.scale if scale is None else scale)) @ key.transpose(2, 3)
         if twice is not None:

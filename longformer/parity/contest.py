@@ -15,7 +15,7 @@ from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors, some
 from longformer.config import LongformerConfig
 from longformer.errors import DataError
-from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import Head
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import Trace, metadata_object, read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
@@ -147,10 +147,8 @@ def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, 
             parts[PROBABILITIES[2]] = (*heads, global_tokens, seq_len)
         shapes |= {f"layer.{layer}.{part}": shape for part, shape in parts.items()}
     kind = kind_of(folder).model
-    if kind is LongformerForQuestionAnswering:
-        shapes["logits"] = (batch, seq_len, 2)
-    elif kind is LongformerForMaskedLM:
-        shapes["logits"] = (batch, seq_len, config.vocab_size)
+    if issubclass(kind, Head):
+        shapes["logits"] = kind.logits_shape(config, batch, seq_len)
     else:
         shapes["pooler_output"] = (batch, config.hidden_size)
     weights = read_tensors(find_weights(folder))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from longformer.errors import LongformerError
 from longformer.kernels import Tokens
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
-Longformer = LongformerModel | LongformerForQuestionAnswering | LongformerForMaskedLM
-TARGETS = ("start_positions", "end_positions")  # arguments of question answering's forward that give it a loss
+Longformer = LongformerModel | Head
+TARGETS = LongformerForQuestionAnswering.targets  # of the head whose loss the command knows
 
 
 class Layout(ABC):

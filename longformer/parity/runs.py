@@ -20,7 +20,7 @@ from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import HEADS, LongformerForQuestionAnswering
 from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer
 from longformer.parity.recorder import trace
@@ -94,12 +94,12 @@ class Kind(NamedTuple):
 
 
 def kind_of(name_or_path: str) -> Kind:
-    """Question answering for a checkpoint that has this head, else masked language modelling, else the base model."""
+    """The first of the heads that a checkpoint has, in the order of ``HEADS``; else the base model."""
     names = {todays_name(name) for name in read_tensors(find_weights(name_or_path))}
     parts = [part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in names)]
-    for head, model in (("qa_outputs", LongformerForQuestionAnswering), ("lm_head", LongformerForMaskedLM)):
-        if head in parts:
-            return Kind(model, {}, [part for part in parts if part != head])
+    for part, head in HEADS.items():
+        if part in parts:
+            return Kind(head, {}, [other for other in parts if other != part])
     has_pooler = "pooler" in parts
     return Kind(LongformerModel, {"add_pooling_layer": has_pooler}, [part for part in parts if part != "pooler"])
 

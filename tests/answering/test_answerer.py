@@ -474,7 +474,7 @@ def test_global_tokens_of_ones_own_choice(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer(tmp_path)
     model = tiny_model(tokenizer)
     pairs = [("who fell", "Dan fell. Ann did not."), ("who", "Ann stood and Dan fell, all the same.")]
-    own, same = (QuestionAnswerer(model, tokenizer, global_mask=mask) for mask in (None, model.question_mask))
+    own, same = (QuestionAnswerer(model, tokenizer, global_mask=mask) for mask in (None, model.automatic_global_mask))
     assert own.answer_batch(pairs, top_k=3) == same.answer_batch(pairs, top_k=3)
     seen: list[tuple[int, ...]] = []
 
@@ -493,8 +493,8 @@ def test_a_checkpoint_under_another_pattern(tmp_path: Path) -> None:
     folder = save_tiny_checkpoint(tmp_path)
     plain = QuestionAnswerer.from_pretrained(folder)
     config = plain.model.config.replace(attention_window=2, attention_dilation=3)
-    changed = QuestionAnswerer.from_pretrained(folder, config=config, global_mask=plain.model.question_mask)
-    assert changed.model.config == config and changed.global_mask == plain.model.question_mask
+    changed = QuestionAnswerer.from_pretrained(folder, config=config, global_mask=plain.model.automatic_global_mask)
+    assert changed.model.config == config and changed.global_mask == plain.model.automatic_global_mask
     for mine, other in zip(changed.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(mine, other)
     question, document = "who fell", "Dan fell. Ann did not."

@@ -34,7 +34,7 @@ def dense(attention: Attention) -> Tensor:
 
 def dense_of_model(answerer: QuestionAnswerer, ids: Tensor) -> Tensor:
     """(L, H, S, S) attention probabilities of a model over one row of ids, each from a dense masked softmax."""
-    matrices, global_mask = [], answerer.model.question_mask(ids[None])[0]
+    matrices, global_mask = [], answerer.model.automatic_global_mask(ids[None])[0]
 
     def hook(module: LongformerSelfAttention, arguments: tuple) -> None:
         def heads(layer):

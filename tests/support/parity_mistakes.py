@@ -104,12 +104,13 @@ def twice(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> 
     def wrong(
         query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, tokens: Tokens, **settings: Any
     ) -> Tensor:
-        assert tokens.keep is not None and tokens.is_global is not None
+        assert tokens.is_global is not None
+        band = pattern.pairs(query.shape[2], Tokens(tokens.keep))
+        columns = tokens.is_global[:, None, None, :].expand_as(band)
         scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
-        columns = scores.masked_fill(~tokens.is_global[:, None, None, :], -math.inf)
-        band = scores.masked_fill(~pattern.pairs(query.shape[2], Tokens(tokens.keep)), -math.inf)
-        both = torch.cat([columns, band], dim=-1).softmax(dim=-1)
-        return (both @ torch.cat([value, value], dim=2)).masked_fill(~tokens.keep[:, None, :, None], 0)
+        seen = [scores.masked_fill(~pairs, -math.inf) for pairs in (columns, band)]
+        out = torch.cat(seen, dim=-1).softmax(dim=-1) @ torch.cat([value, value], dim=2)
+        return out if tokens.keep is None else out * tokens.keep[:, None, :, None]
 
     with kernel(model, wrong):
         return run(model, inputs)
