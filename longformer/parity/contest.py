@@ -1,4 +1,4 @@
-"""Two contenders on one model and one input, and the truth that judges them: ``longformer parity compare``."""
+"""``longformer parity compare``: two contenders on one model and one input, and the truth that judges them."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class Contest:
 def contest(
     a: str, b: str, source: str | None, model: str | None, settings: Settings, say: Callable[[str], None]
 ) -> Iterator[Contest]:
-    """Run, or read, ``a`` and ``b``, and judge them. Inside, the runs lie in files of a temporary folder.
+    """Run or read ``a`` and ``b``, and judge them. While this is open, the runs are files in a temporary folder.
 
     Args:
         a, b: each a trace file, or what :meth:`Contender.parse` takes.
-        source: the input, see :func:`read_sample`; None is that of the first trace file.
+        source: the input, see :func:`read_sample`; None is the input of the first trace file.
         model: a folder, a name on the hub, or a ``config.json``; None is the one that a trace file names.
-        settings: values of a kind that a trace file has are compared without being asked for, and weights are drawn
-            from its seed.
-        say: told what is being done.
+        settings: if a trace file has probabilities or gradients, they are compared without being asked for. Without a
+            seed, weights are drawn from the trace file's.
+        say: is told what is being done.
 
     Raises:
-        DataError: anything that is not there, not what it should be, or not of one input and one config.
+        DataError: something is missing or not what it should be, or the runs have different inputs or configs.
     """
     names = (a, b) if a != b else (f"{a} (1)", f"{b} (2)")
     files = {name: read_trace(name) for name in (a, b) if name.endswith(SUFFIX)}
@@ -81,7 +81,7 @@ def contest(
             if name in contenders:
                 say(f"running {name}")
                 path = work / f"{i}{SUFFIX}"
-                traces.append(record(contenders[name], folder, sample, path, settings, said_model=chosen))
+                traces.append(record(contenders[name], folder, sample, path, settings, model_name=chosen))
             else:
                 traces.append(files[name])
         say("running the truth, in float64")
@@ -96,7 +96,7 @@ def contest(
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
         left_out = kind_of(folder).left_out
         if left_out:
-            comparison.notes.append(f"the checkpoint has parts that were not run and so not compared: {some(left_out)}")
+            comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {some(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)
 
 
@@ -105,12 +105,12 @@ def _has_probabilities(trace: Trace) -> bool:
 
 
 def _has_gradients(trace: Trace) -> bool:
-    """Whether there are gradients of the loss that is known here, by its targets; those of another are not judged."""
+    """Whether there are gradients of the loss that is known here. Its targets show it; other losses are not judged."""
     return TARGETS[0] in trace.inputs and any(name.startswith(GRADIENT) for name in trace)
 
 
 def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: str) -> None:
-    """What ``compare`` would refuse in the end, before anything is run."""
+    """Refuse, before anything runs, what ``compare`` would refuse in the end."""
     inputs, config = effective_inputs(sample.inputs), read_config(folder)
     for name, trace in files.items():
         check_inputs(trace.inputs, inputs, name, source if source != name else f"{name}, as the model is given it")
@@ -160,7 +160,7 @@ def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, 
 
 
 def _seed(model: str, traces: dict[str, Trace]) -> int | None:
-    """Seed of the weights drawn for ``model``, if one of its traces says so. Raises DataError for no number."""
+    """The seed that a trace gives for the weights of ``model``, if one does. Raises DataError where it is no number."""
     for name, trace in traces.items():
         seed = trace.metadata.get("seed")
         if seed is not None and trace.metadata.get("model") == model:

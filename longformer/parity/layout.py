@@ -1,4 +1,4 @@
-"""How each kind of model lays out its values: what is padded or transposed inside, and what its inputs mean.
+"""How each kind of model lays out its values: what it pads or transposes inside, and what its inputs mean.
 
 Letters: B batch, S sequence, C hidden size.
 """
@@ -36,19 +36,19 @@ class Layout(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """Metadata: ``implementation``, and what else is particular to it."""
+        """Metadata: ``implementation``, and whatever else is special about it."""
 
     @abstractmethod
     def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        """Learn the layout of the run that begins with these arguments; returns the inputs, to be recorded."""
+        """Learn the layout of the run that begins with these arguments. Returns the inputs that are to be recorded."""
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        """What ``model``, called with these arguments, takes for its loss alone; nothing if that is not known."""
+        """Those of ``model``'s arguments that only its loss takes; nothing if that is not known."""
         return {}
 
     @abstractmethod
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        """A module's results, several if it works by pieces of the sequence, to (B, S, ...)."""
+        """A module's results, of which there are several if it works by pieces of the sequence, to (B, S, ...)."""
 
 
 def choose_layout(model: nn.Module, table: Table | None) -> Layout:
@@ -61,12 +61,12 @@ def choose_layout(model: nn.Module, table: Table | None) -> Layout:
     if type(model).__module__.startswith("transformers.") and kind == "longformer":
         return PaddedLayout(model)
     raise LongformerError(
-        f"{type(model).__name__} is neither our Longformer nor transformers'; say by table= which modules to record"
+        f"{type(model).__name__} is neither our Longformer nor transformers'; say with table= which modules to record"
     )
 
 
 class PlainLayout(Layout):
-    """A module with a table of its own: batch and sequence as they are."""
+    """A module with a table of its own: batch and sequence are as they come."""
 
     def describe(self) -> dict[str, str]:
         return {"implementation": type(self.root).__qualname__}
@@ -80,7 +80,7 @@ class PlainLayout(Layout):
 
 
 class LongformerLayout(Layout):
-    """What both Longformers share: the base model, its arguments, the masks that follow from them."""
+    """What both Longformers share: the base model, its arguments, and the tokens that follow from them."""
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = model.config
@@ -112,10 +112,11 @@ class LongformerLayout(Layout):
 
 
 def effective_inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A base model's arguments as a trace has them, int64 on the CPU: masks of 0 and 1, global only where no padding.
+    """A base model's arguments as a trace has them: int64, on the CPU, masks of 0 and 1, and no padding global.
 
-    ``given``: ``input_ids`` (B, S) and, if any, ``attention_mask``, ``global_attention_mask``, ``token_type_ids`` and
-    ``position_ids``.
+    Args:
+        given: ``input_ids`` (B, S) and, if there are any, ``attention_mask``, ``global_attention_mask``,
+            ``token_type_ids`` and ``position_ids``.
     """
     ids, mask, global_mask = (given.get(name) for name in ("input_ids", "attention_mask", "global_attention_mask"))
     assert ids is not None
@@ -139,7 +140,7 @@ def tokens_of(inputs: Mapping[str, Tensor]) -> Tokens:
 
 
 class OurLayout(LongformerLayout):
-    """Ours: batch and sequence as they are, from the first module to the last."""
+    """Ours: batch and sequence are as they come, from the first module to the last."""
 
     def describe(self) -> dict[str, str]:
         return {"implementation": "longformer"}  # and "kernel", which is chosen when the model runs
@@ -149,7 +150,7 @@ class OurLayout(LongformerLayout):
 
 
 class PaddedLayout(LongformerLayout):
-    """transformers': padded to a multiple of the window within the base model, (S, B, C) in projections."""
+    """transformers': padded to a multiple of the window inside the base model, and (S, B, C) in projections."""
 
     def describe(self) -> dict[str, str]:
         return {"implementation": "transformers"}

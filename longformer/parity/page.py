@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: no network, no files beside it."""
+"""A comparison as one HTML page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from longformer.parity.report import furthest, place, summary
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, split_name
 
 BINS = 512  # columns of a heat map: with more tokens, neighbours share one, and the worst of them is shown
-EXAMPLES = 8  # of a batch
+EXAMPLES = 8  # of a batch that are shown, at most
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LOWEST, STEPS = -1.0, 6  # level 0 is a tenth of the noise; this many levels are a factor of ten
+LOWEST, STEPS = -1.0, 6  # level 0 is a tenth of the noise; so many levels are a factor of ten
 WIDTH, HEIGHT = 1000, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 24  # margins
 LABELS = 12  # layers that are named below the chart, at most
@@ -53,7 +53,7 @@ def page(contest: Contest) -> str:
         "DATA": _script(_data(contest)),
     }
     template = (files("longformer.parity") / "page.html").read_text(encoding="utf-8")
-    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)  # in one go: a part may hold such a mark
+    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)  # all at once: a part may hold such a mark
 
 
 def _is_of_activation(name: str) -> bool:
@@ -61,7 +61,7 @@ def _is_of_activation(name: str) -> bool:
 
 
 def _data(contest: Contest) -> dict[str, Any]:
-    """What the page's script draws maps and text from."""
+    """The data from which the page's script draws maps and text."""
     comparison, inputs = contest.comparison, contest.truth.trace.inputs
     ids = inputs["input_ids"]
     texts = contest.tokens or [[str(number) for number in row] for row in ids.tolist()]
@@ -84,13 +84,13 @@ def _data(contest: Contest) -> dict[str, Any]:
 
 
 def _script(data: Any) -> str:
-    """JSON inside a script element: a document's own ``</script>`` must not end it."""
+    """JSON for a script element, escaped: a ``</script>`` in the document must not end that element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
-    """For each run and example, a string a head: a character a token, how many times the noise its error is."""
+    """For each run, example and head, a string: one character a token says how many times the noise the error is."""
     truth, part = contest.truth, split_name(value.name.removeprefix(GRADIENT))[1]
     by_token = len(value.shape) in (3, 4) and part not in (GLOBAL_ROWS, PROBABILITIES[2])
     if not by_token or value.name.startswith(PARAMETER) or value.name not in truth.trace:
@@ -111,7 +111,7 @@ def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
 
 
 class _Axes:
-    """Where a value, by its number, and an error, on a logarithmic scale, lie."""
+    """Where things lie in the chart: a value by its number, an error on a logarithmic scale."""
 
     def __init__(self, count: int, numbers: Sequence[float]) -> None:
         self.low, self.high = math.floor(math.log10(min(numbers))), math.ceil(math.log10(max(numbers)))
@@ -123,14 +123,14 @@ class _Axes:
         return f"{LEFT + i * self.across:.1f}"
 
     def y(self, number: float) -> str:
-        """From the top; what is 0 or not finite lies at an edge."""
+        """From the top. What is 0 or not finite lies at an edge."""
         power = self.low if number <= 0 else self.high if not math.isfinite(number) else math.log10(number)
         power = min(max(power, self.low), self.high)
         return f"{TOP + (HEIGHT - TOP - BOTTOM) * (self.high - power) / (self.high - self.low):.1f}"
 
 
 def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
-    """Root mean square error of each of ``values`` in both runs, over what rounding may cost, and a legend."""
+    """An SVG of the error of each value in both runs, root mean square, with what rounding may cost, and a legend."""
     pairs = [(value, value.a, value.b) for value in values if value.a is not None and value.b is not None]
     errors = [error for _, a, b in pairs for error in (a, b)]
     factor = MULTIPLE * (GRADIENTS if pairs and pairs[0][0].name.startswith(GRADIENT) else 1.0)
@@ -161,7 +161,7 @@ def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
 
 
 def _band(kind: str, run: Sequence[Error], factor: float, axes: _Axes) -> str:
-    """The area from the noise to as many times that as are allowed."""
+    """The area from the noise to the largest error that is allowed."""
     low = [f"{axes.x(i)},{axes.y(error.noise)}" for i, error in enumerate(run)]
     high = [f"{axes.x(i)},{axes.y(factor * error.noise)}" for i, error in enumerate(run)]
     return f'<polygon class="allowed {kind}" points="{" ".join([*low, *reversed(high)])}"/>'
@@ -227,7 +227,7 @@ def _table(comparison: Comparison) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    """Metadata of both runs side by side, less what would fill pages."""
+    """Metadata of both runs side by side, without what would fill pages."""
     runs = [comparison.about[name] for name in comparison.names]
     keys = dict.fromkeys(key for run in runs for key in run if key not in ("weights", "tokens", "config"))
     rows = ""

@@ -1,4 +1,4 @@
-"""``trace``: record what a model computes, by forward hooks, and leave nothing behind.
+"""``trace``: record what a model computes, with forward hooks, and leave nothing behind.
 
 Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
 """
@@ -41,30 +41,30 @@ def trace(
     metadata: Mapping[str, str] | None = None,
     digests: bool = True,
 ) -> Iterator[Trace]:
-    """Record the intermediate values of one forward pass that is run inside.
+    """Record the intermediate values of the one forward pass that you run inside.
 
         with trace(model) as t:
             model(input_ids)
         t["layer.0.query"]  # (B, H, S, D)
 
-    Every value is a copy on the CPU, in the dtype in which it was computed and, for a Longformer, of the input's own
-    length: (B, S, ...), whatever the implementation pads or leaves out inside. Our model runs as the plain
-    model meanwhile, since hooks are on it. After the block, by an exception too, the model is as before.
+    Every value is a copy on the CPU, in the dtype in which it was computed. A Longformer's values have the length of
+    the input, (B, S, ...), whatever the implementation pads or leaves out inside. Since hooks are on it, our model runs
+    as the plain model. After the block the model is as before, also if there was an exception.
 
     Args:
         model: ours, transformers' Longformer, or any module together with a ``table``.
         table: which modules are recorded under which names; None for a Longformer.
         only: names or patterns such as ``"layer.*.output"`` of the values to record; None is all.
-        probabilities: record attention probabilities too. Our model then computes its attention by ``impl="banded"``,
-            which has them, and each layer's result is checked against that of the implementation it had.
+        probabilities: record attention probabilities too. Our model then computes its attention with
+            ``impl="banded"``, which has them, and each layer's result is checked against the layer's own ``impl``.
         gradients: allow :meth:`Trace.backward` inside.
-        path: write a trace file as the values come, instead of holding them in memory; read it after the block.
+        path: write a trace file as the values come, instead of holding them in memory. Read it after the block.
         metadata: strings for the trace file, beside those that are found out.
-        digests: put the weights' digests into the metadata; they take a second for every 300M parameters or so.
+        digests: put the weights' digests into the metadata; this takes a second for every 300M parameters or so.
 
     Raises:
-        LongformerError: a model that the table does not fit, that runs twice inside, or not at all; a pattern of
-            ``only`` that matches nothing; or, with ``probabilities``, implementations that disagree.
+        LongformerError: the table does not fit the model; the model runs twice inside, or not at all; a pattern of
+            ``only`` matches nothing; or, with ``probabilities``, two implementations disagree.
         DataError: ``path`` cannot be written.
     """
     layout = choose_layout(model, table)
@@ -104,7 +104,7 @@ def trace(
 
 
 class Recorder:
-    """Hooks on one model, and what they hand to ``sink``."""
+    """The hooks on one model. They hand what they see to ``sink``, and the inputs to ``input_sink``."""
 
     def __init__(
         self,
@@ -134,14 +134,14 @@ class Recorder:
         _check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
 
     def names_in_order(self) -> Iterator[str]:
-        """Names of the values in the order in which they are computed, without gradients."""
+        """Names of the values, without gradients, in the order in which they are computed."""
         for name, value in self._value_of.items():
             yield name
             if value.kind == "attention":
                 yield name.removesuffix("local_output") + GLOBAL_ROWS
 
     def possible_names(self) -> list[str]:
-        """All tensors that this recording may give."""
+        """Names of all tensors that this recording may give."""
         names = list(self._value_of)
         layers = [name.removesuffix("local_output") for name in names if name.endswith(".local_output")]
         names += [layer + part for layer in layers for part in (GLOBAL_ROWS, *PROBABILITIES)]
@@ -168,7 +168,7 @@ class Recorder:
             yield
 
     def _switch(self, stack: ExitStack, attention: nn.Module) -> None:
-        """Let an attention module compute by what has its probabilities."""
+        """Let an attention module compute its probabilities."""
         if isinstance(attention, LongformerSelfAttention):
             self._impl = attention.impl
             stack.callback(setattr, attention, "impl", attention.impl)
@@ -189,7 +189,7 @@ class Recorder:
 
     def _targets(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         for name, tensor in self.layout.targets(module, arguments, keywords).items():
-            if self.gradients:  # without, they say nothing of what is recorded
+            if self.gradients:  # without gradients, nothing that is recorded depends on them
                 self.input_sink(name, tensor)
 
     def _hook(self, value: Value) -> Callable[[nn.Module, Any, Any], None]:
@@ -219,7 +219,7 @@ class Recorder:
         return record
 
     def _flush(self) -> None:
-        """Hand on what has come."""
+        """Hand on what has come so far."""
         for name in sorted(self._pieces, key=order):
             self._emit(self._value_of[name], self.layout.rows(self._pieces.pop(name), self._value_of[name]), "")
 
@@ -263,8 +263,8 @@ class Recorder:
         if not isinstance(module, LongformerSelfAttention):
             found = probs.of_reference(output, layout.tokens)
         else:
-            query, key, x = (by_heads(layer + part) for part in ("query", "key", "value"))
-            projected = probs.Projected(query, key, x, layout.tokens)
+            query, key, values = (by_heads(layer + part) for part in ("query", "key", "value"))
+            projected = probs.Projected(query, key, values, layout.tokens)
             if self.check:
                 probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
             found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value))
@@ -274,10 +274,10 @@ class Recorder:
             self._give(layer + name, tensor)
 
     def _with_gradient(self, value: Value, output: Tensor) -> Tensor:
-        """A copy of ``output`` to compute on with, whose gradient is recorded.
+        """A copy of ``output`` with which the model goes on, and whose gradient is recorded.
 
-        A copy, since a projection may give a view, and a view that the model goes on to change in place is cut out of
-        the graph together with the hooks on it.
+        It is a copy because a projection may give a view. If the model then changes that view in place, autograd drops
+        it from the graph, and the hooks on it too.
         """
 
         def record(gradient: Tensor) -> None:
@@ -300,7 +300,7 @@ class Recorder:
 
 
 def _with_first(output: Any, first: Tensor) -> Any:
-    """A module's output, of which the tensor, or the first of several, is another."""
+    """A module's output with ``first`` in place of its tensor, or of the first of its tensors."""
     if isinstance(output, Tensor):
         return first
     if hasattr(output, "_fields"):
@@ -309,9 +309,10 @@ def _with_first(output: Any, first: Tensor) -> Any:
 
 
 def _check_mode(model: nn.Module, values: Mapping[str, Value], *, probabilities: bool, gradients: bool) -> None:
-    """Raise LongformerError, before ``model`` runs, where it is in a mode that cannot be recorded.
+    """Raise LongformerError, before ``model`` runs, if it is in a mode that cannot be recorded.
 
-    values: by the path of the module that gives them.
+    Args:
+        values: by the path of the module that gives them.
     """
     parts = dict(model.named_modules())
     for path, value in values.items():
@@ -322,16 +323,16 @@ def _check_mode(model: nn.Module, values: Mapping[str, Value], *, probabilities:
                 f"attention probabilities are recorded without dropout, and {path} is in training mode with a "
                 f"dropout of {dropout_p}: call model.eval(), or set the config's attention_probs_dropout_prob to 0"
             )
-    again = [path for path, part in parts.items() if getattr(part, "gradient_checkpointing", False) and part.training]
-    if gradients and again:
+    twice = [path for path, part in parts.items() if getattr(part, "gradient_checkpointing", False) and part.training]
+    if gradients and twice:
         raise LongformerError(
-            f"{again[0] or 'the model'} has gradient_checkpointing, by which layers run a second time on the way "
-            "back, and a value has one result: set it to False to record gradients, or call model.eval()"
+            f"{twice[0] or 'the model'} has gradient_checkpointing, by which layers run a second time in the backward "
+            "pass, but a value has one result: set it to False to record gradients, or call model.eval()"
         )
 
 
 def _kernel_of(attention: LongformerSelfAttention, hidden: Tensor, output: Tensor) -> str:
-    """Which kernel made ``output`` of ``hidden``: where ``impl`` is "auto", the one chosen for the layer's queries."""
+    """Which kernel computed ``output`` from ``hidden``. If ``impl`` is "auto", the layer's queries decided."""
     weights = [part.weight for part in (attention.query, attention.key, attention.value)]
     return choose(
         output.new_empty(1, 1, 1, attention.head_dim),

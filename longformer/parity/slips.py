@@ -1,7 +1,7 @@
-"""The slips that ports make in what surrounds attention: each value computed again with one mistake made on purpose.
+"""The slips that ports make around attention: each value is computed again with one mistake made on purpose.
 
-Every function yields what a mistake is called and what the value would be. Letters: B batch, S sequence, C hidden size,
-H heads, D head dimension.
+Every function yields pairs: what the mistake is called, and what the value would be.
+Letters: B batch, S sequence, C hidden size, H heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Slip = tuple[str, Tensor]
 
 
 class LackingError(Exception):
-    """A run has not what is needed to try a slip."""
+    """A run lacks what is needed to try a slip."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where a run departed: its values, the true ones, the true weights, the layer, and the masks.
+    """Where a run departed from the truth: its values, the true ones, the true weights, the layer, and the inputs.
 
     Raises:
-        LackingError: where a value is asked for that the run has not, or in another shape.
+        LackingError: a value is asked for that the run lacks, or has in another shape.
     """
 
     run: Mapping[str, Tensor]
@@ -151,7 +151,7 @@ def projection(role: str) -> Callable[[Scene], Iterator[Slip]]:
 def _another_weight(
     scene: Scene, name: str, x: Tensor, y: Tensor, shape: Callable[[Tensor], Tensor] = lambda y: y
 ) -> Iterator[Slip]:
-    """Whether ``y`` is an affine function of ``x`` at all: then the formula is right, and the weight is another."""
+    """The best fit of ``y`` by a linear layer of ``x``: if it is exact, the formula is right, and the weight is not."""
     rows = x.flatten(0, -2)
     rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
     if len(torch.unique(rows, dim=0)) < 1.2 * rows.shape[1]:  # too few tokens: any y would fit
