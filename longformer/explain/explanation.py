@@ -20,8 +20,9 @@ from longformer.explain.packing import (
     pack,
 )
 from longformer.explain.passage import QUESTION, Passage, read_passage
-from longformer.explain.probabilities import Attention, LayerPattern, added, observed
+from longformer.explain.probabilities import Attention, added, observed
 from longformer.explain.rollout import rollout
+from longformer.kernels import AttentionPattern
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Explanation:
     passage: Passage
     start_logits: Tensor
     end_logits: Tensor
-    patterns: list[LayerPattern]
+    patterns: list[AttentionPattern]
     means: list[Attention]
     packed: list[PackedLayer]
     lowest: int
@@ -60,14 +61,14 @@ class _Recorder:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.patterns: list[LayerPattern] = []
+        self.patterns: list[AttentionPattern] = []
         self.means: list[Attention] = []
         self.layers: list[list[list[Candidates]]] = []
 
-    def __call__(self, pattern: LayerPattern, heads: Iterator[Attention]) -> None:
+    def __call__(self, pattern: AttentionPattern, heads: Iterator[Attention]) -> None:
         total, found = None, []
         for attention in heads:
-            found.append(candidates(pattern, attention, self.limits))
+            found.append(candidates(attention, self.limits))
             total = attention if total is None else added(total, attention)
         assert total is not None
         for sum_ in (total.band, total.columns, total.rows):
@@ -159,5 +160,5 @@ def explain(
         packed=[pack(layer, seq_len, lowest) for layer in recorder.layers],
         lowest=lowest,
         limits=recorder.limits,
-        rollout=rollout(list(zip(recorder.patterns, recorder.means, strict=True)), targets),
+        rollout=rollout(recorder.means, targets),
     )

@@ -14,8 +14,8 @@ from torch import Tensor
 from longformer.checkpoints.folder import read_config
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, DataError
+from longformer.parity.format import read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
-from longformer.parity.recorder import read_trace
 from longformer.tokenizer import LongformerTokenizer
 
 SUFFIX = ".safetensors"

@@ -228,7 +228,7 @@ def test_a_value_that_the_truth_lacks_is_not_judged(case: Case) -> None:
     found = compare(a, b, truth=case.truth)
     # All else has the same bits; but the two are not identical.
     assert (found.verdict, found.unjudged) == ("rounding", ["mine"])
-    assert found.notes == ["not judged, since our model has no such value to give the truth: mine"]
+    assert found.notes == ["not judged, since our model, which gives the truth, has no such value: mine"]
     assert summary(found).endswith("; 1 more differ and could not be judged")
     assert "mine" in table(found)
     b.tensors = dict(a.tensors)

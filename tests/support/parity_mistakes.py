@@ -1,7 +1,7 @@
-"""The slips that reimplementations make, planted one at a time: how, where each begins, and what is to be said of it.
+"""The slips that reimplementations make, planted one at a time: how, where each begins, and which hint it should get.
 
-Each takes our model with weights of its own, and the batch, spoils something, and gives the trace of what it then
-computes. ``python tests/parity_mistakes.py`` prints what the tool says of each as a table.
+Each takes our model with weights of its own, and the batch, breaks something, and gives the trace of what the model
+then computes. ``python tests/support/parity_mistakes.py`` prints a table of what the tool says of each.
 """
 
 from __future__ import annotations
