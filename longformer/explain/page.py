@@ -12,9 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from longformer.checkpoints.weights import write_text
 from longformer.explain.explanation import Explanation
 from longformer.explain.packing import RATIO, STEP, levels
+from longformer.files import write_text
 
 
 def write_page(path: str | Path, explanation: Explanation) -> None:

@@ -159,6 +159,6 @@ def check_output(path: str | None, suffix: str) -> None:
 def write(path: str | None, text: str) -> None:
     """Write a file whole. Raises DataError where that fails."""
     assert path is not None
-    from longformer.checkpoints.weights import write_text
+    from longformer.files import write_text
 
     write_text(path, text)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longformer.checkpoints.folder import read_config
-from longformer.checkpoints.weights import some
-from longformer.errors import DataError
+from longformer.errors import DataError, listed
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import metadata_object
 from longformer.parity.layout import TARGETS, effective_inputs
@@ -91,7 +90,9 @@ def contest(
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
         left_out = kind_of(folder).left_out
         if left_out:
-            comparison.notes.append(f"the checkpoint has parts that were not run and so not compared: {some(left_out)}")
+            comparison.notes.append(
+                f"the checkpoint has parts that were not run and so not compared: {listed(left_out)}"
+            )
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from longformer.checkpoints.weights import write_text
+from longformer.files import write_text
 from longformer.parity.chart import chart
 from longformer.parity.comparison import Compared, Comparison
 from longformer.parity.contest import Contest

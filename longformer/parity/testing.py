@@ -10,8 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.weights import some
-from longformer.errors import DataError
+from longformer.errors import DataError, listed
 from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
 from longformer.parity.recorder import Trace
@@ -55,7 +54,7 @@ def assert_parity(
     lacking = [name for name in ours if true is not None and name not in true]
     if lacking:
         raise DataError(
-            f"the truth lacks {some(lacking)}, by which that should be judged; it has {some(list(true or {}))}"
+            f"the truth lacks {listed(lacking)}, by which that should be judged; it has {listed(list(true or {}))}"
         )
     for name in ours:  # in the order in which they are given: a trace's is that of computation
         _assert_tensor(name, ours[name], theirs[name], None if true is None else true[name], factor)
