@@ -15,7 +15,8 @@ from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint, tiny_mod
 from torch import Tensor, nn
 
 from longformer import DataError, LongformerError
-from longformer.answering.answerer import Answer, QuestionAnswerer, Window, group_by_length, lay_windows, top_spans
+from longformer.answering.answerer import Answer, QuestionAnswerer, group_by_length, top_spans
+from longformer.answering.windows import Window, lay_windows
 
 CLS, PAD, SEP = 0, 1, 2
 TWICE = "ü"  # a character that the fake tokenizer makes two tokens of

