@@ -292,6 +292,28 @@ class TestPredict:
         assert status == 2
         assert "cannot be written into; give another place for p.json" in err
 
+    @pytest.mark.parametrize("output", ["q.json", "./q.json", "link.json", "model/config.json"])
+    def test_an_input_is_never_overwritten(self, run, stub, tmp_path, monkeypatch, output):
+        monkeypatch.chdir(tmp_path)
+        squad_file(tmp_path / "q.json", "Anna sang.")
+        (tmp_path / "link.json").symlink_to("q.json")
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        status, _, err = run("predict", "q.json", "-o", output, "--model", "model")
+        assert status == 2
+        assert "is read by this command, and would be overwritten; give another file to write" in err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+        assert stub.loaded is None
+
+    def test_to_standard_output(self, checkpoint, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.")
+        arguments = ["predict", file, "-o", "/dev/stdout", "--model", checkpoint]
+        with (tmp_path / "out.json").open("w") as out:
+            done = child(f"from longformer.cli import main; main({arguments!r})", tmp_path, stdout=out.fileno())
+        assert done.returncode == 0, done.stderr
+        assert set(json.loads((tmp_path / "out.json").read_text())) == {"id0"}
+
     def test_no_output(self, run):
         assert "Missing option '-o'" in run("predict", "q.json")[2]
 

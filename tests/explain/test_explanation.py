@@ -386,6 +386,8 @@ class TestCommand:
             (["Who?", "d.txt", "--png", "p.html"], "must end in .png"),
             (["Who?", "d.txt", "-o", "folder.html"], "is a folder"),
             (["Who?", "doc.html", "-o", "./doc.html"], "is read by this command, and would be overwritten"),
+            (["Who?", "d.txt", "-o", "p.html", "--png", "link.png"], "is the same file as p.html"),
+            (["Who?", "link.png", "-o", "p.html", "--png", "link.png"], "is read by this command"),
             (["Who?", "d.txt"], "say what to write"),
             (["Who?", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
@@ -400,6 +402,7 @@ class TestCommand:
         Path("empty.txt").write_text("")
         Path("bytes.txt").write_bytes(b"a\xff")
         Path("folder.html").mkdir()
+        Path("link.png").symlink_to("p.html")
         with pytest.raises(SystemExit) as end:
             main(["explain", *arguments])
         assert end.value.code == 2 and message in capsys.readouterr().err
