@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from longformer.checkpoints.weights import write_text
 from longformer.explain.explanation import Explanation
 from longformer.explain.packing import RATIO, STEP, levels
+from longformer.files import write_text
 
 
 def write_page(path: str | Path, explanation: Explanation) -> None:

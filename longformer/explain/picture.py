@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from longformer.checkpoints.weights import replace_file
-from longformer.errors import DataError, LongformerError
+from longformer.errors import LongformerError
 from longformer.explain.explanation import Explanation
 from longformer.explain.passage import DOCUMENT
 from longformer.explain.probabilities import Attention
+from longformer.files import write_file
 
 START, END, MARK = "#13794a", "#a3276b", "#c2410c"
 BINS = 384  # rows and columns of the picture: with more tokens, neighbours share a square, and the strongest is drawn
@@ -54,10 +54,7 @@ def write_picture(path: str | Path, explanation: Explanation) -> None:
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # drawn as an empty box
             figure.savefig(new, dpi=110, format="png")
 
-    try:
-        replace_file(Path(path), put)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    write_file(path, put)
 
 
 def _plain(text: str) -> str:

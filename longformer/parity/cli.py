@@ -162,6 +162,6 @@ def check_output(path: str | None, suffix: str) -> None:
 def write(path: str | None, text: str) -> None:
     """Write a file, whole or not at all. Raises DataError if that fails."""
     assert path is not None
-    from longformer.checkpoints.weights import write_text
+    from longformer.files import write_text
 
     write_text(path, text)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from longformer.checkpoints.names import todays_name
-from longformer.checkpoints.weights import some
 from longformer.config import LongformerConfig
-from longformer.errors import DataError
+from longformer.errors import DataError, listed
 from longformer.parity.format import FLOATING, Trace, digest, headers_of, metadata_object
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
 from longformer.parity.places import Places, Position, config_of, worst
@@ -115,7 +114,7 @@ def compare(
             check_configs(metadata_object(run.metadata, "config"), truth.config.to_dict(), name, "the truth")
     common = [name for name in a if name in b]
     if not common:
-        raise DataError(f"{names[0]} and {names[1]} have no value in common: {some(list(a))}; {some(list(b))}")
+        raise DataError(f"{names[0]} and {names[1]} have no value in common: {listed(list(a))}; {listed(list(b))}")
     shapes = {} if truth is None else {name: header.shape for name, header in headers_of(truth.trace.tensors).items()}
     check_values(dict(zip(names, (a, b), strict=True)), shapes)
     places = Places(a.inputs, config_of(a) if truth is None else truth.config, tokens)
@@ -123,14 +122,16 @@ def compare(
     unjudged = [name for name, value in found.items() if value is None]
     if len(unjudged) == len(found):
         raise DataError(
-            f"nothing can be judged: {some(unjudged)} differ between {names[0]} and {names[1]}, and our model, which "
+            f"nothing can be judged: {listed(unjudged)} differ between {names[0]} and {names[1]}, and our model, which "
             f"gives the truth, has no such values; {OTHERS}"
         )
     result = _conclude([value for value in found.values() if value is not None], unjudged, names)
     absent = {names[1]: [name for name in a if name not in b], names[0]: [name for name in b if name not in a]}
     result.missing = {name: lost for name, lost in absent.items() if lost}
     if unjudged:
-        result.notes.append(f"not judged, since our model, which gives the truth, has no such value: {some(unjudged)}")
+        result.notes.append(
+            f"not judged, since our model, which gives the truth, has no such value: {listed(unjudged)}"
+        )
     result.about = {names[0]: dict(a.metadata), names[1]: dict(b.metadata)}
     if result.verdict == DIFFERENT and truth is not None and result.first is not None:
         from longformer.parity.hints import find_hints
@@ -150,7 +151,7 @@ def _stale_weights(name: str, trace: Trace, truth: Truth) -> list[str]:
         for key, weight in weights.items()
         if key in found and str(weight.dtype) == f"torch.{precision}" and found[key] != digest(weight)
     ]
-    return [f"{name} was computed with other weights in {some(differ)}"] if differ else []
+    return [f"{name} was computed with other weights in {listed(differ)}"] if differ else []
 
 
 def _conclude(values: list[Compared], unjudged: list[str], names: tuple[str, str]) -> Comparison:
@@ -178,7 +179,7 @@ def check_configs(a: Mapping[str, Any], b: Mapping[str, Any], name_a: str, name_
         if _plain(key, a) != _plain(key, b)
     ]
     if wrong:
-        raise DataError(f"{name_a} and {name_b} are of different configs: {some(wrong, separator='; ')}")
+        raise DataError(f"{name_a} and {name_b} are of different configs: {listed(wrong, separator='; ')}")
 
 
 def _plain(key: str, config: Mapping[str, Any]) -> Any:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from longformer.checkpoints.folder import read_config
 from longformer.checkpoints.names import todays_name
-from longformer.checkpoints.weights import find_weights, read_tensors, some
+from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
-from longformer.errors import DataError
+from longformer.errors import DataError, listed
 from longformer.models.heads import Head
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import Trace, metadata_object, read_trace
@@ -96,7 +96,7 @@ def contest(
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
         left_out = kind_of(folder).left_out
         if left_out:
-            comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {some(left_out)}")
+            comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)
 
 

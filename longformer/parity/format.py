@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from longformer import __version__
 from longformer.checkpoints.names import todays_name
 from longformer.errors import DataError, LongformerError
+from longformer.files import parse_json
 from longformer.parity.table import order, order_of
 
 FORMAT = "longformer-trace"
@@ -264,19 +265,16 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
     try:
-        order = json.loads(metadata.get("order", "[]"))
-    except ValueError:
+        order = parse_json(metadata.get("order", "[]"), "order", list)
+    except DataError:
         order = None
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
         raise DataError(f"{path}: a trace's metadata has 'order', which must be a JSON list of names; record it again")
 
 
 def metadata_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """An entry of the metadata that is a JSON object; empty if it is missing or null. Raises DataError for others."""
-    try:
-        value = json.loads(metadata.get(key, "null"))
-    except ValueError as error:
-        raise DataError(f"a trace's metadata has {key!r}, which is not valid JSON: {error}; record it again") from None
+    """An entry of the metadata that is a JSON object: empty where it is missing or null. Raises DataError otherwise."""
+    value = parse_json(metadata.get(key, "null"), f"a trace's metadata has {key!r}, which", object)
     if value is not None and not isinstance(value, dict):
         raise DataError(f"a trace's metadata has {key!r} {value!r}, which must be a JSON object; record it again")
     return value or {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from longformer.checkpoints.weights import write_text
+from longformer.files import write_text
 from longformer.parity.comparison import Compared, Comparison
 from longformer.parity.contest import Contest
 from longformer.parity.format import metadata_object

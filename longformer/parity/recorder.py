@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from longformer.checkpoints.names import todays_name
-from longformer.checkpoints.weights import some
-from longformer.errors import LongformerError
+from longformer.errors import LongformerError, listed
 from longformer.kernels import choose
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
@@ -250,7 +249,7 @@ class Recorder:
         names = sorted(self._given, key=order)
         for pattern in self.only or ():
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise LongformerError(f"only={pattern!r} matches no value; there are {some(names)}")
+                raise LongformerError(f"only={pattern!r} matches no value; there are {listed(names)}")
 
     def _record_probabilities(self, value: Value, module: nn.Module, arguments: Any, output: Any) -> None:
         layout = self.layout

@@ -12,8 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from longformer.checkpoints.weights import some
-from longformer.errors import LongformerError
+from longformer.errors import LongformerError, listed
 
 NUMBER = "{n}"
 Kind = Literal["plain", "tokens", "heads", "attention"]
@@ -72,13 +71,15 @@ class Table:
         fitted = {path: value for path, (_, value) in sorted(placed.items(), key=lambda item: item[1][0])}
         if missing:
             raise LongformerError(
-                f"the table does not fit {type(model).__name__}: it has no module {some(missing)}; its modules are "
-                f"{some([path for path in paths if path])}"
+                f"the table does not fit {type(model).__name__}: it has no module {listed(missing)}; its modules are "
+                f"{listed([path for path in paths if path])}"
             )
         names = [value.name for value in fitted.values()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise LongformerError(f"the table gives several modules of {type(model).__name__} one name: {some(twice)}")
+            raise LongformerError(
+                f"the table gives several modules of {type(model).__name__} one name: {listed(twice)}"
+            )
         return fitted
 
 

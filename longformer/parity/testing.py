@@ -10,8 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.weights import some
-from longformer.errors import DataError
+from longformer.errors import DataError, listed
 from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
 from longformer.parity.format import Trace
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
@@ -55,7 +54,7 @@ def assert_parity(
     lacking = [name for name in ours if true is not None and name not in true]
     if lacking:
         raise DataError(
-            f"the truth lacks {some(lacking)}, so that nothing can judge it; the truth has {some(list(true or {}))}"
+            f"the truth lacks {listed(lacking)}, so that nothing can judge it; the truth has {listed(list(true or {}))}"
         )
     for name in ours:  # in the given order, which in a trace is that of computation
         _assert_tensor(name, ours[name], theirs[name], None if true is None else true[name], factor)

@@ -677,7 +677,7 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (("model", "--lengths", "4097"), "4097 tokens are more than the 4096"),
         (("model", "--lengths", "16", "--globals", "13"), "13 global tokens of 16 are impossible"),
         (("memory", "--length", "5000"), "5000 tokens are more than the 4096"),
-        (("model", "--config", "nowhere/config.json"), "no config at nowhere"),
+        (("model", "--config", "nowhere/config.json"), "no file at 'nowhere/config.json'"),
         (("qa", "nowhere.json", "--tokenizer", "."), "nowhere.json"),
         (("attention", "--json", "nowhere/a.json"), "to write a.json into; make it first"),
         (("attention", "--plot", "."), ". is a folder; give a file to write to"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import zlib
@@ -15,7 +16,7 @@ from explained import dense, dense_of_model, kept, read_small_numbers, unpack
 from safetensors import safe_open
 from tiny_checkpoint import save_tiny_checkpoint
 
-from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer, cli_options
+from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer
 from longformer.cli import main
 from longformer.explain import Explanation, explain, write_page, write_picture
 from longformer.explain.packing import FLOOR, STEP, Limits, small_numbers
@@ -374,7 +375,9 @@ class TestCommand:
             (["Who?", "d.txt", "-o", "p.pdf"], "must end in .html"),
             (["Who?", "d.txt", "--png", "p.html"], "must end in .png"),
             (["Who?", "d.txt", "-o", "folder.html"], "is a folder"),
-            (["Who?", "doc.html", "-o", "./doc.html"], "is the document itself"),
+            (["Who?", "doc.html", "-o", "./doc.html"], "is read by this command, and would be overwritten"),
+            (["Who?", "d.txt", "-o", "p.html", "--png", "link.png"], "is the same file as p.html"),
+            (["Who?", "link.png", "-o", "p.html", "--png", "link.png"], "is read by this command"),
             (["Who?", "d.txt"], "say what to write"),
             (["Who?", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
@@ -389,13 +392,14 @@ class TestCommand:
         Path("empty.txt").write_text("")
         Path("bytes.txt").write_bytes(b"a\xff")
         Path("folder.html").mkdir()
+        Path("link.png").symlink_to("p.html")
         with pytest.raises(SystemExit) as end:
             main(["explain", *arguments])
         assert end.value.code == 2 and message in capsys.readouterr().err
         assert not Path("p.html").exists() and Path("doc.html").read_text(encoding="utf-8") == SHORT
 
     def test_a_folder_that_may_not_be_written(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(cli_options.os, "access", lambda *_: False)  # permissions do not hold root back
+        monkeypatch.setattr(os, "access", lambda *_: False)  # permissions do not hold root back
         with pytest.raises(SystemExit) as end:
             main(["explain", "Who?", "--text", SHORT, "-o", str(tmp_path / "p.html")])
         assert end.value.code == 2 and "cannot be written into" in capsys.readouterr().err

@@ -191,9 +191,7 @@ def test_attention_dropout_changes_nothing_on_average(engine: bool, count: int) 
 
     def run() -> Tensor:
         document = Document.of(30, None, index)
-        return (
-            self_attention(attention, hidden, [document]) if engine else attention(hidden[None], document.tokens)[0]
-        )
+        return self_attention(attention, hidden, [document]) if engine else attention(hidden[None], document.tokens)[0]
 
     with torch.no_grad():
         expected = run()

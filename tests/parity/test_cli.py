@@ -344,7 +344,7 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "x/y.html"], "no folder 'x'"),
         (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "y.txt"], "must end in .html"),
         (["record", "model", "ids.json", "-o", "trace.bin"], "must end in .safetensors"),
-        (["record", "model", "absent.json", "-o", "t.safetensors"], "absent.json cannot be read: No such file"),
+        (["record", "model", "absent.json", "-o", "t.safetensors"], "no file at 'absent.json'"),
         (["record", "model", "bad.json", "-o", "t.safetensors"], "bad.json is not valid JSON"),
         (["record", "model", "list.json", "-o", "t.safetensors"], "list.json must hold an object like"),
         (["record", "model", "mask.json", "-o", "t.safetensors"], "attention_mask has rows of [2], input_ids of [3]"),
