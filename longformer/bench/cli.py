@@ -18,6 +18,7 @@ from longformer.bench.options import (
     known_dtype,
     our_names,
 )
+from longformer.files import check_outputs
 
 if TYPE_CHECKING:
     from longformer.bench.timing import Record
@@ -277,7 +278,7 @@ def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, .
     from longformer.bench import gpu, gpu_report, report
 
     asked = gpu.problems(dtypes=[known_dtype(name) for name in dtypes], **axes)
-    report.check_outputs(json_file)
+    check_outputs(filter(None, (json_file,)))
 
     def save(measured: dict[str, Any]) -> None:
         if json_file is not None:
@@ -302,7 +303,7 @@ def _run(
     from longformer.bench.timing import say
 
     threads, json_file, picture = (options.pop(key) for key in ("threads", "json_file", "plot"))
-    report.check_outputs(json_file, picture)
+    check_outputs(filter(None, (json_file, picture)))
     if picture is not None:
         plot.require_matplotlib()
     if threads is not None:

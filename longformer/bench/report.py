@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longformer import files
 from longformer.bench import formats
 from longformer.bench.timing import Measurement, Record
-from longformer.errors import DataError
 
 
 @dataclass
@@ -122,41 +120,9 @@ def format_table(rows: Sequence[tuple[str, ...] | str]) -> str:
     return "\n".join(lines)
 
 
-def check_outputs(*paths: str | None) -> None:
-    """Check that files can be written at ``paths``, before hours are spent on what is to be in them.
-
-    Raises:
-        DataError: one cannot be written. Says why.
-    """
-    for path in map(Path, filter(None, paths)):
-        folder = path.absolute().parent
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; give a file to write to")
-        if not folder.is_dir():
-            raise DataError(f"there is no folder {str(folder)!r} to write {path.name} into; make it first")
-        if not _is_special(path) and not os.access(folder, os.W_OK | os.X_OK):
-            raise DataError(f"{str(folder)!r} cannot be written into; give another place for {path.name}")
-
-
 def write_json(values: dict[str, Any], path: str | Path) -> None:
     """Write JSON in which numbers that are not finite are texts. At any time the file is whole, the old or the new."""
-    path = Path(path)
-    text = json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
-    if _is_special(path):
-        path.write_text(text, encoding="utf-8")
-        return
-    path = path.resolve()  # a link stays a link
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _is_special(path: Path) -> bool:
-    """Whether it is a device or a pipe, which is written into and not replaced."""
-    return path.exists() and not path.is_file()
+    files.write_json(path, _finite(values))
 
 
 def _finite(x: Any) -> Any:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from longformer import cli as command
+from longformer import files
 from longformer.bench import attention, gpu, gpu_checks, gpu_device, gpu_measure, gpu_report, rivals
 from longformer.bench import report as report_files
 from longformer.bench.clocks import Time
@@ -405,7 +406,7 @@ def test_a_folder_that_cannot_be_written_into_is_met_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_no_device(monkeypatch, longformer=lambda *_: pytest.fail("was built"))
-    monkeypatch.setattr(report_files.os, "access", lambda *_: False)  # a folder's mode would not stop root
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder's mode would not stop root
     with pytest.raises(SystemExit) as stopped:
         command.main(["bench", "gpu", "--json", str(tmp_path / "gpu.json")])
     assert stopped.value.code == 2
@@ -413,7 +414,7 @@ def test_a_folder_that_cannot_be_written_into_is_met_first(
 
 
 def test_a_device_is_written_into_wherever_it_lies() -> None:
-    report_files.check_outputs(os.devnull)
+    files.check_outputs([os.devnull])
     report_files.write_json({"a": 1}, os.devnull)
     assert not Path(os.devnull).is_file()
 
