@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longformer.kernels import Tokens
 from longformer.kernels.pattern import EVERYTHING
-from longformer.kernels.reference import masked_softmax
+from longformer.kernels.softmax import masked_softmax
 from longformer.parity.probabilities import global_rows
 from longformer.parity.slips import Scene, Slip
 

@@ -274,7 +274,7 @@ def _layers(patterns: Patterns, dilation: int | Sequence[int] | None, causal: bo
 
 def _gaps(pattern: AttentionPattern) -> tuple[int, ...]:
     """The dilations that a pattern names."""
-    return (pattern.dilation,) if isinstance(pattern.dilation, int) else pattern.dilation
+    return (pattern.dilation,) if isinstance(pattern.dilation, int) else tuple(pattern.dilation)
 
 
 def _window_name(pattern: AttentionPattern) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longformer.kernels import AttentionPattern, BandProbabilities, Tokens, sliding_window_probabilities
-from longformer.kernels.reference import masked_softmax
+from longformer.kernels.softmax import masked_softmax
 
 
 def dense(found: BandProbabilities, pattern: AttentionPattern) -> torch.Tensor:

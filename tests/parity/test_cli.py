@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from longformer import LongformerForMaskedLM, LongformerModel
 from longformer.cli import main
-from longformer.kernels import api
+from longformer.kernels import dispatch
 from longformer.parity import read_trace
 from longformer.parity.contest import expected_shapes
 from longformer.parity.runs import draw
@@ -393,7 +393,7 @@ def test_bad_input(command: Any, arguments: list[str], message: str) -> None:
 )
 def test_triton_where_it_does_not_serve(command: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     # As on a machine without a GPU; the tests themselves run with Triton's interpreter.
-    monkeypatch.setattr(api, "_refused_by_triton", lambda query: "its kernels want a tensor on a GPU")
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda query: "its kernels want a tensor on a GPU")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     done = command(*arguments)
     assert done.status == 2
@@ -404,7 +404,7 @@ def test_triton_where_it_does_not_serve(command: Any, monkeypatch: pytest.Monkey
 
 def test_triton_is_rounding(command: Any) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    refusal = api._refused_by_triton(torch.empty(1, 1, 1, 8))
+    refusal = dispatch.triton_refusal(torch.empty(1, 1, 1, 8))
     if refusal is not None:
         pytest.skip(f"the command runs on the CPU, and there {refusal}")
     done = command("compare", "ours:blocked", "ours:triton", "ids.json", "--model", "model", "--json", "-")
