@@ -263,7 +263,7 @@ class LongformerForMaskedLM(Head):
             self._check_labels(labels, input_ids)
         hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
         states = hidden.last_hidden_state
-        words = self.longformer.embeddings.word_embeddings.weight
+        words = self._words(states)
         if labels is None:
             return MaskedLMOutput(self.lm_head(states, words))
         chosen = labels != IGNORED
@@ -271,6 +271,17 @@ class LongformerForMaskedLM(Head):
         raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = F.cross_entropy(raised, labels[chosen], reduction="sum")
         return MaskedLMLoss(total / chosen.sum().clamp(min=1), logits)
+
+    def _words(self, states: Tensor) -> Tensor:
+        """The word embeddings' matrix (V, C).
+
+        An offloader keeps it on meta, and brings it for a call of its module alone: then the module is called.
+        """
+        embeddings = self.longformer.embeddings.word_embeddings
+        if not embeddings.weight.is_meta or states.is_meta:
+            return embeddings.weight
+        words: Tensor = embeddings(torch.arange(self.config.vocab_size, device=states.device))
+        return words
 
     def _check_labels(self, labels: Tensor, input_ids: Tensor) -> None:
         if labels.shape != input_ids.shape or labels.dtype != torch.int64:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longformer.kernels.compat import is_watched
+
 TERMS = 192  # of a dot product that oneDNN adds up at once
 FEWEST_OUTPUTS = 16  # of which oneDNN is worth its while: a head's two MKL computes as fast, and rounds less
 
@@ -41,7 +43,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``: x (..., I) weightᵀ (I, O) + bias (O,), all of one dtype."""
-    if len(weight) < FEWEST_OUTPUTS or not _served_by_onednn(x):
+    if len(weight) < FEWEST_OUTPUTS or not _served_by_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias)):
         out: Tensor = _Linear.apply(x, weight, bias)
@@ -54,7 +56,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (
         x.dtype == torch.bfloat16
         and not torch.is_grad_enabled()
-        and _has_onednn(x)
+        and _has_onednn(x, weight)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     ):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "gelu", [], "none")
@@ -62,13 +64,17 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.gelu(linear(x, weight, bias))
 
 
-def _served_by_onednn(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and _has_onednn(x) and _mkl_is_slow()
+def _served_by_onednn(x: Tensor, weight: Tensor) -> bool:
+    return x.dtype == torch.float32 and _has_onednn(x, weight) and _mkl_is_slow()
 
 
-def _has_onednn(x: Tensor) -> bool:
+def _has_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN may compute the product. Quantised weights and FLOP counters know ``F.linear`` alone."""
     return bool(
         not torch.compiler.is_compiling()
+        and not is_watched()
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and x.dim() > 1
         and x.numel() > 0
