@@ -127,7 +127,7 @@ def checkpoint_files(model: str | None) -> list[Path]:
     """The files that are read of a checkpoint in a folder; none of a name on the hub."""
     from longformer.answering.answerer import PRETRAINED
     from longformer.checkpoints.folder import CONFIG
-    from longformer.tokenizer import TOKENIZER_FILES
+    from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
 
     folder = PRETRAINED if model is None else Path(os.path.expanduser(model))
     if not folder.is_dir():

@@ -23,13 +23,14 @@ from longformer.checkpoints.names import (
     renamed,
     todays_name,
 )
+from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, listed
 from longformer.files import read_json, write_file
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import HEADS
-from longformer.tokenizer import TOKENIZER_FILES, LongformerTokenizer
+from longformer.tokenizer import LongformerTokenizer
 
 POSITIONS = "longformer.embeddings.position_embeddings.weight"
 
