@@ -9,12 +9,15 @@ This is the implementation that can return attention probabilities. The blocked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .pattern import AttentionPattern
+from .problem import Problem
+from .softmax import log_sum_exp, masked_softmax
 
 BLOCK = 128  # rows of a block: below it the products are too small, above it too much off the band is computed
 
@@ -32,6 +35,23 @@ class BandProbabilities(NamedTuple):
     band: Tensor
     columns: Tensor
     column_index: Tensor
+
+    def with_global_columns_apart(self, pattern: AttentionPattern) -> BandProbabilities:
+        """The same with every probability of a global column in ``columns``, and 0 in its place in ``band``.
+
+        Args:
+            pattern: the one that the probabilities were computed with.
+        """
+        heads, seq_len, width = self.band.shape[1:]
+        step = self.column_index[:, None, None, :] - torch.arange(seq_len, device=self.band.device)[:, None]
+        gap = torch.tensor(pattern.gaps(heads), device=self.band.device)[:, None, None]
+        in_band = pattern.in_band(step, gap) & (self.column_index >= 0)[:, None, None, :]  # (B, H, S, G)
+        left = seq_len - 1 if pattern.window is None else pattern.window[0]
+        # What stands outside the band goes to one column more, which is cut off again.
+        place = torch.where(in_band, step.div(gap, rounding_mode="floor") + left, width)
+        band = F.pad(self.band, (0, 1))
+        columns = self.columns + band.gather(3, place)
+        return BandProbabilities(band.scatter(3, place, 0)[..., :width], columns, self.column_index)
 
 
 def banded_scores(query: Tensor, key: Tensor, window: tuple[int, int], dilation: int = 1) -> Tensor:
@@ -77,78 +97,63 @@ def banded_product(probs: Tensor, value: Tensor, window: tuple[int, int], dilati
     return _unclasses(out[..., : value.shape[-2], :], seq_len)
 
 
-def probabilities(
-    query: Tensor,
-    key: Tensor,
-    window: tuple[int, int],
-    *,
-    dilation: Sequence[int],
-    causal: bool,
-    key_mask: Tensor | None,
-    global_mask: Tensor | None,
-    scale: float,
-) -> BandProbabilities:
-    """See :func:`longformer.kernels.sliding_window_probabilities`, which checks the arguments."""
-    batch, heads, seq_len, _ = query.shape
-    keep = torch.ones(batch, seq_len, dtype=torch.bool, device=query.device) if key_mask is None else key_mask
-    query = query * scale
+def probabilities(query: Tensor, key: Tensor, problem: Problem) -> BandProbabilities:
+    """Attention probabilities before dropout, see :func:`longformer.kernels.sliding_window_probabilities`."""
+    seq_len, window = query.shape[2], problem.pattern.window
+    sides = (seq_len - 1, seq_len - 1) if window is None else window
+    probs, columns, index, _ = _softmax(query, key, problem, sides)
+    return BandProbabilities(probs, columns, index)
 
-    offsets = torch.arange(-window[0], window[1] + 1, device=query.device)
+
+def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Attention of the S tokens and its log-sum-exp, see ``problem.py``. torch differentiates it."""
+    sides = problem.pattern.sides(query.shape[2])
+    band, columns, index, lse = _softmax(query, key, problem, sides)
+    band, columns = F.dropout(band, problem.dropout_p), F.dropout(columns, problem.dropout_p)
+    value = problem.tokens.without_padding(value)
+    runs = problem.pattern.head_runs(query.shape[1])
+    out = torch.cat([banded_product(band[:, heads], value[:, heads], sides, gap) for heads, gap in runs], dim=1)
+    out = out + columns @ torch.take_along_dim(value, index.clamp(min=0)[:, None, :, None], dim=2)
+    # A padded row's probabilities are 0. Its gradient may still be anything, and must not reach the values.
+    return problem.tokens.without_padding(out), lse
+
+
+def _softmax(
+    query: Tensor, key: Tensor, problem: Problem, sides: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Probabilities (B, H, S, W) of the band and (B, H, S, G) of the global columns beside it, these columns' positions
+    (B, G), and the log-sum-exp (B, H, S). ``sides`` are those of the diagonals.
+    """
+    pattern, tokens, dtype = problem.pattern, problem.tokens, query.dtype
+    batch, count, seq_len, _ = query.shape
+    wide = torch.promote_types(dtype, torch.float32)  # in float16 large scores would overflow
+    query, key = (tokens.without_padding(x).to(wide) for x in (query, key))
+    query = query * problem.scale
+
+    steps = torch.arange(-sides[0], sides[1] + 1, device=query.device)
     row = torch.arange(seq_len, device=query.device)
-    gaps = torch.tensor(list(dilation), device=query.device)
-    column = row[:, None] + offsets * gaps[:, None, None]  # (H, S, W)
-    inside = (column >= 0) & (column < seq_len)
-    seen = inside & keep[:, column.clamp(0, seq_len - 1)]  # (B, H, S, W)
-    if causal:
-        seen = seen & (offsets <= 0)
-    band = torch.cat([banded_scores(query[:, s], key[:, s], window, d) for s, d in _head_runs(dilation)], dim=1)
+    gaps = torch.tensor(pattern.gaps(count), device=query.device)[:, None, None]  # (H, 1, 1)
+    column = row[:, None] + steps * gaps  # (H, S, W)
+    seen = (column >= 0) & (column < seq_len) & pattern.in_band(column - row[:, None], gaps)
+    if tokens.keep is not None:
+        seen = seen & tokens.keep[:, column.clamp(0, seq_len - 1)]  # (B, H, S, W)
+    runs = pattern.head_runs(count)
+    band = torch.cat([banded_scores(query[:, heads], key[:, heads], sides, gap) for heads, gap in runs], dim=1)
 
-    index = _padded_index(global_mask, batch, query.device)  # (B, G)
-    at = index.clamp(min=0)
-    columns = query @ torch.take_along_dim(key, at[:, None, :, None], dim=2).transpose(-2, -1)  # (B, H, S, G)
-    step = at[:, None, None, :] - row[:, None]  # (B, 1, S, G)
-    gap = gaps[:, None, None]
-    in_band = (step % gap == 0) & (step >= -window[0] * gap) & (step <= window[1] * gap)
-    column_seen = (index >= 0)[:, None, None, :] & ~in_band
-    if causal:
-        column_seen = column_seen & (step <= 0)
+    index = tokens.with_index(counted=True).global_index
+    if index is None:
+        index = torch.zeros(batch, 0, dtype=torch.int64, device=query.device)
+    places = index.clamp(min=0)  # (B, G)
+    columns = query @ torch.take_along_dim(key, places[:, None, :, None], dim=2).transpose(-2, -1)  # (B, H, S, G)
+    beside = pattern.beside_band(places[:, None, None, :] - row[:, None], gaps) & (index >= 0)[:, None, None, :]
 
     scores = torch.cat([columns, band], dim=-1)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    seen = torch.cat([column_seen, seen], dim=-1) & keep[:, None, :, None]
-    empty = ~seen.any(dim=-1, keepdim=True)
-    probs = scores.masked_fill(~(seen | empty), float("-inf")).softmax(dim=-1).masked_fill(empty, 0.0)
-    columns, band = probs.to(query.dtype).split([index.shape[1], offsets.shape[0]], dim=-1)
-    return BandProbabilities(band, columns, index)
-
-
-def sliding_window_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    window: tuple[int, int],
-    *,
-    dilation: Sequence[int],
-    causal: bool,
-    key_mask: Tensor | None,
-    global_mask: Tensor | None,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """See :func:`longformer.kernels.sliding_window_attention`, which checks the arguments."""
-    band, columns, index = probabilities(
-        query,
-        key,
-        window,
-        dilation=dilation,
-        causal=causal,
-        key_mask=key_mask,
-        global_mask=global_mask,
-        scale=scale,
-    )
-    band, columns = F.dropout(band, dropout_p), F.dropout(columns, dropout_p)
-    out = torch.cat([banded_product(band[:, s], value[:, s], window, d) for s, d in _head_runs(dilation)], dim=1)
-    return out + columns @ torch.take_along_dim(value, index.clamp(min=0)[:, None, :, None], dim=2)
+    seen = torch.cat([beside.expand(columns.shape), seen.expand(band.shape)], dim=-1)
+    if tokens.keep is not None:
+        seen = seen & tokens.keep[:, None, :, None]
+    probs = masked_softmax(scores, seen).to(dtype)
+    columns, band = probs.split([index.shape[1], len(steps)], dim=-1)
+    return band, columns, index, log_sum_exp(scores.detach(), seen)
 
 
 def _skew(dense: Tensor, width: int) -> Tensor:
@@ -184,23 +189,3 @@ def _classes(x: Tensor, dilation: int) -> Tensor:
 
 def _unclasses(x: Tensor, seq_len: int) -> Tensor:
     return x.transpose(-3, -2).flatten(-3, -2)[..., :seq_len, :]
-
-
-def _head_runs(dilation: Sequence[int]) -> list[tuple[slice, int]]:
-    """Neighbouring heads of one dilation, as slices."""
-    runs: list[tuple[slice, int]] = []
-    for head, gap in enumerate(dilation):
-        if runs and runs[-1][1] == gap:
-            runs[-1] = (slice(runs[-1][0].start, head + 1), gap)
-        else:
-            runs.append((slice(head, head + 1), gap))
-    return runs
-
-
-def _padded_index(global_mask: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """(B, S) bool to (B, G) positions, G the largest number in the batch, filled up with -1."""
-    if global_mask is None:
-        return torch.zeros(batch, 0, dtype=torch.long, device=device)
-    count = int(global_mask.sum(dim=1).max())
-    order = torch.sort((~global_mask).to(torch.int8), dim=1, stable=True).indices[:, :count]
-    return order.masked_fill(~global_mask.gather(1, order), -1)

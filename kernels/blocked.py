@@ -1,15 +1,15 @@
 """The implementation to run on a CPU: tiles of queries against the keys that they see, in linear memory.
 
-A tile is T rows and the at most T + W - 1 columns of their band (``tiles.py`` says which). The global columns outside
+A tile is T rows and the columns of their band, at most T + W - 1 (``tiles.py`` says which). The global columns beside
 the band are a tile of their own. A tile's scores stay in the processor's cache and are never written to memory as a
-whole. It gives a row's largest score m, the sum l of exp(s - m), and the values weighted by these exponentials, O; two
-tiles of the same rows become one:
+whole. A tile gives, for each of its rows, the largest score m, the sum l of exp(s - m), and O, the sum of the values
+weighted by exp(s - m). Two tiles of the same rows become one:
 
     m = max(m₁, m₂)        l = exp(m₁ - m) l₁ + exp(m₂ - m) l₂        O = exp(m₁ - m) O₁ + exp(m₂ - m) O₂
 
-and in the end O is divided by l. The backward pass keeps the inputs and m. It computes a tile's exponentials once
-more, and l from them, so that a row's probabilities P sum to 1 whatever m was rounded to. With dO the gradient of the
-output,
+In the end O is divided by l, and m + log l is the row's log-sum-exp L. The backward pass keeps the inputs and L. It
+computes each tile's weights exp(s - L) once more, and divides them by their sum over the row, so that the row's
+probabilities P sum to 1 however L was rounded. With dO the gradient of the output,
 
     dV += Pᵀ dO      dP = dO Vᵀ      dS = P ∘ (dP - δ)      dQ += dS K · scale      dK += dSᵀ Q · scale
 
@@ -19,105 +19,172 @@ from P itself they cancel better. Tiles are visited in one fixed order, so that 
 multiplies P by a mask drawn tile by tile from a seed, which is kept; dP is multiplied by the same mask.
 
 Everything here is written out in products, powers of two (of scores times log₂ e) and sums. ``fused`` leaves a band
-tile's forward to torch's own fused attention, which keeps a tile's scores in float32 where the inputs are bfloat16 or
-float16: that is both faster and more exact. It gives m + log l as one number, which then is m.
+tile's forward pass to torch's own fused attention, which gives O / l and L. It keeps a tile's scores in float32 where
+the inputs are bfloat16 or float16: that is both faster and more exact.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import compat
+from .problem import LOG2_E, Problem
 from .scratch import Dropout, Scratch
-from .tiles import Block, Piece, band_pieces, global_pieces, shifted
-
-WIDE = 256  # heads wider than this torch's fused attention serves slower in float32
-LOG2_E = math.log2(math.e)
-NO_TRANSFORM = 'impl="blocked" and "fused" do not work under torch.func.vmap; use impl="reference" there'
-NO_FORWARD_MODE = (
-    'impl="blocked" and "fused" have no derivative in forward mode; use impl="reference" where one is needed'
-)
-NO_SECOND_DERIVATIVE = 'impl="blocked" and "fused" have no second derivative; use impl="reference" where one is needed'
+from .tiles import Block, Piece, cut, shifted
 
 
-def sliding_window_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    window: tuple[int, int],
-    *,
-    dilation: Sequence[int],
-    causal: bool,
-    key_mask: Tensor | None,
-    global_mask: Tensor | None,
-    scale: float,
-    dropout_p: float,
-    fused: bool = False,
-    seed: int | None = None,
-) -> Tensor:
-    """See :func:`longformer.kernels.sliding_window_attention`, which checks the arguments."""
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, problem: Problem, *, fused: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp, see ``problem.py``.
+
+    Args:
+        fused: leave a tile's attention to torch's own. It has no dropout, see :func:`fused_refusal`.
+    """
+    if not fused and _may_overflow(query, key, problem.scale):
+        out, lse = forward(query.float(), key.float(), value.float(), dataclasses.replace(problem))
+        return out.to(query.dtype), lse
     if fused:
         query, key, value = (_without_gaps(x) for x in (query, key, value))
-    pieces = band_pieces(query, window, dilation, causal, key_mask, global_mask, fused)
-    return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused, seed)
+    pieces = _pieces(query, key, problem, fused)
+    out = _new(query, query.dtype, zero=problem.tokens.keep is not None)
+    to = Scratch(query)
+    drop, drop_global = _dropouts(problem, query.device)
+    top = query.new_full((*query.shape[:3], 1), math.inf, dtype=to.dtypes[1])
+    total = torch.ones_like(top)
+    for piece in pieces:
+        views = _views(piece, query, key, value)
+        results = [x[piece.batch, piece.heads, piece.rows] for x in (out, top, total)]
+        for block in piece.blocks:
+            if fused:
+                for result, found in zip(results, _fused_forward(piece, block, views, problem.scale), strict=False):
+                    result[:, block.all_rows] = found  # with a sum of 1
+            else:
+                for rows, columns in block.tiles():
+                    queries, keys = views.query[:, rows], views.key[:, columns]
+                    scores = _band_scores(piece, block, columns, queries, keys, problem.scale, to)
+                    part = _tile_forward(scores, views.value[:, columns], drop, to)
+                    for result, found in zip(results, part, strict=True):
+                        result[:, rows] = found
+                    if views.global_key is None and not to.is_narrow:
+                        results[0][:, rows].div_(part[2])
+            if views.global_key is not None and views.global_value is not None:
+                rows = block.all_rows
+                scores = _global_scores(piece, rows, views.query[:, rows], views.global_key, problem.scale, to)
+                part = _tile_forward(scores, views.global_value, drop_global, to)
+                _merge([x[:, rows] for x in results], part, to)
+        if piece.column_mask is not None and piece.padded_rows:
+            # Padding has perhaps nothing to attend to, and is 0 in any case.
+            for result, nothing in zip(results, (0.0, math.inf, 1.0), strict=True):
+                result.masked_fill_(~piece.column_mask[:, None], nothing)
+    return out, top.add_(total.log2_()).squeeze(-1)
 
 
-def global_attention(
+def backward(
+    grad_out: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    problem: Problem,
     *,
-    key_mask: Tensor | None,
-    scale: float,
-    dropout_p: float,
     fused: bool = False,
-    seed: int | None = None,
-) -> Tensor:
-    """See :func:`longformer.kernels.global_attention`, which checks the arguments."""
-    if fused:
-        query, key, value = (_without_gaps(x) for x in (query, key, value))
-    pieces = global_pieces(query, key, key_mask, fused)
-    return _attend(query, key, value, pieces, key_mask is None, scale, dropout_p, fused, seed)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, with what :func:`forward` took and gave."""
+    if _may_overflow(query, key, problem.scale):
+        wide = [x.float() for x in (grad_out, query, key, value, out)]
+        grads = backward(wide[0], wide[1], wide[2], wide[3], wide[4], lse, dataclasses.replace(problem, cut=None))
+        return grads[0].to(query.dtype), grads[1].to(query.dtype), grads[2].to(query.dtype)
+    pieces, scale, shift = _pieces(query, key, problem, fused), problem.scale, lse[..., None]
+    to, to_global = Scratch(query), Scratch(query)
+    drop, drop_global = _dropouts(problem, query.device)
+    grad_query = _new(query, query.dtype, zero=problem.tokens.keep is not None)
+    # A key's gradient is a sum over the tiles that see it: held in float32 at least, to be rounded once.
+    grad_key, grad_value = (_new(x, to.dtypes[1], zero=True) for x in (key, value))
+    for piece in pieces:
+        views = _views(piece, query, key, value)
+        b, heads, index = piece.batch, piece.heads, piece.global_index
+        piece_grad = _rows(piece, grad_out)
+        piece_shift, to_query = (x[b, heads, piece.rows] for x in (shift, grad_query))
+        of_columns = [x[b, heads, piece.columns] for x in (grad_key, grad_value)]
+        of_globals = [x.new_zeros(x.shape[0], 0 if index is None else len(index), x.shape[2]) for x in of_columns]
+        for block in piece.blocks:
+            every, first = block.all_rows, block.rows.start
+            totals, deltas = (torch.zeros_like(piece_shift[:, every]) for _ in range(2))
+            if views.global_key is not None and views.global_value is not None:
+                block_grad, block_queries = piece_grad[:, every], views.query[:, every]
+                scores = _global_scores(piece, every, block_queries, views.global_key, scale, to_global)
+                beside = _tile_gradient(
+                    scores, piece_shift[:, every], block_grad, views.global_value, drop_global, to_global
+                )
+                beside.add_sums(totals, deltas, to_global)
+            for rows, columns in block.tiles():
+                queries, keys, grad = views.query[:, rows], views.key[:, columns], piece_grad[:, rows]
+                total, delta = (x[:, shifted(rows, -first)] for x in (totals, deltas))
+                scores = _band_scores(piece, block, columns, queries, keys, scale, to)
+                tile = _tile_gradient(scores, piece_shift[:, rows], grad, views.value[:, columns], drop, to)
+                tile.add_sums(total, delta, to)
+                delta.div_(total.masked_fill_(total == 0, 1.0))  # padding's
+                received = [x[:, columns] for x in of_columns]
+                to_query[:, rows] = _tile_backward(tile, total, delta, grad, queries, keys, received, scale, drop, to)
+            if views.global_key is not None:
+                to_query[:, every] += _tile_backward(
+                    beside,
+                    totals,
+                    deltas,
+                    block_grad,
+                    block_queries,
+                    views.global_key,
+                    of_globals,
+                    scale,
+                    drop_global,
+                    to_global,
+                )
+        if index is not None:
+            for to_columns, sums in zip((grad_key, grad_value), of_globals, strict=True):
+                to_columns[b, heads].index_add_(1, index, sums)
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
-def can_fuse(query: Tensor) -> bool:
-    """Whether torch's fused attention, with its log-sum-exp, is to be had for ``query``."""
-    return query.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+def fused_refusal(query: Tensor, dropout_p: float) -> str | None:
+    """Why torch's fused attention cannot serve ``query``; None if it can."""
+    if query.device.type != "cpu" or compat.flash_attention_for_cpu is None:
+        return f"this torch has no fused attention with a log-sum-exp on {query.device.type}"
+    return "torch's fused attention has no dropout on a CPU" if dropout_p else None
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pieces: list[Piece],
-    whole: bool,
-    scale: float,
-    dropout_p: float,
-    fused: bool,
-    seed: int | None,
-) -> Tensor:
-    if seed is None:
-        seed = int(torch.randint(2**62, ())) if dropout_p else 0
-    differentiated = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    # Short inputs notice what autograd's machinery costs.
-    run = _Attention.apply if differentiated or _transformed() else _Attention.forward
-    out, *_ = run(query, key, value, pieces, whole, scale, dropout_p, seed, fused)
-    result: Tensor = out
-    return result
-
-
-def _transformed() -> bool:
-    """Whether a transform of torch.func or forward mode is at work, which has to see the autograd function."""
-    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+def _may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
+    """Whether a score may be larger than float16 can hold. Then everything is computed in float32."""
+    if query.dtype != torch.float16:
+        return False
+    largest = [float(torch.linalg.vector_norm(x, math.inf, dtype=torch.float32)) for x in (query, key)]
+    bound = query.shape[-1] * largest[0] * largest[1] * max(1.0, abs(scale) * LOG2_E)
+    return not bound < torch.finfo(torch.float16).max  # true of NaN, which may stand at padding
 
 
 def _without_gaps(x: Tensor) -> Tensor:
     """``x`` with a head's numbers side by side, as torch's fused attention wants them."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _pieces(query: Tensor, key: Tensor, problem: Problem, fused: bool) -> list[Piece]:
+    if problem.cut is None:
+        problem.cut = cut(query, key, problem, fused)
+    pieces: list[Piece] = problem.cut
+    return pieces
+
+
+def _dropouts(problem: Problem, device: torch.device) -> tuple[Dropout, Dropout]:
+    """Of the band and of the global columns beside it."""
+    seed = 0 if problem.seed is None else int(problem.seed)
+    return Dropout(problem.dropout_p, seed, device), Dropout(problem.dropout_p, seed + 1, device)
 
 
 class _Views(NamedTuple):
@@ -133,12 +200,25 @@ class _Views(NamedTuple):
 def _views(piece: Piece, query: Tensor, key: Tensor, value: Tensor) -> _Views:
     b, heads, index = piece.batch, piece.heads, piece.global_index
     return _Views(
-        query[b, heads, piece.rows],
-        key[b, heads, piece.columns],
-        value[b, heads, piece.columns],
+        _rows(piece, query),
+        _columns(piece, key),
+        _columns(piece, value),
         None if index is None else key[b, heads][:, index],
         None if index is None else value[b, heads][:, index],
     )
+
+
+def _rows(piece: Piece, x: Tensor) -> Tensor:
+    """A piece's rows of (B, H, R, D), with zeros at padding: NaN there would reach a product's every sum."""
+    rows = x[piece.batch, piece.heads, piece.rows]
+    mask = piece.column_mask if piece.padded_rows else None
+    return rows if mask is None else rows.masked_fill(~mask[:, None], 0.0)
+
+
+def _columns(piece: Piece, x: Tensor) -> Tensor:
+    """A piece's columns of (B, H, S, D), likewise."""
+    columns = x[piece.batch, piece.heads, piece.columns]
+    return columns if piece.column_mask is None else columns.masked_fill(~piece.column_mask[:, None], 0.0)
 
 
 def _band_scores(
@@ -250,7 +330,9 @@ def _fused_forward(piece: Piece, block: Block, views: _Views, scale: float) -> t
             bias[..., span] = torch.minimum(bias[..., span], ceiling)
         if piece.column_mask is not None:
             bias = bias.masked_fill(~tiles(piece.column_mask[None], block.columns)[:, :, None], -math.inf)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    attention = compat.flash_attention_for_cpu
+    assert attention is not None
+    out, lse = attention(
         tiles(views.query, block.rows),
         tiles(views.key, block.columns),
         tiles(views.value, block.columns),
@@ -276,185 +358,3 @@ def _new(x: Tensor, dtype: torch.dtype, *, zero: bool) -> Tensor:
     batch, heads, seq_len, head_dim = x.shape
     make = x.new_zeros if zero else x.new_empty
     return make(batch, seq_len, heads, head_dim, dtype=dtype).transpose(1, 2)
-
-
-class _Attention(torch.autograd.Function):
-    """Attention over pieces, and each row's top (B, H, S, 1); the module's docstring has the mathematics."""
-
-    @staticmethod
-    def forward(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        pieces: list[Piece],
-        whole: bool,
-        scale: float,
-        dropout_p: float,
-        seed: int,
-        fused: bool,
-    ) -> tuple[Tensor, Tensor]:
-        out = _new(query, query.dtype, zero=not whole)
-        to = Scratch(query)
-        drop, drop_global = (Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
-        top = query.new_full((*query.shape[:3], 1), math.inf, dtype=to.dtypes[1])
-        total = torch.ones_like(top)
-        for piece in pieces:
-            views = _views(piece, query, key, value)
-            results = [x[piece.batch, piece.heads, piece.rows] for x in (out, top, total)]
-            for block in piece.blocks:
-                if fused:
-                    for result, found in zip(results, _fused_forward(piece, block, views, scale), strict=False):
-                        result[:, block.all_rows] = found  # with a sum of 1
-                else:
-                    for rows, columns in block.tiles():
-                        queries, keys = views.query[:, rows], views.key[:, columns]
-                        scores = _band_scores(piece, block, columns, queries, keys, scale, to)
-                        part = _tile_forward(scores, views.value[:, columns], drop, to)
-                        for result, found in zip(results, part, strict=True):
-                            result[:, rows] = found
-                        if views.global_key is None and not to.is_narrow:
-                            results[0][:, rows].div_(part[2])
-                if views.global_key is not None and views.global_value is not None:
-                    rows = block.all_rows
-                    scores = _global_scores(piece, rows, views.query[:, rows], views.global_key, scale, to)
-                    part = _tile_forward(scores, views.global_value, drop_global, to)
-                    _merge([x[:, rows] for x in results], part, to)
-            if piece.column_mask is not None and piece.padded_rows:
-                # Padding has perhaps nothing to attend to, and is 0 in any case. Its weights 2 ** (s - ∞) are 0.
-                for result, nothing in zip(results, (0.0, math.inf, 1.0), strict=True):
-                    result.masked_fill_(~piece.column_mask[:, None], nothing)
-        return out, top
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, *ctx.arguments, _ = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(query, key, value, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *_AttentionBackward.apply(grad_out, *ctx.saved_tensors, *ctx.arguments), *(None,) * 6
-
-    @staticmethod
-    def vmap(*_: Any) -> None:
-        raise RuntimeError(NO_TRANSFORM)
-
-    @staticmethod
-    def jvp(*_: Any) -> None:
-        raise RuntimeError(NO_FORWARD_MODE)
-
-
-class _AttentionBackward(torch.autograd.Function):
-    """The gradients, as a function of their own, so that a second derivative ends in a clear error."""
-
-    @staticmethod
-    def forward(
-        grad_out: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        top: Tensor,
-        pieces: list[Piece],
-        whole: bool,
-        scale: float,
-        dropout_p: float,
-        seed: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        to, to_global = Scratch(query), Scratch(query)
-        drop, drop_global = (Dropout(dropout_p, number, query.device) for number in (seed, seed + 1))
-        grad_query = _new(query, query.dtype, zero=not whole)
-        # A key's gradient is a sum over the tiles that see it: held in float32 at least, to be rounded once.
-        grad_key, grad_value = (_new(x, to.dtypes[1], zero=True) for x in (key, value))
-        for piece in pieces:
-            views = _views(piece, query, key, value)
-            b, heads, index = piece.batch, piece.heads, piece.global_index
-            piece_grad, piece_top, to_query = (x[b, heads, piece.rows] for x in (grad_out, top, grad_query))
-            of_columns = [x[b, heads, piece.columns] for x in (grad_key, grad_value)]
-            of_globals = [x.new_zeros(x.shape[0], 0 if index is None else len(index), x.shape[2]) for x in of_columns]
-            for block in piece.blocks:
-                every, first = block.all_rows, block.rows.start
-                totals, deltas = (torch.zeros_like(piece_top[:, every]) for _ in range(2))
-                if views.global_key is not None and views.global_value is not None:
-                    block_grad, block_queries = piece_grad[:, every], views.query[:, every]
-                    scores = _global_scores(piece, every, block_queries, views.global_key, scale, to_global)
-                    beside = _tile_gradient(
-                        scores, piece_top[:, every], block_grad, views.global_value, drop_global, to_global
-                    )
-                    beside.add_sums(totals, deltas, to_global)
-                for rows, columns in block.tiles():
-                    queries, keys, grad = views.query[:, rows], views.key[:, columns], piece_grad[:, rows]
-                    total, delta = (x[:, shifted(rows, -first)] for x in (totals, deltas))
-                    scores = _band_scores(piece, block, columns, queries, keys, scale, to)
-                    tile = _tile_gradient(scores, piece_top[:, rows], grad, views.value[:, columns], drop, to)
-                    tile.add_sums(total, delta, to)
-                    delta.div_(total.masked_fill_(total == 0, 1.0))  # padding's
-                    received = [x[:, columns] for x in of_columns]
-                    to_query[:, rows] = _tile_backward(
-                        tile, total, delta, grad, queries, keys, received, scale, drop, to
-                    )
-                if views.global_key is not None:
-                    to_query[:, every] += _tile_backward(
-                        beside,
-                        totals,
-                        deltas,
-                        block_grad,
-                        block_queries,
-                        views.global_key,
-                        of_globals,
-                        scale,
-                        drop_global,
-                        to_global,
-                    )
-            if index is not None:
-                for grads, sums in zip((grad_key, grad_value), of_globals, strict=True):
-                    grads[b, heads].index_add_(1, index, sums)
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
-
-    @staticmethod
-    def vmap(*_: Any) -> None:
-        raise RuntimeError(NO_TRANSFORM)
-
-    @staticmethod
-    def jvp(*_: Any) -> None:
-        raise RuntimeError(NO_FORWARD_MODE)
-
-
-def attention_and_tops(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pieces: list[Piece],
-    whole: bool,
-    scale: float,
-    dropout_p: float,
-    seed: int,
-    fused: bool,
-) -> tuple[Tensor, Tensor]:
-    """Attention (B, H, R, D) and tops (B, H, R, 1), unrecorded: an operator records its own derivative."""
-    if fused:
-        query, key, value = (_without_gaps(x) for x in (query, key, value))
-    return _Attention.forward(query, key, value, pieces, whole, scale, dropout_p, seed, fused)
-
-
-def gradients(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    top: Tensor,
-    pieces: list[Piece],
-    whole: bool,
-    scale: float,
-    dropout_p: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, with what :func:`attention_and_tops` took and gave."""
-    return _AttentionBackward.forward(grad_out, query, key, value, top, pieces, whole, scale, dropout_p, seed)

@@ -1,37 +1,90 @@
-"""What torch keeps private, or has only in some releases: each name once, with what serves where it is missing."""
+"""Names of torch that are not public, each with what holds where a torch lacks it.
+
+They are looked up once, when this file is imported. Nothing else in the kernels or in the model uses a private name.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.modules import module as torch_module
-from torch.utils import _python_dispatch
+
+
+def _lookup(root: Any, path: str) -> Any:
+    """What stands at a dotted ``path`` under ``root``; None where a part of it is missing."""
+    for name in path.split("."):
+        root = getattr(root, name, None)
+    return root
+
+
+_transform_level: Callable[[], int | None] | None = _lookup(torch._C, "_functorch.maybe_current_level")
+
+# torch's fused attention that also gives the log-sum-exp, on a CPU.
+flash_attention_for_cpu: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = _lookup(
+    torch.ops, "aten._scaled_dot_product_flash_attention_for_cpu"
+)
+
+# oneDNN's product x Wᵀ + b with a pointwise function, gelu say, of each number of the result.
+linear_pointwise: Callable[..., torch.Tensor] | None = _lookup(torch.ops, "mkldnn._linear_pointwise")
+
+# Keeps an operator out of CUDA graphs, which cannot record that it reads back from the device. A torch without the tag
+# records no graph around single operators either, and needs none.
+OUTSIDE_CUDA_GRAPHS: dict[str, Any] = {}
+if _lookup(torch.Tag, "cudagraph_unsafe") is not None:
+    OUTSIDE_CUDA_GRAPHS = {"tags": (torch.Tag.cudagraph_unsafe,)}
 
 
 def in_transform() -> bool:
-    """Whether a transform of ``torch.func``, or forward-mode differentiation, is at work."""
-    level = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", None)
-    forward_level = getattr(torch.autograd.forward_ad, "_current_level", -1)
-    return (level is not None and level() is not None) or forward_level >= 0
+    """Whether a transform of torch.func, or forward-mode differentiation, is at work on this thread.
 
-
-def is_watched() -> bool:
-    """Whether a mode sees every operator (a counter of FLOPs, say), or a hook every module."""
-    mode = getattr(_python_dispatch, "_get_current_dispatch_mode", None)
-    hooked = getattr(torch_module, "_has_any_global_hook", None)
-    return (mode is not None and mode() is not None) or (hooked is not None and bool(hooked()))
+    True where torch does not tell: what asks does then what is right under a transform, which is right without one too.
+    """
+    forward_level = _lookup(torch.autograd, "forward_ad._current_level")
+    if _transform_level is None or forward_level is None:
+        return True
+    return _transform_level() is not None or forward_level >= 0
 
 
 def is_jit_tracing() -> bool:
-    """Whether ``torch.jit.trace`` is at work."""
-    state = getattr(torch._C, "_get_tracing_state", None)
+    """Whether ``torch.jit.trace`` is at work. False where torch does not tell."""
+    state = _lookup(torch._C, "_get_tracing_state")
     return state is not None and state() is not None
 
 
-def assert_in_graph(condition: Tensor, message: str) -> None:
-    """In a compiled graph, which cannot look at its data, let the graph stop where ``condition`` is False."""
-    assertion: Any = getattr(torch, "_assert_async", None)
-    if torch.compiler.is_compiling() and assertion is not None:
-        assertion(condition, message)
+def is_watched() -> bool:
+    """Whether a mode sees every operator (a counter of FLOPs, say), or a global hook every module.
+
+    True where torch does not tell.
+    """
+    mode = _lookup(torch.utils, "_python_dispatch._get_current_dispatch_mode")
+    hooked = _lookup(torch.nn.modules.module, "_has_any_global_hook")
+    return mode is None or hooked is None or mode() is not None or bool(hooked())
+
+
+def assert_in_graph(condition: torch.Tensor, message: str) -> None:
+    """In a compiled graph, which cannot look at its data, let the graph stop where ``condition`` is False.
+
+    Elsewhere, and where torch has no such assertion, nothing happens.
+    """
+    if torch.compiler.is_compiling() and hasattr(torch, "_assert_async"):
+        torch._assert_async(condition, message)
+
+
+def has_bf16_mkldnn() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor. False where torch does not tell."""
+    supported = _lookup(torch.ops, "mkldnn._is_mkldnn_bf16_supported")
+    return supported is not None and bool(supported())
+
+
+def room_for_graphs(count: int) -> contextlib.AbstractContextManager[Any]:
+    """Lets torch.compile keep ``count`` graphs of one function, in place of 8. No more than a hint."""
+    patch = _lookup(torch, "_dynamo.config.patch")
+    known = _lookup(torch, "_dynamo.config.cache_size_limit") is not None
+    return patch(cache_size_limit=count) if patch is not None and known else contextlib.nullcontext()
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether torch's compiler raised ``error``."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -1,44 +1,36 @@
-"""The kernels as torch operators, ``torch.ops.longformer.attention``, so that compiled and exported graphs hold them.
+"""Which implementation computes an attention, and what stands around it: autograd, and an operator for graphs.
 
-To a graph one is a single node whose results are known by shape; what happens inside, the data decide. Global columns
-come as a padded tensor of their positions, which is as wide as the sequence unless it is known how many there are, and
-dropout's seed as a tensor, so that equal arguments give equal results.
+A call is chosen for once, in :func:`_select`. Then an implementation without a backward pass of its own is called as it
+is, and torch differentiates it. One that has a backward pass is called
 
-An operator that runs a kernel's forward pass has its backward pass as a second operator. Letters as in ``api.py``;
-R rows: S, or G in global attention.
+- directly, where no gradient is asked for: short inputs notice what autograd costs;
+- inside :class:`_Attention`, where one is;
+- inside the operator ``torch.ops.longformer.attention``, in a compiled or exported graph. There it is one node, whose
+  results are known by shape. What happens inside, the data decide, and the implementation is chosen when tensors
+  arrive. The backward pass is a second operator.
+
+Letters as in ``api.py``; R rows: S, or G in global attention.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from . import banded, blocked, reference
-from .pattern import AttentionPattern, Tokens
-from .tiles import Piece, band_pieces, global_pieces
+from . import banded, blocked, compat, reference
+from .arguments import check_tensor
+from .pattern import EVERYTHING, AttentionPattern, Tokens
+from .problem import Problem
 
-TRACED = ("auto", "blocked", "fused", "triton")  # these are operators in a graph; the others are traced through
-# They read back from the device, which a CUDA graph cannot record. Before torch had the tag, it had no partial ones.
-KEPT_OUT: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-
-
-def global_index(global_mask: Tensor, *, counted: bool = False) -> Tensor | None:
-    """Positions of the global tokens, ascending, -1 behind the last: (B, width) int64 from (B, S) bool.
-
-    The width is S, which asks the data nothing, or if ``counted`` the most that an example has; None is none at all.
-    """
-    batch, seq_len = global_mask.shape
-    width = int(global_mask.sum(1).max()) if counted else seq_len
-    if counted and not width:
-        return None
-    place = torch.where(global_mask, global_mask.cumsum(1) - 1, width)
-    positions = torch.arange(seq_len, device=global_mask.device).expand(batch, seq_len)
-    index = torch.full((batch, width + 1), -1, device=global_mask.device, dtype=torch.int64)
-    return index.scatter(1, place, positions)[:, :width]
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex")
+IN_GRAPHS = ("auto", "blocked", "fused", "triton")  # these are an operator in a graph; the others are traced through
+WIDE = 256  # heads wider than this torch's fused attention serves slower in float32
 
 
 def attend(
@@ -59,43 +51,12 @@ def attend(
     Args:
         query, key, value: (B, H, S, D).
         pattern: window, dilation and causality.
-        tokens: padding and global tokens; its ``global_index`` is used where there is one, and else made.
+        tokens: padding and global tokens. Its ``global_index`` is used where there is one, and else made if needed.
         scale: factor on the scores; 1/sqrt(D) if None.
         dropout_p, impl: as for :func:`longformer.kernels.sliding_window_attention`.
     """
-    heads, seq_len, head_dim = query.shape[1:]
-    scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    chosen, traced = _implementation(query, key, value, dropout_p, impl)
-    if traced or chosen == "triton":
-        return attention(
-            query,
-            key,
-            value,
-            impl=chosen,
-            window=_window(pattern),
-            dilation=pattern.gaps(heads),
-            causal=pattern.causal,
-            key_mask=tokens.keep,
-            index=tokens.with_index(counted=not traced).global_index,
-            scale=scale,
-            dropout_p=dropout_p,
-        )
-    arguments: dict[str, Any] = {
-        "dilation": pattern.gaps(heads),
-        "causal": pattern.causal,
-        "key_mask": tokens.keep,
-        "global_mask": tokens.is_global,
-        "scale": scale,
-        "dropout_p": dropout_p,
-    }
-    window = pattern.sides(seq_len)
-    match chosen:
-        case "reference":
-            return reference.sliding_window_attention(query, key, value, window, **arguments)
-        case "banded":
-            return banded.sliding_window_attention(query, key, value, window, **arguments)
-        case _:
-            return blocked.sliding_window_attention(query, key, value, window, **arguments, fused=chosen == "fused")
+    problem = Problem(pattern, tokens, scale_of(query, scale), dropout_p)
+    return _attention(query, key, value, problem, impl)
 
 
 def attend_globally(
@@ -108,52 +69,419 @@ def attend_globally(
     dropout_p: float = 0.0,
     impl: str = "auto",
 ) -> Tensor:
-    """At every global token its attention over all tokens that are no padding, 0 at every other: (B, H, S, D).
+    """At every global token its attention to all tokens that are no padding, 0 at every other: (B, H, S, D).
 
-    Arguments as for :func:`attend`, query, key and value by the global projections, of all S tokens.
+    Arguments as for :func:`attend`; query, key and value of all S tokens, by the global projections.
     """
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    chosen, traced = _implementation(query, key, value, dropout_p, impl)
     if tokens.is_global is None:
         return torch.zeros_like(query)
-    if chosen in ("reference", "banded"):
-        out = reference.global_attention(query, key, value, key_mask=tokens.keep, scale=scale, dropout_p=dropout_p)
-        return torch.where(tokens.is_global[:, None, :, None], out, 0.0)
-    index = tokens.with_index(counted=not traced).global_index
-    if index is None:
-        return torch.zeros_like(query)
-    if traced or chosen == "triton":
-        more: dict[str, Any] = {"key_mask": tokens.keep, "index": index}
-        return attention(query, key, value, impl=chosen, scale=scale, dropout_p=dropout_p, **more)
-    places = _Places(index)
-    rows = blocked.global_attention(
-        places.take(query),
-        key,
-        value,
-        key_mask=tokens.keep,
-        scale=scale,
-        dropout_p=dropout_p,
-        fused=chosen == "fused",
-    )
-    out = torch.zeros_like(query)
-    places.put(out, rows)
+    problem = Problem(EVERYTHING, Tokens(tokens.keep), scale_of(query, scale), dropout_p, gathered=True)
+    return _attention(query, key, value, problem, impl, only=tokens)
+
+
+def attend_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keep: Tensor | None,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    impl: str = "auto",
+) -> Tensor:
+    """Attention of some rows (B, H, G, D) to all of S tokens that ``keep`` (B, S) says are no padding: (B, H, G, D).
+
+    Other arguments as for :func:`attend`.
+    """
+    problem = Problem(EVERYTHING, Tokens(keep), scale_of(query, scale), dropout_p, gathered=True)
+    return _attention(query, key, value, problem, impl)
+
+
+class Choice(NamedTuple):
+    """An implementation and why it was taken."""
+
+    impl: str
+    reason: str
+
+
+def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backward: bool = False) -> Choice:
+    """Which implementation serves ``query`` under ``impl``, and why. An explicit choice is never overruled.
+
+    Args:
+        query: (B, H, S, D), of which device, dtype and D count.
+        impl, dropout_p: as for :func:`sliding_window_attention`.
+        backward: whether gradients will be asked for.
+
+    Raises:
+        TypeError, ValueError: ``query`` is no such tensor, or ``impl`` none of ``IMPLEMENTATIONS``.
+        ValueError: ``impl`` cannot serve ``query``, or cannot do dropout or gradients; says why.
+    """
+    check_tensor("query", query)
+    return _select(query, impl, dropout_p, backward)[0]
+
+
+# ---- the choice
+
+
+class _Kernel(NamedTuple):
+    """What ``problem.py`` describes. backward: None where torch differentiates forward."""
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+
+
+_FUSED = _Kernel(partial(blocked.forward, fused=True), partial(blocked.backward, fused=True))
+
+
+def _select(
+    query: Tensor, impl: str, dropout_p: float, backward: bool, gathered: bool = False
+) -> tuple[Choice, _Kernel]:
+    """The implementation for ``query``, with why. Raises ValueError where ``impl`` is unknown or cannot serve it."""
+    choice = _fastest(query, dropout_p, backward) if impl == "auto" else Choice(impl, "asked for")
+    refusal = None
+    match choice.impl:
+        case "reference":
+            kernel = _Kernel(reference.forward)
+        case "banded":  # it has nothing of its own to say about rows without a band
+            kernel = _Kernel(reference.forward if gathered else banded.forward)
+        case "blocked":
+            kernel = _Kernel(blocked.forward, blocked.backward)
+        case "fused":
+            refusal, kernel = blocked.fused_refusal(query, dropout_p), _FUSED
+        case "triton":
+            refusal = triton_refusal(query)
+            kernel = _Kernel(_load("triton_launch").forward, _load("triton_launch").backward) if not refusal else _FUSED
+        case "flex":
+            flex = _load("flex")
+            refusal, kernel = flex.refusal(query, dropout_p, backward), _Kernel(flex.forward)
+        case _:
+            raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+    if refusal is not None:
+        raise ValueError(f'impl is "{impl}", and {refusal}; "auto" takes the next that works')
+    return choice, kernel
+
+
+def _fastest(query: Tensor, dropout_p: float, backward: bool) -> Choice:
+    """What "auto" is."""
+    if query.device.type == "cuda":
+        refusal = triton_refusal(query)
+        if refusal is None:
+            return Choice("triton", "fused kernels on a GPU")
+        return Choice("blocked", f'tiles by hand: "triton" does not serve here, {refusal}')
+    refusal = blocked.fused_refusal(query, dropout_p)
+    if refusal is not None:
+        return Choice("blocked", refusal)
+    if query.element_size() == 2:
+        return Choice("fused", f"the fastest, and has scores in float32 although query is {query.dtype}")
+    if backward:
+        return Choice("blocked", f"the most exact gradients in {query.dtype}")
+    if query.shape[-1] > WIDE:
+        return Choice("blocked", f"the fastest for heads of more than {WIDE} dimensions")
+    return Choice("fused", "the fastest, and as exact where no gradient is asked for")
+
+
+def triton_refusal(query: Tensor) -> str | None:
+    """Why the Triton kernels cannot serve ``query``; None if they can. Here they are loaded."""
+    try:
+        kernels = _load("triton_launch")
+    except ImportError as error:
+        return f"Triton cannot be loaded ({error}); pip install 'longformer[triton]'"
+    refusal: str | None = kernels.refusal(query)
+    return refusal
+
+
+def _load(name: str) -> Any:
+    """A file of this package, imported when it is first needed: what it imports takes long or may be absent."""
+    return importlib.import_module(f".{name}", __package__)
+
+
+# ---- one call
+
+
+class _Call(NamedTuple):
+    """What a call is besides query, key and value.
+
+    rows: (B, width) positions of the rows that are computed, -1 behind the last; the others are 0. None is all rows.
+    """
+
+    impl: str
+    kernel: _Kernel
+    problem: Problem
+    rows: Tensor | None
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, problem: Problem, impl: str, only: Tokens | None = None
+) -> Tensor:
+    """Attention (B, H, R, D). ``only``: the rows of its global tokens alone are computed, and the others are 0."""
+    if torch.compiler.is_compiling() and impl in IN_GRAPHS:
+        return _in_graph(query, key, value, problem, impl, only)
+    differentiated = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    choice, kernel = _select(query, impl, problem.dropout_p, differentiated, problem.gathered)
+    if kernel.backward is None:
+        if only is None:
+            return kernel.forward(query, key, value, problem)[0]
+        assert only.is_global is not None
+        others = ~only.is_global[:, None, :, None]
+        # Zeros in place of the other rows, so that nothing that stands there reaches the gradients either.
+        return kernel.forward(query.masked_fill(others, 0.0), key, value, problem)[0].masked_fill(others, 0.0)
+    rows = None
+    if only is not None:
+        rows = only.with_index(counted=True).global_index
+        if rows is None:
+            return torch.zeros_like(query)
+    if choice.impl == "triton":
+        problem.tokens = problem.tokens.with_index(counted=True)
+    if problem.dropout_p:
+        problem.seed = _new_seed(query)
+    call = _Call(choice.impl, kernel, problem, rows)
+    if differentiated or compat.in_transform():
+        out: Tensor = _Attention.apply(query, key, value, call)[0]
+        return out
+    return _forward(query, key, value, call)[0]
+
+
+def scale_of(query: Tensor, scale: float | None) -> float:
+    return 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+
+
+def _new_seed(query: Tensor) -> Tensor:
+    return torch.randint(2**62, (1,), device=query.device)
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+    """Attention (B, H, R, D) and its log-sum-exp (B, H, R), which is +inf in rows that are not computed."""
+    if call.rows is None:
+        return call.kernel.forward(query, key, value, call.problem)
+    out = torch.zeros_like(_like(query))
+    lse = query.new_full(query.shape[:3], math.inf, dtype=torch.promote_types(query.dtype, torch.float32))
+    if call.rows.shape[1]:
+        of_rows = call.kernel.forward(_take(query, call.rows), key, value, call.problem)
+        for x, to in zip(of_rows, (out, lse), strict=True):
+            _put(x, call.rows, to)
+    return out, lse
+
+
+def _backward(tensors: Sequence[Tensor], call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from grad_out, query, key, value, out and lse."""
+    assert call.kernel.backward is not None
+    if call.rows is None:
+        return call.kernel.backward(*tensors, call.problem)
+    grad_out, query, key, value, out, lse = tensors
+    grad_query = torch.zeros_like(_like(query))
+    if not call.rows.shape[1]:
+        return grad_query, torch.zeros_like(_like(key)), torch.zeros_like(_like(value))
+    grad_out, query, out, lse = (_take(x, call.rows) for x in (grad_out, query, out, lse))
+    of_rows, grad_key, grad_value = call.kernel.backward(grad_out, query, key, value, out, lse, call.problem)
+    _put(of_rows, call.rows, grad_query)
+    return grad_query, grad_key, grad_value
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """The rows of ``x`` (B, H, S, ...) at positions ``rows`` (B, width): (B, H, width, ...), 0 where there is none."""
+    absent = (rows < 0).view(len(rows), 1, -1, *[1] * (x.dim() - 3))
+    index = rows.clamp(min=0).view(absent.shape)
+    return x.gather(2, index.expand(*x.shape[:2], -1, *x.shape[3:])).masked_fill_(absent, 0)
+
+
+def _put(x: Tensor, rows: Tensor, to: Tensor) -> None:
+    """Write ``x`` (B, H, width, ...) to its positions in ``to`` (B, H, S, ...)."""
+    example, number = (rows >= 0).nonzero(as_tuple=True)
+    to.transpose(1, 2)[example, rows[example, number]] = x.transpose(1, 2)[example, number]
+
+
+def _like(x: Tensor) -> Tensor:
+    """A (B, H, S, D) that lies in memory as (B, S, H, D), as the kernels give their results."""
+    batch, heads, seq_len, head_dim = x.shape
+    return x.new_empty(batch, seq_len, heads, head_dim).transpose(1, 2)
+
+
+# ---- autograd
+
+NO_VMAP = "does not work under torch.func.vmap"
+NO_FORWARD_MODE = "has no derivative in forward mode"
+NO_SECOND_DERIVATIVE = "has no second derivative"
+
+
+def _refuse(impl: str, why: str) -> NoReturn:
+    raise RuntimeError(f'impl="{impl}" {why}; use impl="reference" where that is needed')
+
+
+class _Attention(torch.autograd.Function):
+    """An implementation with a backward pass of its own, in eager mode."""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+        return _forward(query, key, value, call)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        query, key, value, ctx.call = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        # Where the kernel made no copies of the masks, autograd watches that nobody changes them.
+        masks = ctx.call.problem.tokens if ctx.call.problem.cut is None else ()
+        ctx.save_for_backward(query, key, value, *output, *masks)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_out is None:
+            return (None,) * 4
+        return *_AttentionBackward.apply(ctx.call, grad_out, *ctx.saved_tensors[:5]), None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *inputs: Any) -> None:
+        _refuse(inputs[3].impl, NO_VMAP)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Tensor) -> None:
+        _refuse(ctx.call.impl, NO_FORWARD_MODE)
+
+
+class _AttentionBackward(torch.autograd.Function):
+    """The gradients, as a function of their own, so that a second derivative ends in a clear error."""
+
+    @staticmethod
+    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _backward(tensors, call)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        _refuse(ctx.call.impl, NO_SECOND_DERIVATIVE)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *inputs: Any) -> None:
+        _refuse(inputs[0].impl, NO_VMAP)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Tensor) -> None:
+        _refuse(ctx.call.impl, NO_FORWARD_MODE)
+
+
+# ---- the operator of a graph
+
+
+def _in_graph(query: Tensor, key: Tensor, value: Tensor, problem: Problem, impl: str, only: Tokens | None) -> Tensor:
+    pattern, index = problem.pattern, problem.tokens.with_index(counted=False).global_index
+    rows = None if only is None else only.with_index(counted=False).global_index
+    seed = _new_seed(query) if problem.dropout_p else None
+    numbers = (list(pattern.window or ()), list(pattern.gaps(query.shape[1])), pattern.causal, problem.gathered)
+    more = (problem.scale, problem.dropout_p, impl)
+    out: Tensor = _operator(query, key, value, problem.tokens.keep, index, rows, seed, *numbers, *more)[0]
     return out
 
 
-def _window(pattern: AttentionPattern) -> tuple[int, int]:
-    """Of the operator, to which no window is global attention: one beyond every length where the pattern has none."""
-    left, right = (2**31 - 1,) * 2 if pattern.window is None else pattern.window
-    return left, 0 if pattern.causal else right
+@torch.library.custom_op("longformer::attention", mutates_args=(), **compat.OUTSIDE_CUDA_GRAPHS)
+def _operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keep: Tensor | None,
+    global_index: Tensor | None,
+    rows: Tensor | None,
+    seed: Tensor | None,
+    window: Sequence[int],
+    dilation: Sequence[int],
+    causal: bool,
+    gathered: bool,
+    scale: float,
+    dropout_p: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """Attention (B, H, R, D) and its log-sum-exp (B, H, R). An empty window is one that holds everything."""
+    tensors = (keep, global_index, rows, seed)
+    call = _call(query, tensors, window, dilation, causal, gathered, scale, dropout_p, impl)
+    return _forward(query, key, value, call)
 
 
-def _implementation(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, impl: str) -> tuple[str, bool]:
-    """Which one serves, and whether it does so by the operator of a graph, which chooses when tensors arrive."""
-    if torch.compiler.is_compiling() and impl in TRACED:
-        return impl, True
-    from .api import choose
+@torch.library.custom_op("longformer::attention_backward", mutates_args=(), **compat.OUTSIDE_CUDA_GRAPHS)
+def _operator_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    keep: Tensor | None,
+    global_index: Tensor | None,
+    rows: Tensor | None,
+    seed: Tensor | None,
+    window: Sequence[int],
+    dilation: Sequence[int],
+    causal: bool,
+    gathered: bool,
+    scale: float,
+    dropout_p: float,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    tensors = (keep, global_index, rows, seed)
+    call = _call(query, tensors, window, dilation, causal, gathered, scale, dropout_p, impl)
+    return _backward((grad_out, query, key, value, out, lse), call)
 
-    backward = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return choose(query, impl=impl, dropout_p=dropout_p, backward=backward).impl, False
+
+def _call(query: Tensor, tensors: Sequence[Tensor | None], *arguments: Any) -> _Call:
+    """The call that an operator's arguments describe."""
+    keep, index, rows, seed = tensors
+    window, dilation, causal, gathered, scale, dropout_p, impl = arguments
+    index, rows = _as_wide_as_needed(index), _as_wide_as_needed(rows)
+    pattern = AttentionPattern(tuple(window) or None, tuple(dilation), causal)
+    tokens = Tokens(keep, None, index if index is not None and index.shape[1] else None)
+    # Whether a graph's results will be differentiated cannot be known here.
+    choice, kernel = _select(query, impl, dropout_p, True, gathered)
+    return _Call(choice.impl, kernel, Problem(pattern, tokens, scale, dropout_p, seed, gathered), rows)
+
+
+def _as_wide_as_needed(index: Tensor | None) -> Tensor | None:
+    """A graph's index, which is as wide as the sequence. How much of it is used has to be read back from the device."""
+    return None if index is None else index[:, : int((index >= 0).sum(1).max())]
+
+
+@_operator.register_fake
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _like(query), query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+
+
+@_operator_backward.register_fake
+def _(grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(query), _like(key), _like(value)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, *tensors_and_more = inputs
+    ctx.arguments = tensors_and_more[4:]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(query, key, value, *output, *tensors_and_more[:4])
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_operator_backward(grad_out, *ctx.saved_tensors, *ctx.arguments), *(None,) * 11
+
+
+def _remember_impl(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.impl = inputs[-1]
+
+
+_operator.register_autograd(_differentiate, setup_context=_remember)
+_operator_backward.register_autograd(
+    lambda ctx, *_: _refuse(ctx.impl, NO_SECOND_DERIVATIVE), setup_context=_remember_impl
+)
+for _each in (_operator, _operator_backward):
+    _each.register_vmap(lambda info, dims, *inputs: _refuse(inputs[-1], NO_VMAP))
+
+
+# ---- superseded
+
+
+TRACED = IN_GRAPHS
+
+
+def global_index(mask: Tensor, *, counted: bool = False) -> Tensor | None:
+    return Tokens(None, mask).with_index(counted=counted).global_index
 
 
 def attention(
@@ -167,231 +495,16 @@ def attention(
     causal: bool = False,
     key_mask: Tensor | None = None,
     index: Tensor | None = None,
-    scale: float,
+    scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attention (B, H, R, D) by the operator, arguments already checked.
-
-    Args:
-        query: (B, H, R, D). key, value: (B, H, S, D).
-        impl: "blocked", "triton" or "auto", which chooses when tensors arrive.
-        window: (left, right); None has every row see every column, as in global attention.
-        dilation: one a head, None is 1 for all.
-        index: (B, width) positions of global tokens, see :func:`global_index`, none of them padding. Under a window
-            they are columns that every row sees. Without one they are the rows to compute; the others are 0.
-        key_mask, causal, scale, dropout_p: as for :func:`longformer.kernels.sliding_window_attention`.
-    """
-    seed = torch.randint(2**62, (1,), device=query.device) if dropout_p else None
-    gaps = list(dilation or [1] * query.shape[1])
-    arguments = (key_mask, index, seed, list(window or ()), gaps, causal, scale, dropout_p, impl)
-    out: Tensor = _attention(query, key, value, *arguments)[0]
-    return out
-
-
-@torch.library.custom_op("longformer::attention", mutates_args=(), **KEPT_OUT)
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    global_index: Tensor | None,
-    seed: Tensor | None,
-    window: Sequence[int],
-    dilation: Sequence[int],
-    causal: bool,
-    scale: float,
-    dropout_p: float,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    """Attention (B, H, R, D), and (B, H, R) for the backward pass: log-sum-exp, or what ``blocked.py`` calls top."""
-    impl = _chosen(query, impl, dropout_p)
-    if window or global_index is None:
-        pattern: Any = (window or None, dilation, causal, key_mask, global_index)
-        return _forward(impl, query, key, value, pattern, scale, dropout_p, seed)
-    out, lse = torch.zeros_like(_like(query)), query.new_zeros(query.shape[:3], dtype=_wide(query))
-    places = _places(global_index)
-    if places is not None:
-        pattern = (None, dilation, causal, key_mask, None)
-        rows, rows_lse = _forward(impl, places.take(query), key, value, pattern, scale, dropout_p, seed)
-        places.put(out, rows)
-        places.put(lse, rows_lse)
-    return out, lse
-
-
-@torch.library.custom_op("longformer::attention_backward", mutates_args=(), **KEPT_OUT)
-def _attention_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    key_mask: Tensor | None,
-    global_index: Tensor | None,
-    seed: Tensor | None,
-    window: Sequence[int],
-    dilation: Sequence[int],
-    causal: bool,
-    scale: float,
-    dropout_p: float,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
-    impl = _chosen(query, impl, dropout_p)
-    if window or global_index is None:
-        pattern: Any = (window or None, dilation, causal, key_mask, global_index)
-        return _backward(impl, grad_out, query, key, value, out, lse, pattern, scale, dropout_p, seed)
-    places = _places(global_index)
-    if places is None:
-        return torch.zeros_like(_like(query)), torch.zeros_like(_like(key)), torch.zeros_like(_like(value))
-    pattern = (None, dilation, causal, key_mask, None)
-    of_rows = (places.take(grad_out), places.take(query), key, value, places.take(out), places.take(lse))
-    rows, grad_key, grad_value = _backward(impl, *of_rows, pattern, scale, dropout_p, seed)
-    grad_query = torch.zeros_like(_like(query))
-    places.put(grad_query, rows)
-    return grad_query, grad_key, grad_value
-
-
-class _Places(NamedTuple):
-    """Rows out of (B, H, S, ...), so many of each example as the example with most has: their index, -1 if fewer."""
-
-    positions: Tensor
-
-    def take(self, x: Tensor) -> Tensor:
-        """(B, H, width, ...), 0 behind an example's last."""
-        present = self.positions >= 0
-        flat = (len(present), 1, -1, *[1] * (x.dim() - 3))
-        index, present = self.positions.clamp(min=0).view(flat), present.view(flat)
-        shape = (*x.shape[:2], index.shape[2], *x.shape[3:])
-        return x.gather(2, index.expand(shape)).masked_fill_(~present, 0)
-
-    def put(self, to: Tensor, rows: Tensor) -> None:
-        """Write rows (B, H, width, ...) to their places."""
-        example, number = (self.positions >= 0).nonzero(as_tuple=True)
-        to.transpose(1, 2)[example, self.positions[example, number]] = rows.transpose(1, 2)[example, number]
-
-
-def _places(index: Tensor) -> _Places | None:
-    """None if there is no row. How many there are has to be read back from the device."""
-    width = int((index >= 0).sum(1).max())
-    return _Places(index[:, :width]) if width else None
-
-
-def _cut_index(query: Tensor, *pattern: Any) -> tuple[Any, ...]:
-    """``pattern`` with no more room for global columns than they take, which decides how their sums are split.
-
-    Only a graph's index is as wide as the sequence; of another the width is known, and the device is not asked.
-    """
-    *others, index = pattern
-    if index is not None and index.shape[1] == query.shape[2]:
-        places = _places(index)
-        index = None if places is None else places.positions
-    return *others, index
-
-
-def _forward(
-    impl: str, query: Tensor, key: Tensor, value: Tensor, pattern: Any, scale: float, dropout_p: float, seed: Any
-) -> tuple[Tensor, Tensor]:
-    if impl == "triton":
-        from . import triton_launch
-
-        pattern = _cut_index(query, *pattern)
-        return triton_launch.forward(query, key, value, triton_launch.Pattern(*pattern), scale, dropout_p, seed)
-    pieces, whole, drawn = _cut(impl, query, key, pattern, seed)
-    out, tops = blocked.attention_and_tops(
-        query, key, value, pieces, whole, scale, dropout_p, drawn, fused=impl == "fused"
-    )
-    return out, tops.squeeze(-1)
-
-
-def _backward(
-    impl: str,
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    pattern: Any,
-    scale: float,
-    dropout_p: float,
-    seed: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if impl == "triton":
-        from . import triton_launch
-
-        arguments = (grad_out, query, key, value, out, lse)
-        pattern = _cut_index(query, *pattern)
-        return triton_launch.backward(*arguments, triton_launch.Pattern(*pattern), scale, dropout_p, seed)
-    pieces, whole, drawn = _cut(impl, query, key, pattern, seed)
-    return blocked.gradients(grad_out, query, key, value, lse[..., None], pieces, whole, scale, dropout_p, drawn)
-
-
-def _chosen(query: Tensor, impl: str, dropout_p: float) -> str:
-    from .api import choose  # which stands above this file, and is complete by the time that tensors arrive
-
-    # Whether a graph's results will be differentiated cannot be known here.
-    return choose(query, impl=impl, dropout_p=dropout_p, backward=True).impl
-
-
-# ---- what a graph is told of them
-
-
-@_attention.register_fake
-def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _like(query), query.new_empty(query.shape[:3], dtype=_wide(query))
-
-
-@_attention_backward.register_fake
-def _(grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(query), _like(key), _like(value)
-
-
-def _like(x: Tensor) -> Tensor:
-    """A (B, H, S, D) that lies in memory as (B, S, H, D), as both kernels give their results."""
-    batch, heads, seq_len, head_dim = x.shape
-    return x.new_empty(batch, seq_len, heads, head_dim).transpose(1, 2)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, key_mask, index, seed, *ctx.arguments = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, key, value, *output, key_mask, index, seed)
-
-
-def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _attention_backward(grad_out, *ctx.saved_tensors, *ctx.arguments)
-    return *grads, *(None,) * 9
-
-
-def _remember_impl(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.impl = inputs[-1]
-
-
-def _refuse(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(f'impl="{ctx.impl}" has no second derivative; use impl="reference" where one is needed')
-
-
-_attention.register_autograd(_differentiate, setup_context=_remember)
-_attention_backward.register_autograd(_refuse, setup_context=_remember_impl)
-
-
-# ---- the blocked kernel
-
-
-def _cut(impl: str, query: Tensor, key: Tensor, pattern: Any, seed: Tensor | None) -> tuple[list[Piece], bool, int]:
-    """The pieces that it works on, whether they hold all rows, and its seed."""
-    window, dilation, causal, key_mask, global_index = pattern
-    whole, drawn, fused = key_mask is None, 0 if seed is None else int(seed), impl == "fused"
-    if window is None:
-        return global_pieces(query, key, key_mask, fused), whole, drawn
-    global_mask, seq_len = None, query.shape[2]
-    if global_index is not None:
-        global_mask = torch.zeros(query.shape[0], seq_len + 1, dtype=torch.bool, device=query.device)
-        global_mask = global_mask.scatter_(1, torch.where(global_index < 0, seq_len, global_index), True)[:, :-1]
-    within = (min(window[0], seq_len - 1), min(window[1], seq_len - 1))
-    return band_pieces(query, within, dilation, causal, key_mask, global_mask, fused), whole, drawn
+    more: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p, "impl": impl}
+    if window is not None:
+        pattern = AttentionPattern(window, 1 if dilation is None else dilation, causal)
+        return attend(query, key, value, pattern, Tokens(key_mask, None, index), **more)
+    if index is None:
+        return attend_rows(query, key, value, key_mask, **more)
+    place = torch.where(index < 0, query.shape[2], index)
+    is_global = torch.zeros(index.shape[0], query.shape[2] + 1, dtype=torch.bool, device=query.device)
+    tokens = Tokens(key_mask, is_global.scatter(1, place, True)[:, :-1], index)
+    return attend_globally(query, key, value, tokens, **more)

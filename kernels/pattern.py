@@ -26,6 +26,8 @@ from torch import Tensor
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+FARTHEST = 2**31  # longer than any sequence; a longer window or dilation is cut to it, so that products fit into int64
+
 
 class Tokens(NamedTuple):
     """What is particular to a batch. Make one with :meth:`of`, which lets padding win over global.
@@ -46,6 +48,10 @@ class Tokens(NamedTuple):
         if keep is not None and is_global is not None:
             is_global = is_global & keep
         return cls(keep, is_global)
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """``x`` (B, H, S, D) with zeros at padding, so that nothing that stands there, NaN included, reaches a sum."""
+        return x if self.keep is None else x.masked_fill(~self.keep[:, None, :, None], 0.0)
 
     def with_index(self, *, counted: bool) -> Tokens:
         """The same with ``global_index``, so that several layers share it; without global tokens if the data have none.
@@ -78,15 +84,15 @@ class AttentionPattern:
 
     Args:
         window: (left, right), tokens that a row sees on each side; None is every token.
-        dilation: gap between the tokens of the window: one for all heads, or one a head.
+        dilation: gap between the tokens of the window: one for all heads, or one for each head.
         causal: no row sees a later column, global columns included.
 
     Raises:
-        ValueError: a window, dilation or causality that is none; the message names it.
+        ValueError: window, dilation or causal is not of that form; the message shows it.
     """
 
     window: tuple[int, int] | None
-    dilation: int | tuple[int, ...] = 1
+    dilation: int | Sequence[int] = 1
     causal: bool = False
 
     def __post_init__(self) -> None:
@@ -94,12 +100,12 @@ class AttentionPattern:
         if window is not None:
             if not isinstance(window, (tuple, list)) or len(window) != 2 or not all(_is_count(w, 0) for w in window):
                 raise ValueError(f"window is {window!r}; it must be (left, right), two ints >= 0, or None")
-            object.__setattr__(self, "window", tuple(window))
+            object.__setattr__(self, "window", tuple(min(side, FARTHEST) for side in window))
         gaps = dilation if isinstance(dilation, Sequence) else (dilation,)
         if not gaps or not all(_is_count(gap, 1) for gap in gaps):
             raise ValueError(f"dilation is {dilation!r}; it must be an int >= 1, or one such int for each head")
-        if not isinstance(dilation, int):
-            object.__setattr__(self, "dilation", tuple(gaps))
+        gaps = tuple(min(gap, FARTHEST) for gap in gaps)
+        object.__setattr__(self, "dilation", gaps[0] if isinstance(dilation, int) else gaps)
         if not isinstance(self.causal, bool):
             raise ValueError(f"causal is {self.causal!r}; it must be True or False")
 
@@ -118,7 +124,7 @@ class AttentionPattern:
             raise ValueError(
                 f"dilation is {self.dilation!r}; it must be an int >= 1, or one for each of the {heads} heads"
             )
-        return self.dilation
+        return tuple(self.dilation)
 
     def head_runs(self, heads: int) -> list[tuple[slice, int]]:
         """Neighbouring heads of one dilation, as slices, each with its dilation."""
@@ -153,7 +159,7 @@ class AttentionPattern:
         tokens: Tokens | None = None,
         *,
         heads: int | None = None,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         """Which column each row sees: (B or 1, H or 1, S, S) bool, True where row i sees column j.
 
@@ -168,7 +174,7 @@ class AttentionPattern:
         position = torch.arange(seq_len, device=device)
         row, column = position[:, None], position[None, :]
         gap = self._gap_of_heads(heads, device)[:, None, None]
-        seen = self.in_band(column - row, gap)[None]  # (1, H or 1, S, S)
+        seen = self.in_band((column - row)[None], gap)[None]  # (1, H or 1, S, S)
         if tokens is not None and tokens.is_global is not None:
             seen = seen | tokens.is_global[:, None, None, :]
         if self.causal:
@@ -222,7 +228,7 @@ class AttentionPattern:
         count = len(gaps) if heads is None else heads
         return Cost(total, 4 * head_dim * total, 4 * seq_len * head_dim * count * itemsize)
 
-    def _gap_of_heads(self, heads: int | None, device: torch.device | None) -> Tensor:
+    def _gap_of_heads(self, heads: int | None, device: torch.device | str | None) -> Tensor:
         """(H,) dilations, or (1,) where all heads have the same."""
         if self.window is None:
             return torch.ones(1, dtype=torch.int64, device=device)

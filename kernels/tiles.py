@@ -1,20 +1,23 @@
 """Which rows meet which columns: an attention problem cut into pieces, blocks and tiles, for ``blocked.py``.
 
-A tile is T rows and the at most T + W - 1 columns of their band. What of that rectangle lies off the band are two
-triangles at its ends: these, and nothing else, are masked. A dilated window joins only tokens that are equal modulo its
-gap, so that each residue class is a piece of its own, read through a stride. Padding at either end of a sequence is in
-no piece.
+A tile is T rows and the columns of their band, at most T + W - 1. Two triangles of this rectangle, at its left and its
+right end, lie outside the band. They are masked, and nothing else is. A window dilated by d joins only tokens whose
+positions are equal modulo d. So each of the d classes of tokens is a piece of its own, which is read through a stride.
+Padding at either end of a sequence is in no piece.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .pattern import AttentionPattern, Tokens
+from .problem import Problem
 
 # Rows of a tile, by bytes a number: its triangles cost T/W of the arithmetic, but small products are slow.
 ROWS = {2: 128, 4: 64, 8: 64}
@@ -50,9 +53,12 @@ class Block(NamedTuple):
 class Piece(NamedTuple):
     """One independent attention problem: heads of an example, or one residue class of a dilated window.
 
-    Index of its rows and columns in (B, H, S, D), the blocks over them, a mask of columns that are not padding (None:
-    none is), the global columns' positions, for a block's rows the mask of global columns that are not for them, and
-    whether the mask of columns is of the rows too.
+    batch, heads, rows, columns: where its rows and columns stand in (B, H, S, D).
+    blocks: its tiles, a few at a time.
+    column_mask: (columns,) bool, False at padding; None if there is none.
+    global_index: (G,) positions of the global columns that stand beside the band of some row; None if none does.
+    global_hidden: gives for a block's rows the (rows, G) mask of global columns that do not count beside their bands.
+    padded_rows: whether ``column_mask`` holds for the rows too.
     """
 
     batch: int
@@ -66,49 +72,47 @@ class Piece(NamedTuple):
     padded_rows: bool
 
 
-def band_pieces(
-    query: Tensor,
-    window: tuple[int, int],
-    dilation: Sequence[int],
-    causal: bool,
-    key_mask: Tensor | None,
-    global_mask: Tensor | None,
-    fused: bool,
-) -> list[Piece]:
-    """Pieces of a sliding window over ``query`` (B, H, S, D); arguments as checked by the operator."""
-    batch, _, seq_len, _ = query.shape
+def cut(query: Tensor, key: Tensor, problem: Problem, fused: bool) -> list[Piece]:
+    """The pieces of a problem. Query (B, H, R, D) and key (B, H, S, D) give shapes, dtype and device."""
+    return _row_pieces(query, key, problem, fused) if problem.gathered else _band_pieces(query, problem, fused)
+
+
+def _band_pieces(query: Tensor, problem: Problem, fused: bool) -> list[Piece]:
+    """Pieces of a sliding window over all tokens."""
+    pattern, tokens = problem.pattern, problem.tokens
+    batch, count, seq_len, _ = query.shape
+    left, right = pattern.sides(seq_len)
+    runs = pattern.head_runs(count)
     pieces = []
     ceilings: dict[tuple[int, int, int, bool], Tensor] = {}
     for b in range(batch):
-        span, mask = _occupied(key_mask, b, seq_len)
-        index = None
-        if global_mask is not None:
-            index = global_mask[b].nonzero().squeeze(1)
-            index = index if len(index) else None
-        for heads, gap in _head_runs(dilation):
+        span, mask = _occupied(tokens.keep, b, seq_len)
+        index = _global_positions(tokens, b)
+        for heads, gap in runs:
             for first in range(span.start, min(span.start + gap, span.stop)):
                 rows = slice(first, span.stop, gap)  # tokens that a window with this gap can join
                 length = len(range(first, span.stop, gap))
                 piece_mask = None if mask is None else mask[first - span.start :: gap]
                 if piece_mask is not None and bool(piece_mask.all()):
                     piece_mask = None
-                # Where everybody's window holds the whole sequence, global columns stand in it already.
-                beside = index if gap > 1 or length > min(window) + 1 else None
+                # Where every row's band holds all that the row may see, no global column stands beside it.
+                everything = gap == 1 and left >= length - 1 and (pattern.causal or right >= length - 1)
+                beside = None if everything else index
                 most = BLOCK_ROWS
                 if beside is not None:
                     most = min(most, MOST_SCORES // ((heads.stop - heads.start) * len(beside)))
-                blocks = list(_band_blocks(length, window, most, ceilings, query, fused))
-                hidden = partial(_global_hidden, beside, first, gap, window, causal)
+                blocks = list(_band_blocks(length, (left, right), most, ceilings, query, fused))
+                hidden = partial(_global_hidden, pattern, beside, first, gap)
                 pieces.append(Piece(b, heads, rows, rows, blocks, piece_mask, beside, hidden, True))
     return pieces
 
 
-def global_pieces(query: Tensor, key: Tensor, key_mask: Tensor | None, fused: bool) -> list[Piece]:
-    """Pieces of a few rows (B, H, G, D) that see every column of (B, H, S, D) that is no padding."""
+def _row_pieces(query: Tensor, key: Tensor, problem: Problem, fused: bool) -> list[Piece]:
+    """Pieces of a few gathered rows (B, H, G, D), each of which sees every column that is no padding."""
     heads, rows = query.shape[1], query.shape[2]
     pieces = []
     for b in range(query.shape[0]):
-        span, mask = _occupied(key_mask, b, key.shape[2])
+        span, mask = _occupied(problem.tokens.keep, b, key.shape[2])
         length = span.stop - span.start
         if length:
             step = rows if fused else max(1, MOST_SCORES // (heads * length))
@@ -158,44 +162,40 @@ def _band_blocks(
         top += repeats * step
 
 
-def _global_hidden(
-    index: Tensor | None, first: int, gap: int, window: tuple[int, int], causal: bool, rows: slice
-) -> Tensor | None:
-    """(rows, G), True where a global column is not for a row; None if there is no such place.
+def _global_hidden(pattern: AttentionPattern, index: Tensor | None, first: int, gap: int, rows: slice) -> Tensor | None:
+    """(rows, G), True where a global column does not count for a row beside its band; None if there is no such place.
 
-    It may stand in the row's band, where it counts already, or be later than a causal row may see.
+    ``first`` is the piece's first token. The rows are counted within the piece.
     """
     if index is None:
         return None
     row = torch.arange(first + rows.start * gap, first + rows.stop * gap, gap, device=index.device)
-    distance = index - row[:, None]
-    hidden = (distance >= -window[0] * gap) & (distance <= window[1] * gap)
-    if gap > 1:
-        hidden &= distance % gap == 0
-    if causal:
-        hidden |= distance > 0
+    hidden = ~pattern.beside_band(index - row[:, None], gap)
     return hidden if bool(hidden.any()) else None
 
 
-def _occupied(key_mask: Tensor | None, b: int, seq_len: int) -> tuple[slice, Tensor | None]:
+def _global_positions(tokens: Tokens, b: int) -> Tensor | None:
+    """(G,) positions of the global tokens of example b; None if it has none."""
+    if tokens.global_index is not None:
+        index = tokens.global_index[b]
+        index = index[index >= 0]
+    elif tokens.is_global is not None:
+        index = tokens.is_global[b].nonzero().squeeze(1)
+    else:
+        return None
+    return index if len(index) else None
+
+
+def _occupied(keep: Tensor | None, b: int, seq_len: int) -> tuple[slice, Tensor | None]:
     """The range from the first to the last token that is no padding, and a mask of that range if it has holes."""
-    if key_mask is None:
+    if keep is None:
         return slice(0, seq_len), None
-    present = key_mask[b].nonzero().squeeze(1)
+    present = keep[b].nonzero().squeeze(1)
     if not len(present):
         return slice(0, 0), None
     first, stop = int(present[0]), int(present[-1]) + 1
     # A copy, since the backward pass reads it again, and the caller's mask may have changed by then.
-    return slice(first, stop), None if len(present) == stop - first else key_mask[b, first:stop].clone()
-
-
-def _head_runs(dilation: Sequence[int]) -> Iterator[tuple[slice, int]]:
-    """Neighbouring heads of one dilation, as slices."""
-    start = 0
-    for head in range(1, len(dilation) + 1):
-        if head == len(dilation) or dilation[head] != dilation[start]:
-            yield slice(start, head), dilation[start]
-            start = head
+    return slice(first, stop), None if len(present) == stop - first else keep[b, first:stop].clone()
 
 
 def shifted(span: slice, by: int) -> slice:

@@ -1,10 +1,10 @@
 """The kernels of :mod:`longformer.kernels.triton_launch`, forward and backward. Letters as in the README beside this.
 
 A program owns a block of rows (or, in the backward pass, of columns), meets block after block of the other side, and
-keeps softmax and sums in registers: nothing of size S × W ever exists. With L a row's log-sum-exp and δ the row sums of
-dO ∘ O,
+keeps softmax and sums in registers: nothing of size S × W ever exists. With S the scores times log₂ e, L a row's
+log-sum-exp in base 2 and δ the row sums of dO ∘ O,
 
-    P = exp(S - L)    dV = Pᵀ dO    dP = dO Vᵀ    dS = P ∘ (dP - δ)    dQ = dS K · scale    dK = dSᵀ Q · scale
+    P = 2^(S - L)    dV = Pᵀ dO    dP = dO Vᵀ    dS = P ∘ (dP - δ)    dQ = dS K · scale    dK = dSᵀ Q · scale
 
 Only blocks that the band's edges cut are masked. A head dilated by d is d sequences, tokens equal modulo d, with an
 ordinary window each, read through a stride. Global columns that stand outside a row's band are gathered by their index
@@ -21,7 +21,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LN2 = tl.constexpr(0.6931471805599453)
 PHILOX_ROUNDS = tl.constexpr(7)  # the fewest that pass the statistical tests
 
 # What differs from document to document. Triton would compile anew for a number that is 1, and for one that is
@@ -81,6 +80,14 @@ def _store(
     if head.dtype.element_ty != tl.float32:
         x = _narrow(x, head.dtype.element_ty, PRECISION)
     tl.store(at, x, mask=mask)
+
+
+@triton.jit
+def _present(key_mask, b, tokens, length, valid):
+    """Which of ``tokens`` are ``valid`` and no padding. Others are not loaded: NaN there, times 0, would be NaN."""
+    if key_mask is not None:
+        valid = valid & (tl.load(key_mask + b.to(tl.int64) * length + tokens, mask=valid, other=0) != 0)
+    return valid
 
 
 @triton.jit
@@ -199,15 +206,15 @@ def forward(
     for n in range(first, last, BN):
         column = n + tl.arange(0, BN)
         j = cls + column * gap
+        present = _present(key_mask, b, j, columns, column < ends)
         k = _load(key_head, key_strides, j, column < ends, D, BD, WIDE)
-        v = _load(value_head, value_strides, j, column < ends, D, BD, WIDE)
+        v = _load(value_head, value_strides, j, present, D, BD, WIDE)
         scores = _dot(q, tl.trans(k), None, PRECISION) * scale
         if (n < top + BM - 1 - left) | (n + BN > tl.minimum(top + right + 1, ends)):  # the band's edges
             step = column[None, :] - row[:, None]
             scores = tl.where((step >= -left) & (step <= right) & (column < ends)[None, :], scores, float("-inf"))
         if key_mask is not None:
-            present = tl.load(key_mask + b.to(tl.int64) * columns + j, mask=column < ends, other=0)
-            scores = tl.where(present[None, :] != 0, scores, float("-inf"))
+            scores = tl.where(present[None, :], scores, float("-inf"))
         kept = None if seed is None else _kept(draw, i, n, head, draws, dropped, BN, False)
         total, most, acc = _absorb(total, most, acc, scores, v, kept, PRECISION)
 
@@ -226,7 +233,7 @@ def forward(
 
     empty = total == 0.0
     if PADDED_ROWS:
-        empty = empty | (tl.load(key_mask + b.to(tl.int64) * rows + i, mask=i < rows, other=0) == 0)
+        empty = empty | (_present(key_mask, b, i, rows, i < rows) == 0)
     acc = tl.where(empty[:, None], 0.0, acc * (keep_scale / tl.where(empty, 1.0, total))[:, None])
     _store(
         _head(out, out_strides, b, h) + part.to(tl.int64) * out_part,
@@ -239,9 +246,9 @@ def forward(
         WIDE,
         PRECISION,
     )
-    # Of an empty row the backward pass wants exp(s - L) = 0, and a merge exp(L) = 0.
+    # Of an empty row the backward pass wants 2^(s - L) = 0, and a merge 2^L = 0.
     nothing = float("-inf") if PARTIAL else float("inf")
-    total = tl.where(empty, nothing, (most + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+    total = tl.where(empty, nothing, most + tl.log2(tl.where(empty, 1.0, total)))
     tl.store(lse + part.to(tl.int64) * lse_part + head.to(tl.int64) * rows + i, total, mask=i < rows)
 
 
@@ -286,6 +293,7 @@ def backward_query(
     BD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -298,13 +306,14 @@ def backward_query(
     row = top + tl.arange(0, BM)
     i = cls + row * gap
     line = head.to(tl.int64) * rows
-    q = _load(_head(query, query_strides, b, h), query_strides, i, i < rows, D, BD, WIDE)
-    do = _load(_head(grad_out, grad_out_strides, b, h), grad_out_strides, i, i < rows, D, BD, WIDE)
+    held = _present(key_mask if PADDED_ROWS else None, b, i, rows, i < rows)
+    q = _load(_head(query, query_strides, b, h), query_strides, i, held, D, BD, WIDE)
+    do = _load(_head(grad_out, grad_out_strides, b, h), grad_out_strides, i, held, D, BD, WIDE)
     o = _load(_head(out, out_strides, b, h), out_strides, i, i < rows, D, BD, WIDE)
     sums = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     if part == 0:
         tl.store(delta + line + i, sums, mask=i < rows)
-    shift = tl.load(lse + line + i, mask=i < rows, other=float("inf")) / LN2
+    shift = tl.load(lse + line + i, mask=i < rows, other=float("inf"))
     draw = 0 if seed is None else tl.load(seed)
     acc = tl.zeros([BM, BD], tl.float32)
 
@@ -314,15 +323,15 @@ def backward_query(
     for n in range(first, last, BN):
         column = n + tl.arange(0, BN)
         j = cls + column * gap
-        k = _load(key_head, key_strides, j, column < ends, D, BD, WIDE)
-        v = _load(value_head, value_strides, j, column < ends, D, BD, WIDE)
+        present = _present(key_mask, b, j, columns, column < ends)
+        k = _load(key_head, key_strides, j, present, D, BD, WIDE)
+        v = _load(value_head, value_strides, j, present, D, BD, WIDE)
         scores = _dot(q, tl.trans(k), None, PRECISION) * scale
         if (n < top + BM - 1 - left) | (n + BN > tl.minimum(top + right + 1, ends)):
             step = column[None, :] - row[:, None]
             scores = tl.where((step >= -left) & (step <= right) & (column < ends)[None, :], scores, float("-inf"))
         if key_mask is not None:
-            present = tl.load(key_mask + b.to(tl.int64) * columns + j, mask=column < ends, other=0)
-            scores = tl.where(present[None, :] != 0, scores, float("-inf"))
+            scores = tl.where(present[None, :], scores, float("-inf"))
         probs = tl.exp2(scores - shift[:, None])
         grad = _dot(do, tl.trans(v), None, PRECISION)
         if seed is not None:
@@ -394,6 +403,7 @@ def backward_key_value(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BESIDE: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -431,9 +441,10 @@ def backward_key_value(
     for m in range(first, last, BM):
         row = m + tl.arange(0, BM)
         i = cls + row * walk
-        q = _load(query_head, query_strides, i, i < rows, D, BD, WIDE)
-        do = _load(do_head, grad_out_strides, i, i < rows, D, BD, WIDE)
-        shift = tl.load(lse + line + i, mask=i < rows, other=float("inf")) / LN2
+        held = _present(key_mask if PADDED_ROWS else None, b, i, rows, i < rows)
+        q = _load(query_head, query_strides, i, held, D, BD, WIDE)
+        do = _load(do_head, grad_out_strides, i, held, D, BD, WIDE)
+        shift = tl.load(lse + line + i, mask=i < rows, other=float("inf"))
         sums = tl.load(delta + line + i, mask=i < rows, other=0.0)
         scores = _dot(k, tl.trans(q), None, PRECISION) * scale - shift[None, :]
         if BESIDE:
@@ -469,7 +480,7 @@ def backward_key_value(
                     dk += tl.load(beside_key + at, mask=mask, other=0.0)
                     dv += tl.load(beside_value + at, mask=mask, other=0.0)
         if key_mask is not None:
-            present = tl.load(key_mask + b.to(tl.int64) * columns + j, mask=valid, other=0) != 0
+            present = _present(key_mask, b, j, columns, valid)
             dk = tl.where(present[:, None], dk, 0.0)
             dv = tl.where(present[:, None], dv, 0.0)
         _store(_head(grad_key, grad_key_strides, b, h), grad_key_strides, j, valid, dk, D, BD, WIDE, PRECISION)
@@ -502,7 +513,7 @@ def merge(
         part = tl.load(parts_lse + at, mask=line < lines, other=float("-inf"))
         new = tl.maximum(most, part)
         shift = tl.where(new == float("-inf"), 0.0, new)
-        shrink, weight = tl.exp(most - shift), tl.exp(part - shift)
+        shrink, weight = tl.exp2(most - shift), tl.exp2(part - shift)
         x = tl.load(parts_out + at[:, None] * D + dims[None, :], mask=(line < lines)[:, None] & (dims < D)[None, :])
         acc = acc * shrink[:, None] + tl.where(weight[:, None] > 0, x * weight[:, None], 0.0)
         total, most = total * shrink + weight, new
@@ -514,4 +525,4 @@ def merge(
     if out.dtype.element_ty != tl.float32:
         acc = _narrow(acc, out.dtype.element_ty, PRECISION)
     tl.store(out + at, acc, mask=(line < lines)[:, None] & (dims < D)[None, :])
-    tl.store(lse + line, tl.where(empty, float("inf"), most + tl.log(tl.where(empty, 1.0, total))), mask=line < lines)
+    tl.store(lse + line, tl.where(empty, float("inf"), most + tl.log2(tl.where(empty, 1.0, total))), mask=line < lines)

@@ -9,18 +9,12 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
-if __name__ == "triton":  # kernels/ itself is on sys.path, and this file stands before Triton there
-    raise ImportError(
-        "the folder of longformer's kernels is on sys.path, where its triton.py hides Triton: take it off"
-    )
-
 import triton
+from torch import Tensor
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
     raise ImportError(f"Triton {triton.__version__} is installed, and these kernels want 3.6 or later")
@@ -28,12 +22,13 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
 from triton.runtime.interpreter import InterpretedFunction
 
 from . import triton_kernels as kernels
+from .problem import LOG2_E, Problem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 256
 LEAST_CAPABILITY = (8, 0)  # of NVIDIA's: the first with bfloat16 and TF32
 PROGRAMS = 512  # enough to fill a device: what few rows are split along many columns for
-EVERYTHING = 2**31 - 1  # a window's side beyond every length
+FARTHEST = 2**31 - 1  # a window's side beyond every length
 CHUNK = 256  # columns, or rows, are split in multiples of it, whatever the size of blocks
 INTERPRETED = isinstance(kernels.forward, InterpretedFunction)  # TRITON_INTERPRET=1: the kernels run on the CPU
 
@@ -66,53 +61,26 @@ def _unfit(device: torch.device) -> str | None:
     return None
 
 
-class Pattern(NamedTuple):
-    """Which columns a row attends to.
+def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp in float32, see ``problem.py``.
 
-    window: (left, right); None is everything, as global attention does.
-    dilation: gap of each head's window.
-    causal: no global column later than the row (``right`` is 0 already).
-    key_mask: (B, columns) bool, False is padding. Under a window rows are the same tokens, and padding too.
-    global_index: (B, width) int, the positions of the global columns, ascending, and -1 behind the last; or None.
-    """
-
-    window: tuple[int, int] | None
-    dilation: Sequence[int]
-    causal: bool
-    key_mask: Tensor | None
-    global_index: Tensor | None
-
-
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scale: float, dropout_p: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp.
-
-    Args:
-        query: (B, H, R, D).
-        key, value: (B, H, S, D); S is R under a window.
-        pattern: which columns a row sees.
-        scale: factor on the scores.
-        dropout_p: probability by which an attention probability is dropped.
-        seed: (1,) int64 on the tensors' device; unused without dropout.
-
-    Returns:
-        (B, H, R, D) of query's dtype, and (B, H, R) float32, which is +inf where a row has nothing to attend to.
+    The problem's tokens carry ``global_index``, no wider than the most global tokens that an example has.
     """
     batch, heads, rows, head_dim = query.shape
     out = _new(query, query.dtype)
     lse = query.new_empty(batch, heads, rows, dtype=torch.float32)
-    parts = _parts(batch * heads * -(-rows // 64), key.shape[2]) if pattern.window is None else 1
+    window = _window(problem)
+    parts = _parts(batch * heads * -(-rows // 64), key.shape[2]) if window is None else 1
     to, to_lse = out, lse
     if parts > 1:
         to = query.new_empty(parts, batch, heads, rows, head_dim, dtype=torch.float32)
         to_lse = lse.new_empty(parts, batch, heads, rows)
-    for run in _runs(query, key, pattern, scale, dropout_p, seed):
+    for run in _runs(query, key, problem):
         q, k, v, o = (x[..., run.heads, :, :] for x in (query, key, value, to))
         _launch(
             kernels.forward,
             lambda meta, run=run: (run.programs(rows, meta["BM"]), parts),
-            _config("forward", query, pattern.window),
+            _config("forward", query, window),
             **run.arguments,
             **_strided(query=q, key=k, value=v, out=o),
             lse=to_lse,
@@ -150,49 +118,45 @@ def backward(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
-    pattern: Pattern,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
+    problem: Problem,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from that of ``out`` (B, H, R, D), with what :func:`forward` took and gave."""
     batch, heads, rows, head_dim = query.shape
     columns = key.shape[2]
     grad_query, grad_key, grad_value = (_new(x, x.dtype) for x in (query, key, value))
     delta = torch.empty_like(lse)
-    parts = _parts(batch * heads * -(-rows // 64), columns) if pattern.window is None else 1
+    window = _window(problem)
+    parts = _parts(batch * heads * -(-rows // 64), columns) if window is None else 1
     to = grad_query
     if parts > 1:
         to = query.new_empty(parts, batch, heads, rows, head_dim, dtype=torch.float32)
-    for run in _runs(query, key, pattern, scale, dropout_p, seed):
+    for run in _runs(query, key, problem):
         q, k, v, o, do, dq = (x[..., run.heads, :, :] for x in (query, key, value, out, grad_out, to))
         _launch(
             kernels.backward_query,
             lambda meta, run=run: (run.programs(rows, meta["BM"]), parts),
-            _config("backward_query", query, pattern.window),
+            _config("backward_query", query, window),
             **run.arguments,
             **_strided(query=q, key=k, value=v, out=o, grad_out=do, grad_query=dq),
             lse=lse,
             delta=delta,
             grad_part=to.stride(0) if parts > 1 else 0,
             chunk=_chunk(columns, parts),
-            grad_scale=scale,
+            grad_scale=problem.scale,
             WIDE=_wide(q, k, v, o, do, dq),
         )
         dk, dv = (x[:, run.heads] for x in (grad_key, grad_value))
-        _backward_columns(run, (q, k, v, do, dk, dv), lse, delta, scale, pattern)
+        _backward_columns(run, (q, k, v, do, dk, dv), lse, delta, problem)
     if parts > 1:
         grad_query.copy_(to.sum(0))
     return grad_query, grad_key, grad_value
 
 
-def _backward_columns(
-    run: _Run, tensors: tuple[Tensor, ...], lse: Tensor, delta: Tensor, scale: float, pattern: Pattern
-) -> None:
+def _backward_columns(run: _Run, tensors: tuple[Tensor, ...], lse: Tensor, delta: Tensor, problem: Problem) -> None:
     """The key's and value's gradients; first what the global columns receive from rows beside whose band they stand."""
     q, k, v, do, dk, dv = tensors
     batch, heads, rows, head_dim = q.shape
-    columns, index = k.shape[2], pattern.global_index
+    columns, index = k.shape[2], _columns_beside(problem)
     slots, parts, width = None, 1, 0
     beside: tuple[Tensor | None, ...] = (None, None)
     if index is not None:
@@ -213,10 +177,10 @@ def _backward_columns(
         "batch": batch,
         "parts": parts,
         "chunk": _chunk(rows, parts),
-        "grad_scale": scale,
+        "grad_scale": problem.scale,
         "WIDE": _wide(*tensors),
     }
-    config = _config("backward_key_value", q, pattern.window)
+    config = _config("backward_key_value", q, _window(problem))
     if index is not None:
         grid = functools.partial(_grid, batch * heads, width, 1, parts)
         _launch(kernels.backward_key_value, grid, config, **arguments, BESIDE=True)
@@ -244,43 +208,52 @@ def _grid(lines: int, tokens: int, gap: int, parts: int, meta: dict[str, int]) -
     return lines * gap * math.ceil(math.ceil(tokens / gap) / meta["BN"]), parts
 
 
-def _runs(
-    query: Tensor, key: Tensor, pattern: Pattern, scale: float, dropout_p: float, seed: Tensor | None
-) -> Iterator[_Run]:
+def _runs(query: Tensor, key: Tensor, problem: Problem) -> Iterator[_Run]:
     """What all kernels are told of each run of heads."""
     batch, heads, rows, head_dim = query.shape
-    columns, index, mask = key.shape[2], pattern.global_index, pattern.key_mask
-    dropped = min(round(dropout_p * 2**31), 2**31 - 1)
-    # As the caller has it, whatever the length, since autotuning goes by it. The kernels cut it to what there is.
-    left, right = (min(side, EVERYTHING) for side in pattern.window or (EVERYTHING, EVERYTHING))
+    columns, pattern, mask, index = key.shape[2], problem.pattern, problem.tokens.keep, _columns_beside(problem)
+    dropped = min(round(problem.dropout_p * 2**31), 2**31 - 1)
+    left, right = _window(problem) or (FARTHEST, FARTHEST)
     common = {
         "key_mask": None if mask is None else mask.contiguous().view(torch.uint8),
         "index": None if index is None else index.to(torch.int32).contiguous(),
         "count": None if index is None else (index >= 0).sum(1, dtype=torch.int32),
-        "seed": seed if dropped else None,
+        "seed": problem.seed if dropped else None,
         "left": left,
-        "right": right,
+        "right": 0 if pattern.causal else right,  # also where there is no window
         "rows": rows,
         "columns": columns,
         "all_heads": heads,
         "width": 0 if index is None else index.shape[1],
         "causal": int(pattern.causal),
-        "scale": scale / math.log(2),
+        "scale": problem.scale * LOG2_E,
         "keep_scale": 1 / (1 - dropped / 2**31),
         "draws": 2 if pattern.window is None else 0,
         "dropped": dropped,
         "D": head_dim,
         "BD": _padded(head_dim),
-        "PADDED_ROWS": mask is not None and pattern.window is not None,
+        "PADDED_ROWS": mask is not None and not problem.gathered,
         "PRECISION": precision(query),
     }
-    first = 0
-    for stop in range(1, heads + 1):
-        if stop == heads or pattern.dilation[stop] != pattern.dilation[first]:
-            gap = min(pattern.dilation[first], columns)
-            cut = {"heads": stop - first, "first_head": first, "gap": gap}
-            yield _Run(batch, slice(first, stop), gap, {**common, **cut})
-            first = stop
+    for run, gap in pattern.head_runs(heads):
+        cut = {"heads": run.stop - run.start, "first_head": run.start, "gap": min(gap, columns)}
+        yield _Run(batch, run, cut["gap"], {**common, **cut})
+
+
+def _window(problem: Problem) -> tuple[int, int] | None:
+    """(left, right), 0 on the right if causal; None is everything.
+
+    It is as the caller has it, whatever the length, since autotuning goes by it. The kernels cut it to what there is.
+    """
+    if problem.pattern.window is None:
+        return None
+    left, right = (min(side, FARTHEST) for side in problem.pattern.window)
+    return left, 0 if problem.pattern.causal else right
+
+
+def _columns_beside(problem: Problem) -> Tensor | None:
+    """(B, width) positions of the global columns; None where there are none, or where the band holds every column."""
+    return None if problem.pattern.window is None else problem.tokens.global_index
 
 
 def _parts(programs: int, tokens: int) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import operator
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,8 +17,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers import Encoding as RawEncoding
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
-from longformer.checkpoints.hub import find_files, said
-from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.checkpoints.hub import find_files
+from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line
+from longformer.files import parse_json, read_json, read_text, replace_file
 
 # What the two families call their special tokens, where no file says so.
 ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
@@ -216,12 +219,16 @@ class LongformerTokenizer:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._tokenizer.save(str(folder / "tokenizer.json"))
-            self._tokenizer.model.save(str(folder))
-            (folder / "tokenizer_config.json").write_text(self._config_text(), encoding="utf-8")
+            with tempfile.TemporaryDirectory() as made:
+                self._tokenizer.save(str(Path(made) / "tokenizer.json"))
+                self._tokenizer.model.save(made)
+                (Path(made) / "tokenizer_config.json").write_text(self._config_text(), encoding="utf-8")
+                for path in sorted(Path(made).iterdir()):
+                    replace_file(folder / path.name, partial(shutil.copyfile, path))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(
-                f"the tokenizer cannot be written into {folder}: {said(error)}; make room, or name a folder that can be"
+                f"the tokenizer cannot be written into {folder}: {in_one_line(error)}; "
+                "make room, or name a folder that can be written"
             ) from None
 
     def _config_text(self) -> str:
@@ -505,19 +512,20 @@ def _as_tensor(rows: list[list[int]], kind: str | None) -> Any:
 
 
 def _read_tokenizer_json(path: Path) -> Tokenizer:
-    _read_json_object(path)
+    text = read_text(path, error=CheckpointError)
+    parse_json(text, str(path), error=CheckpointError)  # says where it is no JSON, which the library does not
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from None
 
 
 def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
-    _read_json_object(vocab)
-    if not merges.is_file():
-        raise CheckpointError(f"no merges at {merges}")
+    words = read_json(vocab, error=CheckpointError)
+    lines = [line.rstrip("\r") for line in read_text(merges, error=CheckpointError).split("\n")]
     try:
-        tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+        pairs = [line.partition(" ")[::2] for line in lines if line and not line.startswith("#version")]
+        tokenizer = Tokenizer(models.BPE(words, pairs))
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{vocab} and {merges} are not a byte-level BPE vocabulary: {error}") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -527,29 +535,16 @@ def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
 
 def _read_config(files: Mapping[str, Path]) -> dict[str, Any]:
     """``tokenizer_config.json``, completed from the two files that older checkpoints have beside it."""
-    config = _read_json_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    read = partial(read_json, error=CheckpointError)
+    config: dict[str, Any] = read(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     if "added_tokens_decoder" in config:  # written by versions that put everything in one file
         return config
     if "special_tokens_map.json" in files:
-        config |= _read_json_object(files["special_tokens_map.json"])
+        config |= read(files["special_tokens_map.json"])
     if "added_tokens.json" in files:
         names = {_content(config.get(f"{role}_token"), usual) for role, usual in ROBERTA_TOKENS.items()}
         config["added_tokens_decoder"] = {
             index: {"content": token, "special": token in names, "normalized": token not in names}
-            for token, index in _read_json_object(files["added_tokens.json"]).items()
+            for token, index in read(files["added_tokens.json"]).items()
         }
     return config
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"no file at {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not an object")
-    return value

@@ -30,7 +30,7 @@ import torch
 from matplotlib.colors import PowerNorm
 
 from longformer import QuestionAnswerer
-from longformer.answering.squad import exact_match, f1
+from longformer.answering.scores import exact_match, f1
 from longformer.kernels import global_attention, sliding_window_attention, sliding_window_probabilities
 from longformer.parity import trace
 from longformer.plotting import attention_kinds, dense_probabilities, draw_pattern, draw_receptive_field

@@ -72,7 +72,8 @@ import matplotlib.pyplot as plt
 
 import longformer
 from longformer.answering.evaluation import summary
-from longformer.answering.squad import Answer, Example, bootstrap_interval, read_squad, score
+from longformer.answering.scores import bootstrap_interval, score
+from longformer.answering.squad import Answer, Example, read_squad
 from longformer.bench.report import format_table
 from longformer.bench.timing import Contender, interleave
 from longformer.kernels import attention_pairs

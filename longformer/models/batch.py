@@ -107,22 +107,23 @@ class Document(NamedTuple):
     """One document of a batch, as it stands in the packed rows.
 
     length: L, rows from its first to its last token that is no padding.
-    keep: (L,) bool, False at padding between them; None if there is none, as in all ordinary batches.
+    tokens: the document as a batch of one; without a mask of padding if there is none between its tokens.
     global_index: (G,) positions of its global tokens, 0 ≤ position < L; None if it has none.
     """
 
     length: int
-    keep: Tensor | None
+    tokens: Tokens
     global_index: Tensor | None
 
-    def tokens(self) -> Tokens:
-        """The document as a batch of one."""
-        keep = None if self.keep is None else self.keep[None]
-        if self.global_index is None:
-            return Tokens(keep)
-        is_global = torch.zeros(1, self.length, dtype=torch.bool, device=self.global_index.device)
-        is_global[0, self.global_index] = True
-        return Tokens(keep, is_global, self.global_index[None])
+    @classmethod
+    def of(cls, length: int, keep: Tensor | None = None, global_index: Tensor | None = None) -> Document:
+        """From (L,) bool, False at padding, and (G,) positions of the global tokens."""
+        keep = None if keep is None else keep[None]
+        if global_index is None:
+            return cls(length, Tokens(keep), None)
+        is_global = torch.zeros(1, length, dtype=torch.bool, device=global_index.device)
+        is_global[0, global_index] = True
+        return cls(length, Tokens(keep, is_global, global_index[None]), global_index)
 
 
 class Packing(NamedTuple):
@@ -160,7 +161,7 @@ def pack(inputs: Tensor, tokens: Tokens, *, multiple: int = 1) -> Packing:
     """
     _, batch, seq_len = inputs.shape
     if tokens.keep is None:
-        documents = [Document(seq_len, None, _global_index(tokens, b, 0)) for b in range(batch)]
+        documents = [Document.of(seq_len, None, _global_index(tokens, b, 0)) for b in range(batch)]
         if batch * seq_len % multiple == 0:
             return Packing(documents, None, None)
         places = torch.arange(batch * seq_len, device=inputs.device)
@@ -170,7 +171,7 @@ def pack(inputs: Tensor, tokens: Tokens, *, multiple: int = 1) -> Packing:
         present = tokens.keep[b].nonzero().squeeze(1).tolist()
         first, stop = (present[0], present[-1] + 1) if present else (0, 0)
         keep = tokens.keep[b, first:stop] if len(present) < stop - first else None
-        documents.append(Document(stop - first, keep, _global_index(tokens, b, first)))
+        documents.append(Document.of(stop - first, keep, _global_index(tokens, b, first)))
         spans.append(torch.arange(b * seq_len + first, b * seq_len + stop, device=inputs.device))
     computed = torch.cat(spans)
     places = torch.full((batch * seq_len,), -1, device=inputs.device)

@@ -226,7 +226,7 @@ def _local_rows(
         _as_batch(key),
         _as_batch(value),
         attention.pattern,
-        document.tokens(),
+        document.tokens,
         dropout_p=_dropout_p(attention),
         impl=attention.impl,
     )
@@ -241,7 +241,7 @@ def _attend_to_all(
         _as_batch(query),
         _as_batch(key),
         _as_batch(value),
-        key_mask=document.tokens().keep,
+        key_mask=document.tokens.keep,
         dropout_p=_dropout_p(attention),
         impl=attention.impl,
     )
@@ -281,7 +281,7 @@ def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: D
     # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
     few = len(index) * attention.num_heads < hidden.shape[1] + len(index)
     if few and is_plain(attention.key_global, attention.value_global):
-        return _carried(attention, hidden, query, document.tokens().keep)
+        return _carried(attention, hidden, query, document.tokens.keep)
     keys, values = (_split(attention, _linear(part, hidden)) for part in (attention.key_global, attention.value_global))
     return _attend_to_all(attention, document, query, keys, values)
 

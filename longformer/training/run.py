@@ -15,6 +15,7 @@ from tqdm import tqdm
 import longformer
 from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.evaluation import QuestionFile, check_questions
+from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
 from longformer.checkpoints.folder import CONFIG
 from longformer.checkpoints.names import todays_name
@@ -52,7 +53,8 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
 
     def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
         train, held_by_file = _read_questions(options, say)
-        check_questions(held_by_file, QuestionAnswerer(model, tokenizer), max_answer_tokens=options.max_answer_tokens)
+        settings = AnswerSettings(max_answer_tokens=options.max_answer_tokens)
+        check_questions(held_by_file, QuestionAnswerer(model, tokenizer), settings)
         held = [example for _, examples in held_by_file for example in examples]
         task = QuestionAnsweringTask(train, held, tokenizer, options)
         left_out = f", {len(task.unusable)} questions left out" if task.unusable else ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from longformer.kernels import IMPLEMENTATIONS, AttentionPattern, Tokens, attend, attend_globally, global_attention
 from longformer.kernels import pattern as pattern_module
 
-IMPLS = IMPLEMENTATIONS
+IMPLS = tuple(impl for impl in IMPLEMENTATIONS if impl != "flex")  # compiled for minutes, see test_flex.py
 SEQ_LEN = 40
 PATTERNS = (AttentionPattern((5, 3)), AttentionPattern((5, 3), (1, 2), True), AttentionPattern(None))
 

@@ -20,7 +20,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longformer import LongformerConfig, LongformerModel, kernels
-from longformer.kernels import api, choose, dispatch, global_attention, sliding_window_attention
+from longformer.kernels import (
+    AttentionPattern,
+    Tokens,
+    choose,
+    dispatch,
+    global_attention,
+    sliding_window_attention,
+)
+from longformer.kernels.pattern import global_index
+from longformer.kernels.problem import Problem
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
 from longformer.kernels import triton_launch
@@ -123,7 +132,7 @@ def test_low_precision_loses_no_more_than_a_plain_softmax(dtype: torch.dtype) ->
     qkv = [x.to(DEVICE, dtype) for x in random_qkv(1, 2, 150, 32)]
     grad = torch.randn_like(qkv[0])
     truth = run("reference", [x.double() for x in qkv], grad.double(), (32, 32), **arguments)
-    plain = run("reference", qkv, grad, (32, 32), **arguments)
+    plain = kernel_cases.run_plain(qkv, grad, (32, 32), **arguments)
     for actual, usual, exact in zip(run("triton", qkv, grad, (32, 32), **arguments), plain, truth, strict=True):
         assert actual.dtype == dtype
         assert (actual - exact).norm() <= 2 * (usual - exact).norm()
@@ -165,16 +174,11 @@ def test_offsets_beyond_32_bits() -> None:
     query, near, value = (x.to(DEVICE, torch.float16) for x in random_qkv(1, 1, seq_len, head_dim))
     key.copy_(near)
     grad = torch.randn_like(query)
-    near_out, far_out = (
-        dispatch.attention(*x, impl="triton", window=(9, 9), scale=0.25)
-        for x in ((query, near, value), (query, key, value))
-    )
+    problem = Problem(AttentionPattern((9, 9)), Tokens(), 0.25)
+    near_out, far_out = (triton_launch.forward(query, x, value, problem)[0] for x in (near, key))
     assert torch.equal(near_out, far_out)
-    pattern = triton_launch.Pattern((9, 9), (1,), False, None, None)
-    out, lse = triton_launch.forward(query, near, value, pattern, 0.25, 0.0, None)
-    near_grads, far_grads = (
-        triton_launch.backward(grad, query, x, value, out, lse, pattern, 0.25, 0.0, None) for x in (near, key)
-    )
+    out, lse = triton_launch.forward(query, near, value, problem)
+    near_grads, far_grads = (triton_launch.backward(grad, query, x, value, out, lse, problem) for x in (near, key))
     for a, b in zip(near_grads, far_grads, strict=True):
         assert torch.equal(a, b)
 
@@ -201,16 +205,6 @@ def test_memory_that_was_used_before_is_not_read() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = before
-
-
-def test_log_sum_exp_is_handed_out() -> None:
-    query, key, value = (x.float().to(DEVICE) for x in random_qkv(1, 2, 50, 8))
-    keep = (torch.arange(50) < 40)[None].to(DEVICE)
-    pattern = triton_launch.Pattern((50, 50), (1, 1), False, keep, None)
-    _, lse = triton_launch.forward(query, key, value, pattern, 0.5, 0.0, None)
-    expected = (0.5 * query @ key[:, :, :40].transpose(2, 3)).logsumexp(-1)
-    torch.testing.assert_close(lse[..., :40], expected[..., :40])
-    assert (lse[..., 40:] == float("inf")).all()  # padding: no key, and no gradient
 
 
 # ---- dropout
@@ -255,11 +249,12 @@ def test_dropout_of_forward_and_backward_is_the_same(blocks: tuple[int, int], mo
     seq_len, p = 48, 0.4
     window, globals_ = (9, 6), (torch.arange(seq_len, device=DEVICE)[None] % 20 == 3)
     query, key, value = (x.float().to(DEVICE) for x in random_qkv(1, 2, seq_len, 8))
-    pattern = triton_launch.Pattern(window, (1, 2), False, None, dispatch.global_index(globals_))
+    tokens = Tokens.of(None, globals_).with_index(counted=True)
     seed = torch.tensor([1234567890123], device=DEVICE)
+    problem = Problem(AttentionPattern(window, (1, 2)), tokens, 0.5, p, seed)
     eye = torch.eye(seq_len, device=DEVICE).expand(1, 2, seq_len, seq_len).contiguous()
     wide = [torch.nn.functional.pad(x, (0, seq_len - 8)) for x in (query, key)]
-    dropped, _ = triton_launch.forward(*wide, eye, pattern, 0.5, p, seed)
+    dropped, _ = triton_launch.forward(*wide, eye, problem)
     pairs = kernels.attention_pairs(seq_len, window, dilation=(1, 2), global_mask=globals_, device=DEVICE)
     kept = (dropped != 0).double() / (1 - p)
     exact = [x.double().requires_grad_() for x in (query, key, value)]
@@ -267,8 +262,8 @@ def test_dropout_of_forward_and_backward_is_the_same(blocks: tuple[int, int], mo
     expected = (scores.masked_fill(~pairs, float("-inf")).softmax(-1) * kept) @ exact[2]
     grad = torch.randn_like(query)
     expected.backward(grad.double())
-    out, lse = triton_launch.forward(query, key, value, pattern, 0.5, p, seed)
-    grads = triton_launch.backward(grad, query, key, value, out, lse, pattern, 0.5, p, seed)
+    out, lse = triton_launch.forward(query, key, value, problem)
+    grads = triton_launch.backward(grad, query, key, value, out, lse, problem)
     for actual, wanted in zip((out, *grads), (expected, *(x.grad for x in exact)), strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=1e-5)
 
@@ -331,7 +326,7 @@ def test_an_eager_model_hands_its_index_on(monkeypatch: pytest.MonkeyPatch) -> N
     models[1].load_state_dict(models[0].state_dict())
     ids, mask = torch.randint(5, 60, (2, 30), device=DEVICE), torch.ones(2, 30, dtype=torch.long, device=DEVICE)
     mask[:, [0, 3, 17]], mask[1, 20:] = 2, 0
-    monkeypatch.setattr(dispatch, "global_index", lambda *_, **__: pytest.fail("an index was made"))
+    monkeypatch.setattr(kernels.pattern, "global_index", lambda *_, **__: pytest.fail("an index was made"))
     with torch.no_grad():
         actual, expected = (model(ids, mask)[0] for model in models)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
@@ -406,19 +401,25 @@ def test_a_graphs_index_is_cut_to_what_it_holds(monkeypatch: pytest.MonkeyPatch)
     widths = []
     columns = triton_launch._backward_columns
     monkeypatch.setattr(
-        triton_launch, "_backward_columns", lambda *a: (widths.append(a[-1].global_index.shape[1]), columns(*a))[1]
+        triton_launch,
+        "_backward_columns",
+        lambda *a: (widths.append(a[-1].tokens.global_index.shape[1]), columns(*a))[1],
     )
     qkv = [x.float().to(DEVICE).requires_grad_() for x in random_qkv(2, 1, 40, 4)]
     mask = torch.arange(40, device=DEVICE)[None] % torch.tensor([[13], [20]], device=DEVICE) == 2
     results = []
-    for index in (dispatch.global_index(mask), dispatch.global_index(mask, counted=True)):
-        out = dispatch.attention(*qkv, impl="triton", window=(3, 3), index=index, scale=0.5)
+
+    def attention(index: Tensor | None) -> Tensor:
+        arguments = (None, index, None, None, [3, 3], [1], False, False, 0.5, 0.0, "triton")
+        return torch.ops.longformer.attention(*qkv, *arguments)[0]
+
+    for counted in (False, True):
+        out = attention(global_index(mask, counted=counted))
         results.append([out, *torch.autograd.grad(out.sum(), qkv)])
     assert widths == [3, 3]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    none = dispatch.global_index(torch.zeros_like(mask))
-    out = dispatch.attention(*qkv, impl="triton", window=(3, 3), index=none, scale=0.5)
-    assert torch.equal(out, dispatch.attention(*qkv, impl="triton", window=(3, 3), scale=0.5))
+    none = global_index(torch.zeros_like(mask), counted=False)
+    assert torch.equal(attention(none), attention(None))
 
 
 def test_documents_of_many_lengths_share_kernels_and_what_was_tuned(tmp_path: Path) -> None:
@@ -443,7 +444,7 @@ def test_without_triton_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> No
     def absent(*_: str) -> None:
         raise ImportError("No module named 'triton'")
 
-    monkeypatch.setattr(api.importlib, "import_module", absent)
+    monkeypatch.setattr(dispatch.importlib, "import_module", absent)
     with pytest.raises(ValueError, match=r"No module named 'triton'\); pip install 'longformer\[triton\]'"):
         choose(torch.randn(1, 1, 8, 16), impl="triton")
     assert choose(torch.randn(1, 1, 8, 16)).impl in ("fused", "blocked")
@@ -453,15 +454,6 @@ def test_it_is_not_loaded_unasked() -> None:
     code = "import sys, torch, longformer.kernels as k; q = torch.randn(1, 1, 8, 16)\n"
     code += "k.sliding_window_attention(q, q, q, (2, 2)); sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_its_file_does_not_pass_for_triton() -> None:
-    """With kernels/ itself on the path, ``import triton`` finds our file, which says so."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(kernels.__file__).parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", "import triton"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert "the folder of longformer's kernels is on sys.path" in done.stderr
 
 
 H100, A100, MI300 = ("cuda", "90"), ("cuda", "80"), ("hip", "gfx942")
@@ -475,7 +467,7 @@ REST = {
 @pytest.mark.parametrize(
     ("target", "cases"),
     [
-        (H100, "bfloat16-64 bfloat16-128-causal float32-64-tf32"),
+        (H100, "bfloat16-64 bfloat16-128-causal float32-64-tf32 bfloat16-64-padded"),
         (H100, "float32-128-plain bfloat16-256-plain float16-80-narrow float32-16-global"),
         (A100, "float32-64-plain"),
         (MI300, "bfloat16-64-plain"),
@@ -512,7 +504,7 @@ def test_on_a_device_with_its_own_blocks(dtype: torch.dtype, head_dim: int, monk
     for more in ({}, {"key_mask": keep}, {"dilation": (1, 3)}, {"causal": True}):
         arguments = {**arguments, **more}
         truth = run("reference", [x.double() for x in qkv], grad.double(), (256, 256), **arguments)
-        plain = run("reference", qkv, grad, (256, 256), **arguments)
+        plain = kernel_cases.run_plain(qkv, grad, (256, 256), **arguments)
         for actual, usual, exact in zip(run("auto", qkv, grad, (256, 256), **arguments), plain, truth, strict=True):
             assert (actual - exact).norm() <= 2 * (usual - exact).norm()
     assert choose(qkv[0]) == ("triton", "fused kernels on a GPU")

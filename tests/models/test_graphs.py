@@ -14,7 +14,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
 from longformer import LongformerConfig, LongformerForQuestionAnswering
-from longformer.kernels import blocked, dispatch, global_attention, sliding_window_attention
+from longformer.kernels import dispatch, global_attention, sliding_window_attention
+from longformer.kernels.pattern import global_index
 
 CONFIG = LongformerConfig(
     vocab_size=60,
@@ -68,9 +69,10 @@ def test_operators_are_what_torch_wants_of_operators(impl: str, window: bool) ->
         pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
     query, key, value = (x.float().to(DEVICE).requires_grad_() for x in random_qkv(2, 2, 20, 16))
     place = torch.arange(20, device=DEVICE)[None]
-    index = dispatch.global_index(place % 11 == torch.tensor([[3], [12]], device=DEVICE))
+    index = global_index(place % 11 == torch.tensor([[3], [12]], device=DEVICE), counted=False)
     keep = place < torch.tensor([[20], [17]], device=DEVICE)
-    arguments = (keep, index, None, [5, 5] if window else [], [1, 1], False, 0.25, 0.0, impl)
+    columns, rows = (index, None) if window else (None, index)
+    arguments = (keep, columns, rows, None, [5, 5] if window else [], [1, 1], False, not window, 0.25, 0.0, impl)
     torch.library.opcheck(torch.ops.longformer.attention.default, (query, key, value, *arguments))
 
 
@@ -108,32 +110,26 @@ def test_compiled_kernels(impl: str) -> None:
 def test_a_compiled_step_computes_the_forward_pass_once(
     impl: str, dropout_p: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its gradients are those of the function that differentiates itself, by the same seed."""
+    """And its results and gradients are those of eager mode, by the same seed."""
     calls = []
-    once = blocked._Attention.forward
-    monkeypatch.setattr(blocked._Attention, "forward", lambda *a, **k: (calls.append(impl), once(*a, **k))[1])
+    once = dispatch._forward
+    monkeypatch.setattr(dispatch, "_forward", lambda *a: (calls.append(impl), once(*a))[1])
     inputs = [x.requires_grad_() for x in random_qkv(2, 2, 60, 8)]
     keep = torch.arange(60)[None] < torch.tensor([[60], [41]])
     globals_ = torch.arange(60)[None].expand(2, 60) % 40 == 3
-    compiled = torch.compile(
-        lambda *x: sliding_window_attention(
-            *x, (5, 3), global_mask=globals_, key_mask=keep, dropout_p=dropout_p, impl=impl
-        ),
-        fullgraph=True,
-        backend="aot_eager",
-    )
+    arguments: dict[str, Any] = {"global_mask": globals_, "key_mask": keep, "dropout_p": dropout_p, "impl": impl}
+
+    def function(*qkv: Tensor) -> Tensor:
+        return sliding_window_attention(*qkv, (5, 3), **arguments)
+
     grad = torch.randn(2, 2, 60, 8, dtype=torch.float64)
-    torch.manual_seed(4)
-    out = compiled(*inputs)
-    results = [out, *torch.autograd.grad(out, inputs, grad)]
-    assert calls == [impl]
-    torch.manual_seed(4)
-    seed = int(torch.randint(2**62, (1,))) if dropout_p else None
-    more: dict[str, Any] = {"causal": False, "scale": 8**-0.5, "dropout_p": dropout_p, "fused": impl == "fused"}
-    out = blocked.sliding_window_attention(
-        *inputs, (5, 3), dilation=(1, 1), global_mask=globals_ & keep, key_mask=keep, seed=seed, **more
-    )
-    for actual, expected in zip(results, [out, *torch.autograd.grad(out, inputs, grad)], strict=True):
+    results = []
+    for run in (torch.compile(function, fullgraph=True, backend="aot_eager"), function):
+        torch.manual_seed(4)
+        out = run(*inputs)
+        results.append([out, *torch.autograd.grad(out, inputs, grad)])
+        assert calls == [impl] * len(results)
+    for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 

@@ -149,11 +149,11 @@ def test_short_documents_are_projected_together(monkeypatch: pytest.MonkeyPatch)
     """Their outputs and gradients are those of documents taken one by one, whatever else is in the batch."""
     attention = build().encoder.layer[0].attention.self
     documents = [
-        Document(7, None, torch.tensor([0, 3])),
-        Document(0, None, None),
-        Document(9, torch.arange(9) != 4, torch.tensor([8])),
-        Document(5, None, None),
-        Document(1, None, torch.tensor([0])),
+        Document.of(7, None, torch.tensor([0, 3])),
+        Document.of(0, None, None),
+        Document.of(9, torch.arange(9) != 4, torch.tensor([8])),
+        Document.of(5, None, None),
+        Document.of(1, None, torch.tensor([0])),
     ]
     hidden = torch.randn(25, 32, dtype=torch.float64)  # the last three rows are padding
     grad = torch.randn_like(hidden)
@@ -190,10 +190,8 @@ def test_attention_dropout_changes_nothing_on_average(engine: bool, count: int) 
     index = torch.arange(count) if count else None
 
     def run() -> Tensor:
-        document = Document(30, None, index)
-        return (
-            self_attention(attention, hidden, [document]) if engine else attention(hidden[None], document.tokens())[0]
-        )
+        document = Document.of(30, None, index)
+        return self_attention(attention, hidden, [document]) if engine else attention(hidden[None], document.tokens)[0]
 
     with torch.no_grad():
         expected = run()
@@ -209,7 +207,7 @@ def test_dropout_of_a_global_row_with_and_without_projection() -> None:
     """Both ways have the same spread, not the mean alone."""
     attention = build(CONFIG.replace(attention_probs_dropout_prob=0.5)).encoder.layer[0].attention.self.train()
     hidden = torch.randn(30, 32, dtype=torch.float64)
-    few, many = (Document(30, None, index) for index in (torch.tensor([4, 9]), torch.arange(30)))
+    few, many = (Document.of(30, None, index) for index in (torch.tensor([4, 9]), torch.arange(30)))
     with torch.no_grad():
         carried = torch.stack([packed._global_rows(attention, hidden, few) for _ in range(2000)])
         projected = torch.stack([packed._global_rows(attention, hidden, many)[few.global_index] for _ in range(2000)])
@@ -364,5 +362,5 @@ def test_dilation_in_a_graph_and_outside() -> None:
         globals_ = torch.tensor([0, 1, 17])
         mask = torch.zeros(1, 30, dtype=torch.bool).index_fill_(1, globals_, True)
         with torch.no_grad():
-            rows = self_attention(attention, hidden, [Document(30, None, globals_)])
+            rows = self_attention(attention, hidden, [Document.of(30, None, globals_)])
             assert_close(rows, attention(hidden[None], Tokens.of(None, mask))[0])

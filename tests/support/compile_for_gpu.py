@@ -16,8 +16,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction
 
-from longformer.kernels import dispatch
+from longformer.kernels import AttentionPattern, Tokens
 from longformer.kernels import triton_launch as launcher
+from longformer.kernels.pattern import EVERYTHING
+from longformer.kernels.problem import Problem
 
 backend, architecture, *cases = sys.argv[1:]
 target = GPUTarget(backend, int(architecture), 32) if backend == "cuda" else GPUTarget(backend, architecture, 64)
@@ -46,27 +48,27 @@ JITFunction.run = compile_only  # type: ignore[method-assign]
 
 TOKENS, WINDOW = 1024, 256  # a window so wide that blocks have their whole size
 keep = torch.arange(TOKENS)[None] < 900
-globals_ = dispatch.global_index(torch.arange(TOKENS)[None] % 100 == 3, counted=True)
-Pattern = launcher.Pattern
+tokens = Tokens.of(keep, torch.arange(TOKENS)[None] % 100 == 3).with_index(counted=True)
+of_globals = tokens._replace(keep=None)
 FORMS = {
-    "full": Pattern((WINDOW, WINDOW), (1, 2), False, keep, globals_),
-    "plain": Pattern((WINDOW, WINDOW), (1, 1), False, None, None),
-    "causal": Pattern((WINDOW, 0), (1, 1), True, None, globals_),
-    "narrow": Pattern((32, 32), (1, 1), False, None, None),
-    "global": Pattern(None, (1, 1), False, keep, None),
+    "full": Problem(AttentionPattern((WINDOW, WINDOW), (1, 2)), tokens, 0.1, 0.1, torch.zeros(1, dtype=torch.int64)),
+    "plain": Problem(AttentionPattern((WINDOW, WINDOW)), Tokens(), 0.1),
+    "padded": Problem(AttentionPattern((WINDOW, WINDOW)), Tokens(keep), 0.1),
+    "causal": Problem(AttentionPattern((WINDOW, 0), causal=True), of_globals, 0.1),
+    "narrow": Problem(AttentionPattern((32, 32)), Tokens(), 0.1),
+    "global": Problem(EVERYTHING, Tokens(keep), 0.1, gathered=True),
 }
 
 
-def both_ways(dtype: torch.dtype, head_dim: int, form: str) -> None:
-    """Forward and backward; dropout in the full form."""
+def both_ways(dtype: torch.dtype, head_dim: int, problem: Problem) -> None:
+    """Forward and backward."""
     key, value = (torch.randn(1, TOKENS, 2, head_dim).to(dtype).transpose(1, 2) for _ in range(2))
-    query = key[:, :, :7] if form == "global" else torch.randn_like(key)
-    seed, p = (torch.zeros(1, dtype=torch.int64), 0.1) if form == "full" else (None, 0.0)
-    out, lse = launcher.forward(query, key, value, FORMS[form], 0.1, p, seed)
-    launcher.backward(torch.randn_like(query), query, key, value, out, lse, FORMS[form], 0.1, p, seed)
+    query = key[:, :, :7] if problem.gathered else torch.randn_like(key)
+    out, lse = launcher.forward(query, key, value, problem)
+    launcher.backward(torch.randn_like(query), query, key, value, out, lse, problem)
 
 
 for case in cases:
     dtype_name, size, *more = case.split("-")
     torch.set_float32_matmul_precision("high" if more == ["tf32"] else "highest")
-    both_ways(getattr(torch, dtype_name), int(size), "full" if more in ([], ["tf32"]) else more[0])
+    both_ways(getattr(torch, dtype_name), int(size), FORMS["full" if more in ([], ["tf32"]) else more[0]])

@@ -15,8 +15,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
 
-from longformer.kernels import dispatch
+from longformer.kernels import AttentionPattern, Tokens
 from longformer.kernels import triton_launch as launcher
+from longformer.kernels.pattern import EVERYTHING
+from longformer.kernels.problem import Problem
 
 target = GPUTarget("cuda", 90, 32)
 triton.runtime.driver.set_active(
@@ -50,13 +52,13 @@ Autotuner._bench = timing  # type: ignore[method-assign]
 def document(length: int, questions: int, window: int) -> None:
     """What a layer launches for it, forward and backward."""
     query, key, value = (torch.empty(length, 2, 64, dtype=torch.bfloat16).transpose(0, 1)[None] for _ in range(3))
-    index = dispatch.global_index(torch.arange(length)[None] < questions, counted=True)
-    for rows, pattern in (
-        (query, launcher.Pattern((window, window), (1, 1), False, None, index)),
-        (query[:, :, :questions], launcher.Pattern(None, (1, 1), False, None, None)),
+    tokens = Tokens.of(None, torch.arange(length)[None] < questions).with_index(counted=True)
+    for rows, problem in (
+        (query, Problem(AttentionPattern((window, window)), tokens, 0.1)),
+        (query[:, :, :questions], Problem(EVERYTHING, Tokens(), 0.1, gathered=True)),
     ):
-        out, lse = launcher.forward(rows, key, value, pattern, 0.1, 0.0, None)
-        launcher.backward(out, rows, key, value, out, lse, pattern, 0.1, 0.0, None)
+        out, lse = launcher.forward(rows, key, value, problem)
+        launcher.backward(out, rows, key, value, out, lse, problem)
 
 
 found: dict[str, list[int]] = {"compiled": [], "tuned": []}

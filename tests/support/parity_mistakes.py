@@ -1,7 +1,7 @@
-"""The slips that reimplementations make, planted one at a time: how, where each begins, and what is to be said of it.
+"""The slips that reimplementations make, planted one at a time: how, where each begins, and which hint it should get.
 
-Each takes our model with weights of its own, and the batch, spoils something, and gives the trace of what it then
-computes. ``python tests/parity_mistakes.py`` prints what the tool says of each as a table.
+Each takes our model with weights of its own, and the batch, breaks something, and gives the trace of what the model
+then computes. ``python tests/support/parity_mistakes.py`` prints a table of what the tool says of each.
 """
 
 from __future__ import annotations
@@ -106,10 +106,11 @@ def twice(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> 
     ) -> Tensor:
         assert tokens.is_global is not None
         band = pattern.pairs(query.shape[2], Tokens(tokens.keep))
+        columns = tokens.is_global[:, None, None, :].expand_as(band)
         scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
-        index = tokens.is_global[0].nonzero().flatten()
-        both = torch.cat([scores[..., index], scores.masked_fill(~band, -math.inf)], dim=-1).softmax(dim=-1)
-        return both @ torch.cat([value[:, :, index], value], dim=2)
+        seen = [scores.masked_fill(~pairs, -math.inf) for pairs in (columns, band)]
+        out = torch.cat(seen, dim=-1).softmax(dim=-1) @ torch.cat([value, value], dim=2)
+        return out if tokens.keep is None else out * tokens.keep[:, None, :, None]
 
     with kernel(model, wrong):
         return run(model, inputs)

@@ -1,0 +1,25 @@
+"""The masked softmax that the dense and the banded formulation share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .problem import LOG2_E
+
+
+def masked_softmax(scores: Tensor, pairs: Tensor) -> Tensor:
+    """Softmax over the last axis among ``pairs`` only, in at least float32; a row without any pair is 0, not NaN."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    empty = ~pairs.any(dim=-1, keepdim=True)
+    # An empty row is given every column, so that neither its values nor its gradients are NaN, and is then zeroed.
+    scores = scores.masked_fill(~(pairs | empty), -math.inf)
+    return scores.softmax(dim=-1).masked_fill(empty, 0.0)
+
+
+def log_sum_exp(scores: Tensor, pairs: Tensor) -> Tensor:
+    """Of ``scores`` among ``pairs``, in base 2, without the last axis; +inf in a row without any pair."""
+    lse = scores.masked_fill(~pairs, -math.inf).logsumexp(dim=-1) * LOG2_E
+    return lse.masked_fill(~pairs.any(dim=-1), math.inf)
