@@ -13,8 +13,8 @@ from typing import NoReturn
 import click
 
 from longformer.answering.cli import answer, evaluate, predict
+from longformer.answering.options import DTYPES, first_given
 from longformer.bench.cli import bench
-from longformer.cli_options import DTYPES, first_given
 from longformer.errors import LongformerError
 from longformer.explain.cli import explain
 from longformer.parity.cli import parity

@@ -14,8 +14,9 @@ import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
 import longformer
-from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering, cli_options
+from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
 from longformer import cli as command
+from longformer.answering import options
 from longformer.answering.answerer import Answer, QuestionAnswerer
 from longformer.answering.cli import describe, surroundings
 from longformer.answering.scores import evaluate
@@ -460,7 +461,7 @@ class TestMain:
             command.main(["answer", "Who?", "--text", "a"])
 
     def test_implementations_are_those_of_the_kernels(self):
-        assert cli_options.IMPLEMENTATIONS == IMPLEMENTATIONS
+        assert options.IMPLEMENTATIONS == IMPLEMENTATIONS
 
     def test_a_reader_that_leaves(self, tmp_path):
         reader, writer = os.pipe()

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longformer.answering.settings import AnswerSettings
-from longformer.cli_options import (
+from longformer.answering.options import (
     MODEL_OPTIONS,
     Command,
     answer_options,
@@ -25,6 +24,7 @@ from longformer.cli_options import (
     model_options,
     take_settings,
 )
+from longformer.answering.settings import AnswerSettings
 from longformer.errors import DataError
 from longformer.files import check_outputs, write_json
 

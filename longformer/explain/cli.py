@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from longformer.cli_options import (
+from longformer.answering.options import (
     answer_options,
     check_one_document,
     checkpoint_files,
