@@ -52,6 +52,19 @@ FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists fo
 # which there is hardly ever the same number.
 ROUNDED = 64
 PLAIN = ("reference", "flex", "triton")  # implementations of attention under which the plain model runs
+# The modules whose work the engine does itself, with what they do.
+FORWARDS = {
+    kind: kind.forward
+    for kind in (
+        LongformerEmbeddings,
+        LongformerEncoder,
+        LongformerLayer,
+        LongformerAttention,
+        LongformerSelfAttention,
+        LongformerOutput,
+        LongformerIntermediate,
+    )
+}
 
 
 # ---- when it may serve
@@ -61,16 +74,18 @@ def may_serve(model: LongformerModel, input_ids: Tensor) -> bool:
     """Whether the engine gives what the plain model would give, to everybody who looks.
 
     It does not where somebody watches or has replaced something: hooks of any kind on the model, inside it, or global;
-    a mode that sees all operators; a ``forward`` put on an instance; another class in place of one of the structure's;
-    a parametrisation; a weight that is a subclass of tensor, on another device or on meta; compiling, tracing, a
-    transform of ``torch.func``, forward mode; nor where ``impl`` is one of ``PLAIN``: "reference" asks for the plain
-    model, and the other kernels are made for whole batches.
+    a mode that sees all operators; a ``forward`` put on an instance or a class; another class in place of one of the
+    structure's; a parametrisation; a weight that is a subclass of tensor, on another device or on meta; compiling,
+    tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of ``PLAIN``: "reference" asks
+    for the plain model, and the other kernels are made for whole batches.
     """
     if torch.compiler.is_compiling() or in_transform() or is_watched() or type(input_ids) is not Tensor:
         return False
     if type(model.embeddings) is not LongformerEmbeddings or type(model.encoder) is not LongformerEncoder:
         return False
     if not all(_is_ours(layer) for layer in model.encoder.layer):
+        return False
+    if any(kind.forward is not own for kind, own in FORWARDS.items()):
         return False
     return input_ids.device.type == "cpu" and not any(_is_changed(part) for part in model.modules())
 

@@ -59,9 +59,8 @@ def test_threads_that_share_a_model_in_training(answerer: QuestionAnswerer) -> N
 
 def test_a_thread_that_sets_the_mode_meanwhile(answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the midst of the computation, so that its first part had no dropout and its second has."""
-    expected = answerer.answer(QUESTION, DOCUMENT)
     encoder = type(answerer.model.longformer.encoder)
-    plain, modes_seen = encoder.forward, []
+    plain, modes_seen = encoder.forward, [True]
 
     def forward(self: nn.Module, *arguments: Any, **named: Any) -> Any:
         if not modes_seen:
@@ -69,7 +68,9 @@ def test_a_thread_that_sets_the_mode_meanwhile(answerer: QuestionAnswerer, monke
         modes_seen.append(self.training)
         return plain(self, *arguments, **named)
 
-    monkeypatch.setattr(encoder, "forward", forward)
+    monkeypatch.setattr(encoder, "forward", forward)  # so that the plain model serves
+    expected = answerer.answer(QUESTION, DOCUMENT)
+    modes_seen.clear()
     assert answerer.answer(QUESTION, DOCUMENT) == expected
     assert modes_seen[0] and not any(modes_seen[1:]) and len(modes_seen) > 1
     assert all(modes(answerer.model))
@@ -122,7 +123,6 @@ def test_parts_replaced_after_an_answer(answerer: QuestionAnswerer) -> None:
 def test_a_forward_on_the_instance(answerer: QuestionAnswerer) -> None:
     """It is bound to the module that it was made for: such a model is set to ``eval()`` for the time."""
     model = answerer.model
-    expected = answerer.answer(QUESTION, DOCUMENT)
     encoder = model.longformer.encoder
     calls: list[bool] = []
 
@@ -131,6 +131,7 @@ def test_a_forward_on_the_instance(answerer: QuestionAnswerer) -> None:
         return own(*arguments)
 
     encoder.forward = forward
+    expected = answerer.answer(QUESTION, DOCUMENT)
     model.train()
     encoder.layer[1].eval()
     before = modes(model)

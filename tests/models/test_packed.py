@@ -309,6 +309,15 @@ def test_it_may_not_serve_while_something_sees_every_module_or_operator() -> Non
     assert may_serve(model, IDS)
 
 
+def test_it_may_not_serve_a_class_whose_forward_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    for kind, own in packed.FORWARDS.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "forward", lambda *given, own=own: own(*given))
+            assert not may_serve(model, IDS)
+    assert may_serve(model, IDS)
+
+
 def test_flops_are_counted_as_of_the_plain_model() -> None:
     model, ids = build(dtype=torch.float32), random_ids(1, 40)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
