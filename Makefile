@@ -1,6 +1,6 @@
 # make demo     answer a question over the document that ships with the project
 # make test     run the tests
-# make lint     ruff and mypy
+# make lint     ruff, mypy, and the layers of imports
 # make docs     build the documentation into site/; a warning is an error
 # make notebooks   execute the notebooks and keep what they show
 # make clean    remove what these made
@@ -29,6 +29,7 @@ lint: $(VENV)/.development
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .pattern import AttentionPattern
 from .problem import Problem
 from .softmax import log_sum_exp, masked_softmax
 
@@ -34,6 +35,23 @@ class BandProbabilities(NamedTuple):
     band: Tensor
     columns: Tensor
     column_index: Tensor
+
+    def with_global_columns_apart(self, pattern: AttentionPattern) -> BandProbabilities:
+        """The same with every probability of a global column in ``columns``, and 0 in its place in ``band``.
+
+        Args:
+            pattern: the one that the probabilities were computed with.
+        """
+        heads, seq_len, width = self.band.shape[1:]
+        step = self.column_index[:, None, None, :] - torch.arange(seq_len, device=self.band.device)[:, None]
+        gap = torch.tensor(pattern.gaps(heads), device=self.band.device)[:, None, None]
+        in_band = pattern.in_band(step, gap) & (self.column_index >= 0)[:, None, None, :]  # (B, H, S, G)
+        left = seq_len - 1 if pattern.window is None else pattern.window[0]
+        # What stands outside the band goes to one column more, which is cut off again.
+        place = torch.where(in_band, step.div(gap, rounding_mode="floor") + left, width)
+        band = F.pad(self.band, (0, 1))
+        columns = self.columns + band.gather(3, place)
+        return BandProbabilities(band.scatter(3, place, 0)[..., :width], columns, self.column_index)
 
 
 def banded_scores(query: Tensor, key: Tensor, window: tuple[int, int], dilation: int = 1) -> Tensor:

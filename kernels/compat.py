@@ -47,6 +47,31 @@ def in_transform() -> bool:
     return _transform_level() is not None or forward_level >= 0
 
 
+def is_jit_tracing() -> bool:
+    """Whether ``torch.jit.trace`` is at work. False where torch does not tell."""
+    state = _lookup(torch._C, "_get_tracing_state")
+    return state is not None and state() is not None
+
+
+def is_watched() -> bool:
+    """Whether a mode sees every operator (a counter of FLOPs, say), or a global hook every module.
+
+    True where torch does not tell.
+    """
+    mode = _lookup(torch.utils, "_python_dispatch._get_current_dispatch_mode")
+    hooked = _lookup(torch.nn.modules.module, "_has_any_global_hook")
+    return mode is None or hooked is None or mode() is not None or bool(hooked())
+
+
+def assert_in_graph(condition: torch.Tensor, message: str) -> None:
+    """In a compiled graph, which cannot look at its data, let the graph stop where ``condition`` is False.
+
+    Elsewhere, and where torch has no such assertion, nothing happens.
+    """
+    if torch.compiler.is_compiling() and hasattr(torch, "_assert_async"):
+        torch._assert_async(condition, message)
+
+
 def has_bf16_mkldnn() -> bool:
     """Whether oneDNN computes in bfloat16 on this processor. False where torch does not tell."""
     supported = _lookup(torch.ops, "mkldnn._is_mkldnn_bf16_supported")

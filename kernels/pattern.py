@@ -174,7 +174,7 @@ class AttentionPattern:
         position = torch.arange(seq_len, device=device)
         row, column = position[:, None], position[None, :]
         gap = self._gap_of_heads(heads, device)[:, None, None]
-        seen = self.in_band(column - row, gap)[None]  # (1, H or 1, S, S)
+        seen = self.in_band((column - row)[None], gap)[None]  # (1, H or 1, S, S)
         if tokens is not None and tokens.is_global is not None:
             seen = seen | tokens.is_global[:, None, None, :]
         if self.causal:

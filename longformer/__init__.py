@@ -8,12 +8,14 @@ from longformer.lazy import lazily
 
 if TYPE_CHECKING:
     from longformer.answering.answerer import Answer, QuestionAnswerer
+    from longformer.answering.settings import AnswerSettings
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
     from longformer.tokenizer import LongformerTokenizer
 
 __all__ = [
     "Answer",
+    "AnswerSettings",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "answering.answerer",
+    "AnswerSettings": "answering.settings",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",
     "LongformerModel": "models.encoder",

@@ -7,9 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longformer.errors import ConfigError
+from longformer.files import read_json, write_text
+
+if TYPE_CHECKING:
+    from longformer.kernels import AttentionPattern
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
@@ -163,6 +167,12 @@ class LongformerConfig:
         given = self.attention_dilation if isinstance(self.attention_dilation, int) else self.attention_dilation[layer]
         return (given,) * self.num_attention_heads if isinstance(given, int) else given
 
+    def pattern(self, layer: int) -> AttentionPattern:
+        """Who attends to whom in layer ``layer``, but for padding and global tokens."""
+        from longformer.kernels.pattern import AttentionPattern  # with torch, which a config by itself does not need
+
+        return AttentionPattern(self.window(layer), self.dilation(layer))
+
     def replace(self, **changes: Any) -> LongformerConfig:
         """A copy with ``changes``; a changed ``num_hidden_layers`` needs its ``attention_window``."""
         return dataclasses.replace(self, **changes)
@@ -194,15 +204,8 @@ class LongformerConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> LongformerConfig:
-        """Read a ``config.json``. Raises ``ConfigError``, which names the file, where it is none."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"no config at {path}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} is not valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
+        """Read a ``config.json``. Raises ``ConfigError``, which names the file, where it cannot be read or is none."""
+        values = read_json(path, error=ConfigError)
         try:
             return cls.from_dict(values)
         except ConfigError as error:
@@ -222,9 +225,13 @@ class LongformerConfig:
         return {"model_type": "longformer", **values}
 
     def save(self, path: str | Path, **extra: Any) -> None:
-        """Write ``config.json``; ``extra`` entries (``architectures``, ``dtype``) are added."""
+        """Write ``config.json``, whole or not at all; ``extra`` entries (``architectures``, ``dtype``) are added.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         text = json.dumps({**self.to_dict(), **extra}, indent=2, sort_keys=True) + "\n"
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(path, text, error=ConfigError)
 
 
 # What from_dict does not fill in for a config that is silent: a wrong guess would load, run, and answer wrongly.

@@ -1,10 +1,10 @@
-"""Convert checkpoints: once and for all to safetensors, and a short encoder (BERT, RoBERTa) to a Longformer."""
+"""Convert checkpoints: any Longformer to safetensors, and a short encoder (BERT, RoBERTa) to a Longformer."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,21 +13,26 @@ from torch import Tensor
 
 from longformer.checkpoints.folder import check_tensors, dtype_name, find_config, write_checkpoint
 from longformer.checkpoints.hub import PathOrName, find_files
-from longformer.checkpoints.names import PARTS, POSITION_IDS, by_todays_name, check_tied, fit_names, todays_name
-from longformer.checkpoints.weights import find_weights, read_tensors, some
+from longformer.checkpoints.names import (
+    BERT_LM_HEAD,
+    PARTS,
+    POSITION_IDS,
+    by_todays_name,
+    check_tied,
+    fit_names,
+    renamed,
+    todays_name,
+)
+from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
+from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, ConfigError
+from longformer.errors import CheckpointError, ConfigError, listed
+from longformer.files import read_json, write_file
 from longformer.models.encoder import LongformerModel
-from longformer.tokenizer import TOKENIZER_FILES, LongformerTokenizer
+from longformer.models.heads import HEADS
+from longformer.tokenizer import LongformerTokenizer
 
 POSITIONS = "longformer.embeddings.position_embeddings.weight"
-# BERT's head for masked language modelling, and what Longformer calls its parts.
-BERT_HEAD = {
-    "cls.predictions.transform.dense.": "lm_head.dense.",
-    "cls.predictions.transform.LayerNorm.": "lm_head.layer_norm.",
-    "cls.predictions.decoder.": "lm_head.decoder.",
-    "cls.predictions.bias": "lm_head.bias",
-}
 
 
 class Converted(NamedTuple):
@@ -72,12 +77,12 @@ def convert(
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     folder = Path(folder)
     # What else the config says of the heads stays; torch_dtype is the former name of dtype.
-    extra = {key: value for key, value in _read_json(config_file).items() if key != "torch_dtype"}
+    extra = {key: value for key, value in read_json(config_file, error=ConfigError).items() if key != "torch_dtype"}
     extra["dtype"] = dtype_name(tensors.values())
     dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
     for name, path in tokenizer_files.items():
         if not (folder / name).exists() or not path.samefile(folder / name):
-            shutil.copyfile(path, folder / name)
+            write_file(folder / name, partial(shutil.copyfile, path), error=CheckpointError)
     return Converted(folder, dropped)
 
 
@@ -121,7 +126,7 @@ def to_long(
         raise CheckpointError(f"{folder} is the source itself, which would be overwritten; name another folder")
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
-    raw = _read_json(config_file)
+    raw = read_json(config_file, error=ConfigError)
     model_type = raw.get("model_type")
     if model_type not in ("bert", "roberta", "longformer"):
         raise ConfigError(f"{source} has model_type {model_type!r}; only bert, roberta and longformer can be made long")
@@ -136,7 +141,9 @@ def to_long(
     there = [part for part, start in PARTS.items() if any(todays_name(name).startswith(start) for name in read)]
     absent = [part for part in keep if part not in there or part == "cls"]  # Longformer has no place for the latter
     if absent:
-        raise CheckpointError(f"{source} has no {some(absent)} to keep; it has {some(there) or 'the encoder alone'}")
+        raise CheckpointError(
+            f"{source} has no {listed(absent)} to keep; it has {listed(there) or 'the encoder alone'}"
+        )
     dropped = _drop(read, [POSITION_IDS, *(PARTS[part] for part in there if part not in keep)])
     tensors = _rename(source, read)
     # Row pad_token_id is the padding's and those before it are unused; RoBERTa has them already, BERT counts from 0.
@@ -150,8 +157,7 @@ def to_long(
 
     if "lm_head" in keep:
         check_tied(source, tensors)
-    heads = {"qa_outputs": "LongformerForQuestionAnswering", "lm_head": "LongformerForMaskedLM"}
-    architecture = next((name for part, name in heads.items() if part in keep), "LongformerModel")
+    architecture = next((head.__name__ for part, head in HEADS.items() if part in keep), LongformerModel.__name__)
     extra = {"architectures": [architecture], "dtype": dtype_name(tensors.values())}
     dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
     tokenizer.model_max_length = max_tokens
@@ -165,26 +171,14 @@ def _with_lm_head(source: PathOrName, read: Mapping[str, Tensor], config: Longfo
         raise ConfigError(
             f"{source} has hidden_act {config.hidden_act!r}; Longformer's lm_head has gelu, and cannot be it"
         )
-    result = {}
-    for name, tensor in read.items():
-        today = todays_name(name)
-        found = next((start for start in BERT_HEAD if today.startswith(start)), None)
-        result[name if found is None else BERT_HEAD[found] + today.removeprefix(found)] = tensor
-    return result
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a JSON {type(values).__name__}, not an object")
-    return values
+    return {
+        renamed(today, BERT_LM_HEAD) if (today := todays_name(name)).startswith("cls.predictions.") else name: tensor
+        for name, tensor in read.items()
+    }
 
 
 def _drop(tensors: dict[str, Tensor], starts: Sequence[str]) -> list[str]:
-    """Take out what today's name of starts so; return the names taken out."""
+    """Remove the tensors whose name of today starts with one of ``starts``; return the names removed."""
     dropped = [name for name in tensors if todays_name(name).startswith(tuple(starts))]
     for name in dropped:
         del tensors[name]

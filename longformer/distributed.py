@@ -1,6 +1,6 @@
 """Several processes as one: started by torchrun, joined through torch.distributed (gloo on CPUs, NCCL on GPUs).
 
-Without torchrun everything here is the trivial case of one process, so that callers need not tell the two apart.
+Without torchrun there is one process, and everything here works with that one, so that callers need no second case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from longformer.errors import LongformerError
 
 Item = TypeVar("Item")
-GONE = (  # gloo's words for an exchange in vain
+LOST_CONNECTION = (  # what gloo says when another process has ended
     "Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe",
 )  # fmt: skip
 
@@ -85,12 +85,12 @@ def processes(device: torch.device | str | None = None) -> Iterator[Processes]:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise LongformerError(f"process {rank} of {size} cannot join the others: {said}") from None
+        reason = str(error).splitlines()[0]
+        raise LongformerError(f"process {rank} of {size} cannot join the others: {reason}") from None
     try:
         yield Processes(rank, size, own, joined=True)
     except RuntimeError as error:
-        if not any(words in str(error) for words in GONE):
+        if not any(words in str(error) for words in LOST_CONNECTION):
             raise
         raise LongformerError(
             f"process {rank} of {size} lost the others: one of them ended, and its own message says why"
@@ -104,21 +104,21 @@ def check_device(device: torch.device | str | None) -> torch.device:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0].rstrip(".")
-        raise LongformerError(f"device {str(device)!r} cannot be used here ({said}); 'cpu' always can") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise LongformerError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from None
     return torch.device("cpu" if device is None else device)
 
 
 @contextmanager
 def together(group: Processes) -> Iterator[None]:
-    """Let an error of one process be raised by all of them, so that none waits for one that is gone.
+    """Raise an error of one process in all of them, so that none waits for a process that has ended.
 
-    Within, no process may wait for another.
+    Inside this block no process may wait for another.
     """
     error: Exception | None = None
     try:
         yield
-    except Exception as raised:  # those that are no LongformerError end all processes as well
+    except Exception as raised:  # an error of any other kind ends all processes as well
         error = raised
     known = isinstance(error, LongformerError)
     messages = group.gather(None if error is None else str(error) if known else f"{type(error).__name__}: {error}")
@@ -142,6 +142,6 @@ def check_agreement(group: Processes, **values: str) -> None:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded over processes, whole; all must call this."""
+    """The whole of a tensor that may be sharded over processes; all must call this."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered.detach()

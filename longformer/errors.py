@@ -1,5 +1,7 @@
 """What goes wrong because of what the user gave us: one family of exceptions, each message names value and remedy."""
 
+from collections.abc import Sequence
+
 
 class LongformerError(ValueError):
     """Bad input of any kind. The command line prints its message alone and exits with status 2."""
@@ -15,3 +17,14 @@ class CheckpointError(LongformerError):
 
 class DataError(LongformerError):
     """A question, document or data file that cannot be used."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's kind and reason, in one line of a message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+def listed(items: Sequence[str], *, most: int = 8, separator: str = ", ") -> str:
+    """The first ``most`` items as a list in a message, with a count of the rest."""
+    rest = len(items) - most
+    return separator.join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

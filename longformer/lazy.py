@@ -1,6 +1,6 @@
-"""Names of a package that are imported when they are first asked for.
+"""Names of a package that are imported when they are first used.
 
-Importing torch takes seconds, and `longformer --help` has no need of it.
+Importing torch takes seconds, and `longformer --help` does not need it.
 """
 
 from collections.abc import Callable, Mapping

@@ -3,72 +3,29 @@
 from __future__ import annotations
 
 import json
-import operator
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers import Encoding as RawEncoding
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
-from longformer.checkpoints.hub import find_files, said
-from longformer.errors import CheckpointError, DataError, LongformerError
-
-# What the two families call their special tokens, where no file says so.
-ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
-BERT_TOKENS = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+from longformer.checkpoints.hub import find_files
+from longformer.checkpoints.tokenizer_files import (
+    BERT_TOKENS,
+    ROBERTA_TOKENS,
+    TOKENIZER_FILES,
+    read_tokenizer_config,
+    read_tokenizer_json,
+    read_vocab_and_merges,
+    token_content,
 )
-
-
-class Encoding(dict[str, Any]):
-    """What the tokenizer returns: a dict of ``input_ids`` and ``attention_mask``, so that ``model(**encoding)`` works.
-
-    For one text the values are lists of S ints, for a batch lists of such lists; with ``return_tensors`` always one
-    (B, S) int64 tensor or array each.
-
-    Args:
-        input_ids: token ids.
-        attention_mask: 1 for a token, 0 for padding.
-        offsets: by token the characters (start, end) that it covers in its own text; (0, 0) for special tokens and
-            padding. Nested like the lists of ``input_ids``; None if they were not asked for.
-        sequence_ids: by token 0 for the first text (the question), 1 for the second (the context), None for special
-            tokens and padding. Nested like ``offsets``.
-    """
-
-    def __init__(self, *, input_ids: Any, attention_mask: Any, offsets: Any, sequence_ids: Any) -> None:
-        super().__init__(input_ids=input_ids, attention_mask=attention_mask)
-        self.offsets = offsets
-        self.sequence_ids = sequence_ids
-
-    @property
-    def input_ids(self) -> Any:
-        return self["input_ids"]
-
-    @property
-    def attention_mask(self) -> Any:
-        return self["attention_mask"]
-
-    def to(self, device: torch.device | str | int) -> Encoding:
-        """The same encoding with its tensors on ``device``; only for ``return_tensors="pt"``."""
-        if not isinstance(self["input_ids"], torch.Tensor):
-            raise LongformerError('this encoding holds no tensors to move; ask for them with return_tensors="pt"')
-        return Encoding(
-            input_ids=self["input_ids"].to(device),
-            attention_mask=self["attention_mask"].to(device),
-            offsets=self.offsets,
-            sequence_ids=self.sequence_ids,
-        )
+from longformer.encoding import Encoding, as_tensor, is_one_id, pad_rows, text_rows, token_ids
+from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line
+from longformer.files import replace_file
 
 
 class LongformerTokenizer:
@@ -115,9 +72,9 @@ class LongformerTokenizer:
     ) -> None:
         config = config or {}
         if tokenizer_json is not None and vocab is None and merges is None:
-            source, self._tokenizer = tokenizer_json, _read_tokenizer_json(Path(tokenizer_json))
+            source, self._tokenizer = tokenizer_json, read_tokenizer_json(Path(tokenizer_json))
         elif tokenizer_json is None and vocab is not None and merges is not None:
-            source, self._tokenizer = vocab, _read_vocab_and_merges(Path(vocab), Path(merges))
+            source, self._tokenizer = vocab, read_vocab_and_merges(Path(vocab), Path(merges))
         else:
             raise LongformerError("give tokenizer_json alone, or both vocab and merges")
         if tokenizer_json is None:
@@ -132,7 +89,7 @@ class LongformerTokenizer:
         known = self._tokenizer.token_to_id
         family = BERT_TOKENS if known("<s>") is None and known("[CLS]") is not None else ROBERTA_TOKENS
         for role, usual in family.items():
-            token = _content(config.get(f"{role}_token"), usual)
+            token = token_content(config.get(f"{role}_token"), usual)
             index = known(token) if isinstance(token, str) else None
             if index is None and role in ("cls", "sep", "pad"):
                 raise CheckpointError(f"{source}: the {role} token {token!r} is not in the vocabulary")
@@ -152,7 +109,7 @@ class LongformerTokenizer:
             raise CheckpointError(f"{source}: added_tokens_decoder beside it does not map ids to tokens") from None
         for role, usual in ROBERTA_TOKENS.items():
             given = config.get(f"{role}_token")
-            token = _content(given, usual)
+            token = token_content(given, usual)
             number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
             if number is not None and token not in tokens:
                 tokens[token] = number, given if isinstance(given, Mapping) else {}
@@ -196,7 +153,7 @@ class LongformerTokenizer:
             CheckpointError: no such checkpoint, no network, no tokenizer files, or malformed ones.
         """
         files = find_files(name_or_path, TOKENIZER_FILES, revision=revision, local_files_only=local_files_only)
-        config = _read_config(files)
+        config = read_tokenizer_config(files)
         if "tokenizer.json" in files:
             return cls(files["tokenizer.json"], config=config)
         missing = [name for name in ("vocab.json", "merges.txt") if name not in files]
@@ -216,12 +173,16 @@ class LongformerTokenizer:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._tokenizer.save(str(folder / "tokenizer.json"))
-            self._tokenizer.model.save(str(folder))
-            (folder / "tokenizer_config.json").write_text(self._config_text(), encoding="utf-8")
+            with tempfile.TemporaryDirectory() as made:
+                self._tokenizer.save(str(Path(made) / "tokenizer.json"))
+                self._tokenizer.model.save(made)
+                (Path(made) / "tokenizer_config.json").write_text(self._config_text(), encoding="utf-8")
+                for path in sorted(Path(made).iterdir()):
+                    replace_file(folder / path.name, partial(shutil.copyfile, path))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(
-                f"the tokenizer cannot be written into {folder}: {said(error)}; make room, or name a folder that can be"
+                f"the tokenizer cannot be written into {folder}: {in_one_line(error)}; "
+                "make room, or name a folder that can be written"
             ) from None
 
     def _config_text(self) -> str:
@@ -278,7 +239,7 @@ class LongformerTokenizer:
                 without rows or with halves of unequal number; a question that leaves no room within ``max_length``.
             LongformerError: arguments that contradict each other.
         """
-        firsts, seconds, batched = _rows(text, text_pair)
+        firsts, seconds, batched = text_rows(text, text_pair)
         if padding not in (False, True, "longest"):
             raise LongformerError(f'padding is {padding!r}; it must be False, True or "longest"')
         if return_tensors not in (None, "pt", "np"):
@@ -300,9 +261,9 @@ class LongformerTokenizer:
 
         lengths = [len(row) for row in ids]
         if padding:
-            _pad(ids, self.pad_token_id)
-            _pad(offsets, (0, 0))
-            _pad(sequences, None)
+            pad_rows(ids, self.pad_token_id)
+            pad_rows(offsets, (0, 0))
+            pad_rows(sequences, None)
         masks = [[1] * length + [0] * (len(row) - length) for length, row in zip(lengths, ids, strict=True)]
         given_offsets = offsets if return_offsets else None
         if return_tensors is None and not batched:
@@ -317,8 +278,8 @@ class LongformerTokenizer:
                 f"rows of {min(lengths)} to {max(lengths)} tokens do not fit one tensor; pass padding=True"
             )
         return Encoding(
-            input_ids=_as_tensor(ids, return_tensors),
-            attention_mask=_as_tensor(masks, return_tensors),
+            input_ids=as_tensor(ids, return_tensors),
+            attention_mask=as_tensor(masks, return_tensors),
             offsets=given_offsets,
             sequence_ids=sequences,
         )
@@ -387,8 +348,8 @@ class LongformerTokenizer:
         Raises:
             LongformerError: an id that is not in the vocabulary, or no int at all.
         """
-        tokens = [self._token(number) for number in _numbers(ids)]
-        return tokens[0] if _is_one(ids) else tokens
+        tokens = [self._token(number) for number in token_ids(ids)]
+        return tokens[0] if is_one_id(ids) else tokens
 
     def _token(self, number: int) -> str:
         token = self._tokenizer.id_to_token(number) if 0 <= number < 2**32 else None
@@ -426,130 +387,9 @@ class LongformerTokenizer:
         Raises:
             LongformerError: an id that is not in the vocabulary, or no int at all.
         """
-        numbers = _numbers(ids)
+        numbers = token_ids(ids)
         self.convert_ids_to_tokens(numbers)  # refuses unknown ids, which the library would silently leave out
         return self._tokenizer.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def __repr__(self) -> str:
         return f"LongformerTokenizer(vocab_size={self.vocab_size}, cls={self.cls_token!r}, sep={self.sep_token!r})"
-
-
-def _content(given: Any, usual: str) -> Any:
-    """A special token as config files write it: a string, an object with the string in it, or nothing."""
-    given = given.get("content") if isinstance(given, Mapping) else given
-    return usual if given is None else given
-
-
-def _is_one(ids: Any) -> bool:
-    """Whether ``ids`` is a single number, of Python, NumPy or torch, rather than several."""
-    return getattr(ids, "ndim", None) == 0 or isinstance(ids, (int, np.integer))
-
-
-def _numbers(ids: Any) -> list[int]:
-    """``ids`` as a list of Python ints."""
-    try:
-        return [operator.index(number) for number in ([ids] if _is_one(ids) else ids)]
-    except (TypeError, ValueError):
-        raise LongformerError(
-            f"token ids must be an int or one row of ints, but are {str(ids)[:60]!r}; of a batch, pass one row"
-        ) from None
-
-
-def _rows(
-    text: str | Sequence[str] | Sequence[tuple[str, str]], text_pair: str | Sequence[str] | None
-) -> tuple[list[str], list[str] | None, bool]:
-    """First texts, second texts or None, and whether they are a batch. Every text is checked."""
-    batched = isinstance(text, (list, tuple))
-    firsts: list[Any] = list(text) if batched else [text]
-    seconds: list[Any] | None = None
-    if text_pair is not None:
-        if isinstance(text_pair, (list, tuple)) != batched:
-            raise DataError("text and text_pair must be two strings, or two lists of the same length")
-        seconds = list(text_pair) if batched else [text_pair]
-    elif batched and firsts and all(isinstance(row, tuple) and len(row) == 2 for row in firsts):
-        firsts, seconds = [row[0] for row in firsts], [row[1] for row in firsts]
-    if not firsts:
-        raise DataError("the batch is empty; give at least one text")
-    if seconds is not None and len(seconds) != len(firsts):
-        raise DataError(f"text has {len(firsts)} rows and text_pair {len(seconds)}; give one context for each question")
-    for name, column in (("text", firsts), ("text_pair", seconds or [])):
-        for i, value in enumerate(column):
-            _check_text(value, f"{name}[{i}]" if batched else name, empty_allowed=seconds is None)
-    return firsts, seconds, batched
-
-
-def _check_text(value: Any, name: str, *, empty_allowed: bool) -> None:
-    if not isinstance(value, str):
-        raise DataError(f"{name} is of type {type(value).__name__}; it must be a string, or a list of strings")
-    if not empty_allowed and not value.strip():
-        raise DataError(f"{name} is empty; a question and a context need text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{name} has the lone surrogate U+{ord(value[error.start]):04X} at character {error.start}, which is no "
-            "text; decode the source as UTF-8"
-        ) from None
-
-
-def _pad(rows: list[Any], value: Any) -> None:
-    length = max(len(row) for row in rows)
-    for row in rows:
-        row += [value] * (length - len(row))
-
-
-def _as_tensor(rows: list[list[int]], kind: str | None) -> Any:
-    if kind == "pt":
-        return torch.tensor(rows, dtype=torch.long)
-    return np.array(rows, dtype=np.int64) if kind == "np" else rows
-
-
-def _read_tokenizer_json(path: Path) -> Tokenizer:
-    _read_json_object(path)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more specific
-        raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from None
-
-
-def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
-    _read_json_object(vocab)
-    if not merges.is_file():
-        raise CheckpointError(f"no merges at {merges}")
-    try:
-        tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:  # the library raises nothing more specific
-        raise CheckpointError(f"{vocab} and {merges} are not a byte-level BPE vocabulary: {error}") from None
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    return tokenizer
-
-
-def _read_config(files: Mapping[str, Path]) -> dict[str, Any]:
-    """``tokenizer_config.json``, completed from the two files that older checkpoints have beside it."""
-    config = _read_json_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-    if "added_tokens_decoder" in config:  # written by versions that put everything in one file
-        return config
-    if "special_tokens_map.json" in files:
-        config |= _read_json_object(files["special_tokens_map.json"])
-    if "added_tokens.json" in files:
-        names = {_content(config.get(f"{role}_token"), usual) for role, usual in ROBERTA_TOKENS.items()}
-        config["added_tokens_decoder"] = {
-            index: {"content": token, "special": token in names, "normalized": token not in names}
-            for token, index in _read_json_object(files["added_tokens.json"]).items()
-        }
-    return config
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"no file at {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not an object")
-    return value

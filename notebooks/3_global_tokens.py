@@ -30,7 +30,7 @@ import torch
 from matplotlib.colors import PowerNorm
 
 from longformer import QuestionAnswerer
-from longformer.answering.squad import exact_match, f1
+from longformer.answering.scores import exact_match, f1
 from longformer.kernels import global_attention, sliding_window_attention, sliding_window_probabilities
 from longformer.parity import trace
 from longformer.plotting import attention_kinds, dense_probabilities, draw_pattern, draw_receptive_field
@@ -120,7 +120,7 @@ input_ids = encoding["input_ids"]
 tokens = answerer.tokenizer.convert_ids_to_tokens(input_ids[0].tolist())
 
 exact_model = copy.deepcopy(answerer.model).double()
-question_mask = exact_model.question_mask(input_ids)  # (1, S) bool: strictly before the first separator
+question_mask = exact_model.automatic_global_mask(input_ids)  # (1, S) bool: strictly before the first separator
 recorded = ["embeddings", "layer.*.query", "layer.*.key", "layer.*.*_output", "layer.*.global_*", "layer.*.column_*"]
 with torch.no_grad(), trace(exact_model, only=recorded, probabilities=True, digests=False) as t:
     exact_model(input_ids)
@@ -248,8 +248,8 @@ def first_token(input_ids: torch.Tensor) -> torch.Tensor:
 
 
 variants = {
-    "question": (model, model.question_mask),
-    "local projections": (without_projections, model.question_mask),
+    "question": (model, model.automatic_global_mask),
+    "local projections": (without_projections, model.automatic_global_mask),
     "first token": (model, first_token),
     "none": (model, torch.zeros_like),
 }

@@ -32,7 +32,7 @@ import torch
 
 import longformer
 from longformer import LongformerError, QuestionAnswerer
-from longformer.answering.answerer import lay_windows
+from longformer.answering.windows import lay_windows
 from longformer.bench.peak import above
 from longformer.bench.report import Report
 from longformer.bench.timing import Contender, Measurement, Record, interleave

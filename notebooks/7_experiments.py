@@ -72,7 +72,8 @@ import matplotlib.pyplot as plt
 
 import longformer
 from longformer.answering.evaluation import summary
-from longformer.answering.squad import Answer, Example, bootstrap_interval, read_squad, score
+from longformer.answering.scores import bootstrap_interval, score
+from longformer.answering.squad import Answer, Example, read_squad
 from longformer.bench.report import format_table
 from longformer.bench.timing import Contender, interleave
 from longformer.kernels import attention_pairs
@@ -95,7 +96,7 @@ ids = torch.full((1, 300), 1 + max(config.pad_token_id, config.bos_token_id, con
 ids[0, [12, 13, 299]] = config.sep_token_id
 figure, panels = plt.subplots(2, len(answerers), figsize=(18, 6.5), layout="constrained")
 for column, (name, answerer) in zip(panels.T, answerers.items(), strict=True):
-    choose = answerer.global_mask or answerer.model.question_mask
+    choose = answerer.global_mask or answerer.model.automatic_global_mask
     shown = {"global_tokens": choose(ids)[0].nonzero().flatten().tolist()}
     for axes, layer in zip(column, (0, layers - 1), strict=True):
         changed = answerer.model.config
@@ -297,11 +298,11 @@ assert not seen[0, 1] and seen[0, 2]
 
 # %%
 def landmarks(ids: Tensor) -> Tensor:
-    return base.model.question_mask(ids) | (torch.arange(ids.shape[1]) % 64 == 0)
+    return base.model.automatic_global_mask(ids) | (torch.arange(ids.shape[1]) % 64 == 0)
 
 
 ids = base.tokenizer(question, text, return_tensors="pt")["input_ids"]
-mask, of_question = landmarks(ids), base.model.question_mask(ids)
+mask, of_question = landmarks(ids), base.model.automatic_global_mask(ids)
 assert mask.shape == ids.shape and mask.dtype == torch.bool
 assert bool((mask >= of_question).all()) and bool(mask[0, ::64].all())
 assert int(mask.sum()) == int(of_question.sum()) + (ids.shape[1] - 1) // 64 - (int(of_question.sum()) - 1) // 64

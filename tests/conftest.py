@@ -33,7 +33,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import longformer  # noqa: E402
-import longformer.models.attention  # noqa: E402
+import longformer.models.packed  # noqa: E402
 
 # Without derandomize a rare failure would show on one run and not on the next.
 hypothesis.settings.register_profile("longformer", deadline=None, derandomize=True, database=None)
@@ -71,7 +71,7 @@ def seed() -> None:
 def short_is_shorter() -> Iterator[None]:
     """Documents of tests are small: of those that the package calls short, some here take the long ones' way."""
     with pytest.MonkeyPatch.context() as patch:  # of its own, which no test undoes
-        patch.setattr(longformer.models.attention, "SHORT", dict.fromkeys((2, 4, 8), 12))
+        patch.setattr(longformer.models.packed, "SHORT", dict.fromkeys((2, 4, 8), 12))
         yield
 
 

@@ -14,10 +14,14 @@ import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
 import longformer
-from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering, cli_options
+from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
 from longformer import cli as command
+from longformer.answering import options
 from longformer.answering.answerer import Answer, QuestionAnswerer
-from longformer.answering.squad import evaluate, read_squad
+from longformer.answering.cli import describe, surroundings
+from longformer.answering.scores import evaluate
+from longformer.answering.settings import AnswerSettings
+from longformer.answering.squad import read_squad
 from longformer.kernels.api import IMPLEMENTATIONS
 
 DOCUMENT = "First line.\nIt rained. On Monday, Ada Lovelace met 12 people! They left.\n\nLast line.\n"
@@ -53,16 +57,16 @@ def stub(monkeypatch: pytest.MonkeyPatch):
             self.loaded = {"name": name, **how}
             return self
 
-        def answer(self, question, document, **settings):
-            self.asked = {"question": question, "document": document, **settings}
+        def answer(self, question, document, *, settings):
+            self.asked = {"question": question, "document": document, "settings": settings}
             start = document.index("Ada Lovelace")
             return [
                 Answer("Ada Lovelace", 0.8125, start, start + 12),
                 Answer("Ada", 0.125, start, start + 3),
-            ][: settings["top_k"]]
+            ][: settings.top_k]
 
-        def answer_batch(self, pairs, *, progress, **settings):
-            self.asked = settings
+        def answer_batch(self, pairs, *, settings, batch_tokens, progress):
+            self.asked = {"settings": settings, "batch_tokens": batch_tokens}
             for _ in pairs:
                 progress(1)
             return [[Answer(document[:4], 1.0, 0, 4)] for _, document in pairs]
@@ -130,15 +134,7 @@ class TestAnswer:
             "dtype": torch.float32,
             "impl": "auto",
         }
-        assert stub.asked == {
-            "question": "Who?",
-            "document": DOCUMENT,
-            "top_k": 1,
-            "max_answer_tokens": 30,
-            "stride": None,
-            "max_length": None,
-            "null_threshold": None,
-        }
+        assert stub.asked == {"question": "Who?", "document": DOCUMENT, "settings": AnswerSettings()}
         options = (
             "--model m/n --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 --stride 9"
         )
@@ -150,7 +146,7 @@ class TestAnswer:
             "dtype": torch.bfloat16,
             "impl": "banded",
         }
-        assert stub.asked["max_answer_tokens"] == 7 and stub.asked["stride"] == 9
+        assert stub.asked["settings"] == AnswerSettings(max_answer_tokens=7, stride=9)
 
     def test_standard_input_as_it_is(self, run, stub, monkeypatch):
         stdin(monkeypatch, "\ufeffZürich.\r\nAda Lovelace".encode())
@@ -221,18 +217,18 @@ class TestSurroundings:
     )
     def test_the_sentence(self, document, text, expected):
         start = document.index(text)
-        assert command.surroundings(document, start, start + len(text)) == expected
+        assert surroundings(document, start, start + len(text)) == expected
 
     def test_no_more_than_asked(self):
         document = "lorem " * 100 + "three" + " ipsum" * 100
-        before, after = command.surroundings(document, 600, 605, most=20)
+        before, after = surroundings(document, 600, 605, most=20)
         assert before == "... lorem lorem lorem "
         assert after == " ipsum ipsum ipsum ..."
 
     def test_nothing_steers_the_terminal(self):
         document = "a\x1b[2J \x07Ada\x1b[0m \tLovelace\nb"
         start, end = document.index("Ada"), document.index("\nb")
-        shown = command.describe(Answer(document[start:end], 0.5, start, end), document)
+        shown = describe(Answer(document[start:end], 0.5, start, end), document)
         assert "\x1b" not in shown.replace("\x1b[1m", "").replace("\x1b[0m", "") and "\x07" not in shown
         assert "Ada [0m Lovelace" in shown
 
@@ -248,9 +244,8 @@ class TestPredict:
         assert err == f"wrote 3 answers to {out}\n"
         assert json.loads(out.read_text(encoding="utf-8")) == {"id0": "Anna", "id1": "Züri", "id2": "Paul"}
         assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] == []
-        assert stub.asked == {
-            "batch_tokens": 77, "max_answer_tokens": 5, "stride": 6, "max_length": 8, "null_threshold": -0.5
-        }  # fmt: skip
+        settings = AnswerSettings(max_answer_tokens=5, stride=6, max_length=8, null_threshold=-0.5)
+        assert stub.asked == {"batch_tokens": 77, "settings": settings}
 
     def test_some_of_them(self, run, stub, tmp_path):
         file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.")
@@ -275,7 +270,7 @@ class TestPredict:
     @pytest.mark.parametrize(
         "file, output, message",
         [
-            ("nowhere.json", "p.json", "error: nowhere.json: no such file"),
+            ("nowhere.json", "p.json", "error: no file at 'nowhere.json'"),
             ("q.json", "nowhere/p.json", "error: there is no folder 'nowhere' to write p.json into; make it first"),
             ("q.json", "folder", "error: folder is a folder; give a file to write to"),
             ("broken.json", "p.json", "error: broken.json: data[0].paragraphs[0].context is missing"),
@@ -297,6 +292,28 @@ class TestPredict:
         status, _, err = run("predict", file, "-o", str(tmp_path / "p.json"))
         assert status == 2
         assert "cannot be written into; give another place for p.json" in err
+
+    @pytest.mark.parametrize("output", ["q.json", "./q.json", "link.json", "model/config.json"])
+    def test_an_input_is_never_overwritten(self, run, stub, tmp_path, monkeypatch, output):
+        monkeypatch.chdir(tmp_path)
+        squad_file(tmp_path / "q.json", "Anna sang.")
+        (tmp_path / "link.json").symlink_to("q.json")
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        status, _, err = run("predict", "q.json", "-o", output, "--model", "model")
+        assert status == 2
+        assert "is read by this command, and would be overwritten; give another file to write" in err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+        assert stub.loaded is None
+
+    def test_to_standard_output(self, checkpoint, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.")
+        arguments = ["predict", file, "-o", "/dev/stdout", "--model", checkpoint]
+        with (tmp_path / "out.json").open("w") as out:
+            done = child(f"from longformer.cli import main; main({arguments!r})", tmp_path, stdout=out.fileno())
+        assert done.returncode == 0, done.stderr
+        assert set(json.loads((tmp_path / "out.json").read_text())) == {"id0"}
 
     def test_no_output(self, run):
         assert "Missing option '-o'" in run("predict", "q.json")[2]
@@ -333,9 +350,7 @@ class TestEvaluate:
         status, out, _ = run("evaluate", file, "--json", "--stride", "9")
         assert status == 0
         assert scores(out) == {"exact_match": 100.0, "f1": 100.0, "total": 2}
-        assert stub.asked == {
-            "batch_tokens": 4096, "max_answer_tokens": 30, "stride": 9, "max_length": None, "null_threshold": None
-        }  # fmt: skip
+        assert stub.asked == {"batch_tokens": 4096, "settings": AnswerSettings(stride=9)}
 
     def test_wrong_offsets_are_reported(self, run, stub, tmp_path):
         answers = [{"text": "sang", "answer_start": 4}, {"text": "absent", "answer_start": 0}]
@@ -371,7 +386,7 @@ class TestEvaluate:
         (tmp_path / "p.json").write_text("[]")
         status, out, err = run("evaluate", file, "--predictions", str(tmp_path / "p.json"), "--json")
         assert (status, out) == (2, "")
-        assert "not a JSON object" in err
+        assert "holds a list; it must be an object" in err
 
 
 class TestConvert:
@@ -446,7 +461,7 @@ class TestMain:
             command.main(["answer", "Who?", "--text", "a"])
 
     def test_implementations_are_those_of_the_kernels(self):
-        assert cli_options.IMPLEMENTATIONS == IMPLEMENTATIONS
+        assert options.IMPLEMENTATIONS == IMPLEMENTATIONS
 
     def test_a_reader_that_leaves(self, tmp_path):
         reader, writer = os.pipe()

@@ -223,7 +223,7 @@ def test_arguments_that_make_no_longformer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid JSON"):
         to_long(tmp_path / "short", tmp_path / "long")
     (tmp_path / "short" / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="holds a JSON list"):
+    with pytest.raises(ConfigError, match="holds a list"):
         to_long(tmp_path / "short", tmp_path / "long")
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "longformer"
 
 # Modules without an ``__all__`` that others are meant to import from: whatever they define without an underscore.
-WHOLE = ("longformer.convert", "longformer.plotting", "longformer.answering.squad")
+WHOLE = ("longformer.convert", "longformer.plotting", "longformer.answering.squad", "longformer.answering.scores")
 
 
 def public_names() -> dict[str, list[str]]:

@@ -1,46 +1,49 @@
-"""The benchmarks' tables, from the files that ``longformer bench --json`` wrote. No figure of them is typed by hand.
+"""The benchmarks' tables, made from the files that ``longformer bench --json`` wrote. No figure is typed by hand.
 
-A page has a line ``<!-- bench: NAME -->`` where the table of ``TABLES[NAME]`` belongs.
+Where a page has the line ``<!-- bench: NAME -->``, the table ``TABLES[NAME]`` takes its place.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from longformer.bench import formats
 
 RESULTS = Path(__file__).resolve().parents[2] / "longformer" / "bench" / "results"
 PLACE = re.compile(r"^<!-- bench: (\S+) -->$", flags=re.MULTILINE)
 
 
 def fill(markdown: str) -> str:
-    """``markdown`` with each place filled in. An unknown name is a KeyError."""
+    """``markdown`` with its tables. Raises KeyError for an unknown name."""
     return PLACE.sub(lambda place: TABLES[place[1]](), markdown)
 
 
 def read(name: str) -> dict[str, Any]:
-    """What ``results/NAME.json`` holds."""
+    """The contents of ``results/NAME.json``."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def cases(name: str) -> str:
-    """Every contender of every case of one file: median, spread, ratio to ours, and distance from the reference."""
+    """A row for each contender of each case of one file: median, spread, ratio to ours, distance from the reference."""
     rows = []
     for case in read(name)["cases"]:
         for result in case["results"]:
-            values = result.get("seconds", result.get("bytes"))
-            show = _seconds if "seconds" in result else _bytes
-            spread = (
-                "one run" if len(values) == 1 else f"{show(min(values))} to {show(max(values))} ({len(values)} runs)"
-            )
-            rows.append((case["name"], result["name"], show(result["median"]), spread, _ratio(result), _off(result)))
+            values, show = result.get("seconds", result.get("bytes")), _shown(result)
+            spread = "one run"
+            if len(values) > 1:
+                spread = f"{show(min(values))} to {show(max(values))} ({len(values)} runs)"
+            off = formats.difference(result["difference"])
+            rows.append((case["name"], result["name"], show(result["median"]), spread, _ratio(result), off))
         rows += [(case["name"], rival, "none", reason, "", "") for rival, reason in case["missing"].items()]
     return _table(("case", "who", "median", "spread", "times ours", "difference"), rows)
 
 
 def across(name: str, start: str = "") -> str:
-    """One row a case of those whose name begins with ``start``, one column a contender."""
+    """A row for each case whose name begins with ``start``, and a column for each contender."""
     found = [case for case in read(name)["cases"] if case["name"].startswith(start)]
     rivals = list(dict.fromkeys(r["name"] for case in found for r in case["results"]))
     rows = []
@@ -52,7 +55,7 @@ def across(name: str, start: str = "") -> str:
 
 
 def against_transformers(name: str, start: str = "") -> str:
-    """Ours and transformers in a file whose contenders are named by their precision."""
+    """Ours beside transformers, from a file in which contenders are named after their precision."""
     rows = []
     for case in read(name)["cases"]:
         if not case["name"].startswith(start):
@@ -64,54 +67,45 @@ def against_transformers(name: str, start: str = "") -> str:
 
 
 def versions() -> str:
-    """What the attention benchmark ran on; the other files are of the same machine, or say otherwise."""
+    """The machine and the versions of the attention benchmark. The other files are of the same machine."""
     machine = read("attention")["machine"]
-    installed = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    speed = ", ".join(f"{name} {gflops:,.0f}" for name, gflops in machine["matrix_product_gflops"].items())
     return (
-        f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads; {installed}. torch's own "
-        f"matrix product there, in GFLOP/s: {speed}."
+        f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads; "
+        f"{formats.versions(machine['versions'])}. torch's own matrix product there, in GFLOP/s: "
+        f"{formats.speeds(machine['matrix_product_gflops'])}."
     )
 
 
 def figures(name: str) -> str:
-    """The numbers that follow from several cases of one file."""
+    """The numbers of one file that follow from several of its cases."""
     return _table(("what", "value"), [(what, f"{value:.4g}") for what, value in read(name)["figures"].items()])
 
 
 def _cell(result: dict[str, Any]) -> str:
-    show = _seconds if "seconds" in result else _bytes
-    return show(result["median"]) + ("" if result["ratio"] in (1, None) else f" ({_ratio(result)})")
+    return _shown(result)(result["median"]) + ("" if result["ratio"] in (1, None) else f" ({_ratio(result)})")
 
 
 def _why(reason: str | None) -> str:
-    """Why a contender has no figure, in a word; the table of all cases has the reason in full."""
+    """Why a contender has no figure, in a few words. The table of all cases has the full reason."""
     if reason is None:
         return "not measured"
     return "too slow" if "would take" in reason else "none"
 
 
 def _kind(name: str) -> str:
-    """What a contender's name says beyond who it is and in which precision."""
+    """What a contender's name says after its package and its precision."""
     rest = name.partition(", ")[2]
     return f", {rest}" if rest else ""
 
 
-def _seconds(value: float) -> str:
-    return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:,.1f} ms"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e6:,.1f} MB"
+def _shown(result: dict[str, Any]) -> Callable[[float], str]:
+    return formats.seconds if "seconds" in result else formats.megabytes
 
 
 def _ratio(result: dict[str, Any]) -> str:
+    """One decimal: the machine's noise is larger than what a second one would say."""
     ratio = result["ratio"]
     return "" if ratio is None else f"{ratio:.1f}×" if ratio >= 0.95 else f"{ratio:.2g}×"
-
-
-def _off(result: dict[str, Any]) -> str:
-    return "" if result["difference"] is None else f"{result['difference']:.1e}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -1,26 +1,26 @@
 """QuestionAnswerer: question and document in, answers out, however long the document is.
 
-A document beyond the model's positions is read in overlapping windows, each after the whole question. Every span of
-the document is scored once, in the window where it has the most context around it, so that the scores of all windows
-make one list, and one softmax over it makes the probabilities.
+The scores of all windows of a document make one list, and one softmax over it makes the probabilities.
 
-Letters: n tokens of a document, W = longest answer in tokens.
+Letters: B batch, S sequence, n tokens of a window's part of the document, W longest answer in tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longformer.answering.mode import evaluating
+from longformer.answering.settings import AnswerSettings, check_count
+from longformer.answering.windows import Reading, Window, WindowReader, shorten
 from longformer.config import LongformerConfig
 from longformer.distributed import check_device
 from longformer.errors import DataError, LongformerError
@@ -51,28 +51,15 @@ class Answer:
     end: int
 
 
-class Window(NamedTuple):
-    """Part of a document that the model reads at once, and the spans that are scored there.
-
-    first, stop: its tokens, ``first <= token < stop``.
-    low, high: a span from token i to token j is scored here if ``low < i + j <= high``. Between two windows that both
-        hold a span, this is the one where the nearer edge is farther from it.
-    """
-
-    first: int
-    stop: int
-    low: int
-    high: int
-
-
 class QuestionAnswerer:
-    """Answers questions with spans of documents.
+    """Answers questions with spans of documents. Threads may share one, and its model.
 
     Args:
-        model: answers in ``eval()`` mode; one that is in training is put back into it afterwards.
+        model: computes as in ``eval()`` mode whatever mode it is in, and stays in its mode.
         tokenizer: the one of the model's checkpoint.
         global_mask: which tokens are global, (B, S) bool, of a batch's ids, (B, S) int64, which are padded on the
-            right; None is the question, by ``model.question_mask``. It is given to ``answer_batch``'s every batch.
+            right; None is the question, by ``model.automatic_global_mask``. Every batch of ``answer_batch`` is given
+            to it.
 
     Raises:
         LongformerError: a tokenizer that is not the model's, by its special tokens.
@@ -137,64 +124,37 @@ class QuestionAnswerer:
         return cls(model, tokenizer, global_mask=global_mask)
 
     def answer(
-        self,
-        question: str,
-        document: str,
-        *,
-        top_k: int = 1,
-        max_answer_tokens: int = 30,
-        stride: int | None = None,
-        max_length: int | None = None,
-        null_threshold: float | None = None,
+        self, question: str, document: str, *, settings: AnswerSettings | None = None, **fields: Any
     ) -> list[Answer]:
         """The best answers to a question in a document, best first. Text like ``</s>`` is ordinary text in both.
 
         Args:
             question: space around it is ignored.
             document: of any length.
-            top_k: how many answers; fewer come back only where the document has fewer spans. They may overlap, but no
-                two are the same characters.
-            max_answer_tokens: longest answer, in tokens.
-            stride: tokens from the start of one window to the start of the next. The smaller, the more context every
-                span has and the longer it takes. None lets windows share a quarter of their tokens, and more where
-                ``max_answer_tokens`` wants it.
-            max_length: tokens that the model reads at once, question and special tokens included; None is as many as
-                it has positions for.
-            null_threshold: for a model trained on SQuAD v2, which points at the first token where the text has no
-                answer: the first answer is "" where that scores more than this above the best span. None always
-                answers.
+            settings: see :class:`AnswerSettings`; None is its defaults.
+            fields: of the settings, in place of those in ``settings``, such as ``top_k=3``.
 
         Raises:
             DataError: a question or document that is no text, is blank, or has no tokens; a question so long that too
                 little is left for the document.
-            LongformerError: an argument out of range, or a model whose scores are not finite.
+            LongformerError: a setting out of range or unknown, or a model whose scores are not finite.
         """
-        return self.answer_batch(
-            [(question, document)],
-            top_k=top_k,
-            max_answer_tokens=max_answer_tokens,
-            stride=stride,
-            max_length=max_length,
-            null_threshold=null_threshold,
-        )[0]
+        return self.answer_batch([(question, document)], settings=settings, **fields)[0]
 
     def answer_batch(
         self,
         pairs: Iterable[tuple[str, str]],
         *,
-        top_k: int = 1,
-        max_answer_tokens: int = 30,
-        stride: int | None = None,
-        max_length: int | None = None,
-        null_threshold: float | None = None,
+        settings: AnswerSettings | None = None,
         batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], object] | None = None,
+        **fields: Any,
     ) -> list[list[Answer]]:
         """Answer many questions, in batches of windows of like length. Nothing is computed before all are checked.
 
         Args:
             pairs: (question, document) each. Documents that occur more than once are tokenised once.
-            top_k, max_answer_tokens, stride, max_length, null_threshold: as for :meth:`answer`.
+            settings, fields: as for :meth:`answer`.
             batch_tokens: most tokens of a batch, padding counted; a longer window goes alone.
             progress: called with the number of questions that were finished since its last call.
 
@@ -205,99 +165,47 @@ class QuestionAnswerer:
         Raises:
             DataError, LongformerError: as :meth:`answer`; the message says which pair.
         """
-        check_settings(
-            top_k=top_k,
-            max_answer_tokens=max_answer_tokens,
-            stride=stride,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-        )
-        if null_threshold is not None and not math.isfinite(null_threshold):
-            raise LongformerError(f"null_threshold is {null_threshold}; it must be a number, such as 0.0")
-        limit = self._limit(max_length)
-        readings: list[_Reading] = []
-        documents: dict[str, _Document] = {}
-        pairs = list(pairs)
+        settings = AnswerSettings.of(settings, fields, besides=("batch_tokens", "progress"))
+        check_count("batch_tokens", batch_tokens)
+        found = self._read(list(pairs), settings)
+        places = [(p, w) for p, spans in enumerate(found) for w in range(len(spans.reading.windows))]
+        rows = [found[p].reading.row(w) for p, w in places]
+        for batch in group_by_length([len(row) for row in rows], batch_tokens):
+            finished = 0
+            for n, logits in zip(batch, self.logits([rows[n] for n in batch]), strict=True):
+                p, w = places[n]
+                found[p].add(w, logits)
+                finished += found[p].is_complete
+            if progress is not None and finished:
+                progress(finished)
+        return [spans.answers() for spans in found]
+
+    def _read(self, pairs: Sequence[Any], settings: AnswerSettings) -> list[_Spans]:
+        reader = self.reader()
+        reader.limit(settings)  # without a pair, an error of the settings is one all the same
+        found = []
         for i, pair in enumerate(pairs):
             try:
-                readings.append(self._read(pair, documents, limit, max_answer_tokens, stride))
+                if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                    raise DataError(f"{shorten(pair)} is no pair; give (question, document)")
+                question, document = pair
+                found.append(_Spans(reader.read(question, document, settings), settings))
             except LongformerError as error:
                 if len(pairs) == 1:
                     raise
                 raise type(error)(f"pairs[{i}]: {error}") from None
+        return found
 
-        places = [(r, w) for r, reading in enumerate(readings) for w in range(len(reading.windows))]
-        rows = [readings[r].row(w) for r, w in places]
-        for batch in group_by_length([len(row) for row in rows], batch_tokens):
-            finished = 0
-            for n, logits in zip(batch, self._logits([rows[n] for n in batch]), strict=True):
-                r, w = places[n]
-                readings[r].add(w, logits, top_k, max_answer_tokens)
-                finished += readings[r].is_complete
-            if progress is not None and finished:
-                progress(finished)
-        return [reading.answers(top_k, null_threshold) for reading in readings]
+    def reader(self, *, documents: int | None = None) -> WindowReader:
+        """What makes a question and a document into the rows that the model reads. ``documents``: as for the class."""
+        return WindowReader(self.tokenizer, self.model.config.max_tokens, documents=documents)
 
-    def _remedy(self, limit: int) -> str:
-        """What to do where a window of ``limit`` tokens has no room for an answer."""
-        other = "shorten the question, or ask for shorter answers"
-        return other if limit == self._limit(None) else f"raise max_length (--max-length), {other}"
+    def logits(self, rows: Sequence[np.ndarray]) -> list[Tensor]:
+        """Start and end logits of each row, (2, S) float64 on the CPU, computed as one batch.
 
-    def _limit(self, max_length: int | None) -> int:
-        positions: int = self.model.config.max_tokens
-        if max_length is not None and max_length > positions:
-            raise LongformerError(
-                f"max_length is {max_length}; the model has positions for {positions} tokens, so give at most that"
-            )
-        return positions if max_length is None else max_length
-
-    def _read(
-        self,
-        pair: tuple[str, str],
-        documents: dict[str, _Document],
-        limit: int,
-        max_answer_tokens: int,
-        stride: int | None,
-    ) -> _Reading:
-        """Tokenise a pair, each half once, and lay windows over its document."""
-        question, document = check_pair(pair)
-        encoding = self.tokenizer(question.strip(), return_offsets=False, split_special_tokens=True)
-        # <s> question </s></s> context </s>: a text alone is <s> text </s>.
-        prefix = [*encoding["input_ids"], self.tokenizer.sep_token_id]
-        if len(prefix) == 3:
-            raise DataError(f"the question {_brief(question)} has no tokens; ask in characters that the model knows")
-        if document not in documents:
-            documents[document] = self._tokenize(document)
-        tokens = len(documents[document].ids)
-        capacity = limit - len(prefix) - 1
-        if capacity < min(tokens, max_answer_tokens):
-            raise DataError(
-                f"the question {_brief(question)} and its special tokens take {len(prefix) + 1} of the {limit} tokens "
-                f"read at once, which leaves {max(capacity, 0)} for the document, less than an answer of "
-                f"max_answer_tokens={max_answer_tokens}; {self._remedy(limit)}"
-            )
-        most = max(1, capacity - max_answer_tokens + 1)  # an answer must fit into what two windows share
-        if stride is None:
-            stride = min(most, capacity - capacity // 4)
-        elif stride > most:
-            raise LongformerError(
-                f"stride is {stride}; with {capacity} tokens of the document in a window and max_answer_tokens="
-                f"{max_answer_tokens}, windows more than {most} apart would miss answers, so give at most that"
-            )
-        laid = lay_windows(tokens, capacity, stride)
-        return _Reading(document, documents[document], prefix, self.tokenizer.sep_token_id, laid)
-
-    def _tokenize(self, document: str) -> _Document:
-        encoding = self.tokenizer(document, split_special_tokens=True)
-        ids, offsets = encoding["input_ids"][1:-1], encoding.offsets[1:-1]
-        # Tokens of white space, or of a part that was normalised away, neither begin nor end an answer.
-        usable = [not document[start:end].isspace() and start < end for start, end in offsets]
-        if not any(usable):
-            raise DataError(f"the document {_brief(document)} has no tokens; give text in characters the model knows")
-        return _Document(np.array(ids, dtype=np.int64), np.array(offsets, dtype=np.int64), torch.tensor(usable))
-
-    def _logits(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Start and end logits of each row, (2, S) float64 on the CPU, as they come out of one batch."""
+        Args:
+            rows: (S,) int64 token ids each, as of :meth:`Reading.row`; S may differ from row to row.
+        """
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=torch.int64)
         mask = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -308,108 +216,83 @@ class QuestionAnswerer:
         given = {"attention_mask": mask.to(device)}
         if self.global_mask is not None:
             given["global_attention_mask"] = self.global_mask(ids).to(device)
-        with torch.inference_mode(), _evaluating(self.model):
-            start_logits, end_logits = self.model(ids.to(device), **given)
+        start_logits, end_logits = self._compute(ids.to(device), given)
         logits = torch.stack([start_logits, end_logits], dim=1).cpu().double()  # (B, 2, S)
-        for i, row in enumerate(rows):
-            yield logits[i, :, : len(row)]
+        return [logits[i, :, : len(row)] for i, row in enumerate(rows)]
+
+    def _compute(self, ids: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            while True:
+                with evaluating(self.model) as model:
+                    start_logits, end_logits = model(ids, **given)
+                    # Another thread may have set the model to training meanwhile: then it is computed again, on a view.
+                    if model is not self.model or not model.training:
+                        return start_logits, end_logits
 
 
-@dataclass(frozen=True)
-class _Document:
-    """ids: (n,) int64. offsets: (n, 2), characters of each token. usable: (n,) bool, may begin or end an answer."""
+class _Spans:
+    """One pair on its way through the model: its windows, and the best spans that were found in them so far."""
 
-    ids: np.ndarray
-    offsets: np.ndarray
-    usable: Tensor
-
-
-class _Reading:
-    """One pair on its way through the model: its windows, and what was found in them so far."""
-
-    def __init__(
-        self, text: str, document: _Document, prefix: list[int], sep_token_id: int, windows: list[Window]
-    ) -> None:
-        self.text = text
-        self.document = document
-        self.prefix = prefix
-        self.sep_token_id = sep_token_id
-        self.windows = windows
+    def __init__(self, reading: Reading, settings: AnswerSettings) -> None:
+        self.reading, self.settings = reading, settings
         self.best: dict[tuple[int, int], float] = {}  # characters to score
         self.null = math.inf  # score of no answer, the least over the windows: one that holds it denies it
         self.totals: dict[int, float] = {}  # window to the logarithm of its spans' summed exponentials
 
-    def row(self, w: int) -> np.ndarray:
-        """What the model reads for window ``w``: (S,) int64."""
-        context = self.document.ids[self.windows[w].first : self.windows[w].stop]
-        return np.concatenate([self.prefix, context, [self.sep_token_id]])
-
-    def add(self, w: int, logits: Tensor, top_k: int, max_answer_tokens: int) -> None:
+    def add(self, w: int, logits: Tensor) -> None:
         """Score the spans of window ``w`` by the logits (2, S) of its row."""
-        window = self.windows[w]
+        window, document = self.reading.windows[w], self.reading.document
         self.null = min(self.null, float(logits[:, 0].sum()))
-        start_logits, end_logits = logits[:, len(self.prefix) : -1]
+        start_logits, end_logits = logits[:, len(self.reading.prefix) : -1]
         if not bool(start_logits.isfinite().all() and end_logits.isfinite().all()):
             raise LongformerError(
                 "the model's scores are not finite; if it runs in float16, take bfloat16 or float32, "
                 "else its weights are damaged"
             )
-        scores = span_scores(
-            start_logits, end_logits, self.document.usable[window.first : window.stop], window, max_answer_tokens
-        )
+        usable = document.usable[window.first : window.stop]
+        scores = span_scores(start_logits, end_logits, usable, window, self.settings.max_answer_tokens)
         self.totals[w] = float(scores.flatten().logsumexp(dim=0))
-        for span, score in self._distinct(scores, window.first, top_k).items():
+        for span, score in self._distinct(scores, window.first).items():
             self.best[span] = max(score, self.best.get(span, -math.inf))
 
-    def _distinct(self, scores: Tensor, first: int, top_k: int) -> dict[tuple[int, int], float]:
+    def _distinct(self, scores: Tensor, first: int) -> dict[tuple[int, int], float]:
         """The best ``top_k`` spans of characters, or all. Tokens that share a character make a span occur twice."""
-        count = top_k
+        count = self.settings.top_k
         while True:
             found: dict[tuple[int, int], float] = {}
             for score, i, j in top_spans(scores, count):
                 found.setdefault(self._characters(first + i, first + j), score)
-            if len(found) >= top_k or count >= scores.numel():
+            if len(found) >= self.settings.top_k or count >= scores.numel():
                 return found
             count *= 4
 
     def _characters(self, i: int, j: int) -> tuple[int, int]:
-        start, end = int(self.document.offsets[i, 0]), int(self.document.offsets[j, 1])
-        text = self.text[start:end]
+        """Start and end of the text from token ``i`` to ``j``, without space around it."""
+        document = self.reading.document
+        start, end = int(document.offsets[i, 0]), int(document.offsets[j, 1])
+        text = document.text[start:end]
         return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
 
     @property
     def is_complete(self) -> bool:
         """Whether every window has been scored."""
-        return len(self.totals) == len(self.windows)
+        return len(self.totals) == len(self.reading.windows)
 
-    def answers(self, top_k: int, null_threshold: float | None) -> list[Answer]:
+    def answers(self) -> list[Answer]:
         """The best ``top_k``, best first; "" first among them where it beats the others by the threshold."""
         # In the order of the windows, whatever order they were read in: a sum's last digit depends on it.
-        totals = torch.tensor([self.totals[w] for w in range(len(self.windows))], dtype=torch.float64)
+        totals = torch.tensor([self.totals[w] for w in range(len(self.reading.windows))], dtype=torch.float64)
         total = float(totals.logsumexp(dim=0))
         ranked = sorted((-score, start, end) for (start, end), score in self.best.items())
-        if null_threshold is not None:
+        if self.settings.null_threshold is not None:
             total = float(np.logaddexp(total, self.null))
-            if self.null - max(self.best.values()) > null_threshold:
+            if self.null - max(self.best.values()) > self.settings.null_threshold:
                 ranked.insert(0, (-self.null, 0, 0))
+        text = self.reading.document.text
         return [
-            Answer(self.text[start:end], min(1.0, math.exp(-negative - total)), start, end)
-            for negative, start, end in ranked[:top_k]
+            Answer(text[start:end], min(1.0, math.exp(-negative - total)), start, end)
+            for negative, start, end in ranked[: self.settings.top_k]
         ]
-
-
-def lay_windows(tokens: int, capacity: int, stride: int) -> list[Window]:
-    """Windows of up to ``capacity`` tokens, one every ``stride``, until the document's ``tokens`` are covered.
-
-    Every span of at most ``capacity - stride + 1`` tokens is scored in exactly one window, which holds it whole.
-    """
-    count = 1 + max(0, -(-(tokens - capacity) // stride))
-    firsts = [w * stride for w in range(count)]
-    stops = [min(first + capacity, tokens) for first in firsts]
-    # Span i to j has i - first tokens before it in the later window, and stop - 1 - j behind it in the earlier one.
-    # The later window is better where the former is more, that is from i + j = first + stop on.
-    limits = [-1, *(firsts[w + 1] + stops[w] - 1 for w in range(count - 1)), 2 * tokens]
-    return [Window(firsts[w], stops[w], limits[w], limits[w + 1]) for w in range(count)]
 
 
 def span_scores(
@@ -468,49 +351,3 @@ def group_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]
         else:
             batches.append([i])
     return batches
-
-
-def check_pair(pair: Any) -> tuple[str, str]:
-    """``pair`` as question and document; raises DataError where it is not two texts that are not blank."""
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise DataError(f"{_brief(pair)} is no pair; give (question, document)")
-    for name, text in zip(("question", "document"), pair, strict=True):
-        if not isinstance(text, str):
-            remedy = "decode it first, for example with .decode('utf-8')" if isinstance(text, bytes) else "give a str"
-            raise DataError(f"the {name} is of type {type(text).__name__}, not str; {remedy}")
-        if not text.strip():
-            raise DataError(f"the {name} is {'blank' if text else 'empty'}; give text")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the {name} has U+{ord(text[error.start]):04X} at character {error.start}, half of a character; "
-                "decode its source as UTF-8"
-            ) from None
-    return pair[0], pair[1]
-
-
-def check_settings(**settings: int | None) -> None:
-    """Raises LongformerError where a setting of :meth:`QuestionAnswerer.answer_batch` is no int of at least 1."""
-    for name, value in settings.items():
-        if value is None and name in ("stride", "max_length"):
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise LongformerError(f"{name} is {value!r}; it must be an int of at least 1")
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    if not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
-
-
-def _brief(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

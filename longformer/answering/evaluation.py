@@ -7,8 +7,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from longformer.answering.answerer import QuestionAnswerer
-from longformer.answering.squad import Example, Scores, bootstrap_interval, score
+from longformer.answering.answerer import BATCH_TOKENS, QuestionAnswerer
+from longformer.answering.scores import Scores, bootstrap_interval, score
+from longformer.answering.settings import AnswerSettings
+from longformer.answering.squad import Example
 from longformer.distributed import Processes, together
 from longformer.errors import DataError, LongformerError
 
@@ -19,9 +21,10 @@ def predict(
     examples: Sequence[Example],
     answerer: QuestionAnswerer,
     group: Processes,
+    settings: AnswerSettings,
     *,
+    batch_tokens: int = BATCH_TOKENS,
     progress: bool = False,
-    **settings: Any,
 ) -> dict[str, str]:
     """Question ids to answer texts, the same in all processes, each of which answers its share.
 
@@ -29,8 +32,9 @@ def predict(
         examples: the same in all processes, in one order.
         answerer: over the same weights in all processes.
         group: the processes.
-        progress: whether to show a bar on standard error, of the first process, where that is a terminal.
-        settings: of :meth:`QuestionAnswerer.answer_batch`.
+        settings: what counts as an answer.
+        batch_tokens: as for :meth:`QuestionAnswerer.answer_batch`.
+        progress: whether the first process shows a bar on standard error, where that is a terminal.
     """
     mine = _share(examples, group)
     found: list[Any] = []
@@ -40,7 +44,7 @@ def predict(
     ):
         if mine:
             pairs = [(example.question, example.context) for example in mine]
-            found = answerer.answer_batch(pairs, progress=bar.update, **settings)
+            found = answerer.answer_batch(pairs, settings=settings, batch_tokens=batch_tokens, progress=bar.update)
     answers = {example.id: answers[0].text for example, answers in zip(mine, found, strict=True)}
     everyone: dict[str, str] = {}
     for theirs in group.gather(answers):
@@ -48,22 +52,21 @@ def predict(
     return {example.id: everyone[example.id] for example in examples}
 
 
-def check_questions(files: Sequence[QuestionFile], answerer: QuestionAnswerer, *, max_answer_tokens: int) -> None:
+def check_questions(files: Sequence[QuestionFile], answerer: QuestionAnswerer, settings: AnswerSettings) -> None:
     """Find what would stop :func:`predict`, or mix up its answers, before any time is spent on answering.
 
     Args:
         files: questions by file, to be asked together.
         answerer: that will be asked.
-        max_answer_tokens: as of :meth:`QuestionAnswerer.answer_batch`.
+        settings: with which it will be asked.
 
     Raises:
         DataError: one id for two questions, or a question that cannot be asked, such as one that leaves no room for
             its context; names file and id.
     """
     seen: dict[str, tuple[str, Example]] = {}
-    limit: int = answerer.model.config.max_tokens
+    reader = answerer.reader(documents=1)  # questions over one context mostly follow each other
     for file, examples in files:
-        documents: Any = {}
         for example in examples:
             first_file, first = seen.setdefault(example.id, (file, example))
             if (first.question, first.context) != (example.question, example.context):
@@ -72,8 +75,7 @@ def check_questions(files: Sequence[QuestionFile], answerer: QuestionAnswerer, *
                     f"{first.place}; ids must be unique over all files that are measured on together"
                 )
             try:
-                pair = (example.question, example.context)
-                answerer._read(pair, documents, limit, max_answer_tokens, None)
+                reader.read(example.question, example.context, settings)
             except LongformerError as error:
                 raise DataError(f"{file}, {example.place}: id {example.id!r}: {error}") from None
 
@@ -89,10 +91,10 @@ def summary(scores: Scores) -> dict[str, Any]:
     """The official scores, and 95 % intervals by bootstrap over articles, or over questions where there is one article.
 
     Args:
-        scores: of :func:`longformer.answering.squad.score`.
+        scores: of :func:`longformer.answering.scores.score`.
 
     Returns:
-        ``exact_match``, ``f1``, ``total`` of :func:`longformer.answering.squad.evaluate`, with
+        ``exact_match``, ``f1``, ``total`` of :func:`longformer.answering.scores.evaluate`, with
         ``exact_match_interval`` and ``f1_interval`` (low, high) and ``interval_over``, "articles" or "questions".
     """
     clusters = _clusters(scores)
@@ -113,8 +115,8 @@ def _clusters(scores: Scores) -> list[str] | None:
 def compare(examples: Sequence[Example], predictions: Mapping[str, str], against: Mapping[str, str]) -> dict[str, Any]:
     """By how much ``predictions`` score more than ``against`` on the same questions, in points.
 
-    Intervals of 95 % are of the paired bootstrap: articles are drawn, or questions where there is one article, and
-    both sides are scored on what is drawn, so that how hard it is does not count.
+    The intervals of 95 % are those of the paired bootstrap: articles are drawn, or questions where there is only one
+    article, and both sides are scored on the same draw. How hard the drawn questions are then makes no difference.
 
     Returns:
         ``predictions`` and ``against``, a :func:`summary` each; ``exact_match_difference`` and ``f1_difference``, with

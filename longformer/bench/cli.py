@@ -1,114 +1,34 @@
-"""``longformer bench``: its subcommands and options. What is slow to import is imported where it is run."""
+"""``longformer bench`` and its subcommands. Each imports what is slow to import only when it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from longformer.bench.options import (
+    POSITIVE,
+    Names,
+    Numbers,
+    architecture,
+    attention_shape,
+    common,
+    known_dtype,
+    our_names,
+)
+from longformer.files import check_outputs
 
 if TYPE_CHECKING:
     from longformer.bench.timing import Record
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-POSITIVE = click.IntRange(min=1)
-
-
-class Numbers(click.ParamType):
-    """``1024,2048``: numbers with commas between, each at least ``least``."""
-
-    name = "N[,N...]"
-
-    def __init__(self, least: int) -> None:
-        self.least = least
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor numbers with commas between", parameter, context)
-        if min(numbers) < self.least:
-            self.fail(f"{min(numbers)} is too small; give at least {self.least}", parameter, context)
-        return numbers
-
-
-class Names(click.ParamType):
-    """``float32,bfloat16``: names with commas between."""
-
-    name = "NAME[,NAME...]"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
-
-
-def common(rounds: int) -> Callable[[Command], Command]:
-    """Options of every benchmark; ``rounds`` by default."""
-
-    def decorate(command: Command) -> Command:
-        for option in (
-            click.option("--plot", metavar="FILE.png", help="Draw the result into this file."),
-            click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file."),
-            click.option(
-                "--threads", type=POSITIVE, metavar="N", help="Threads to compute with; torch's choice if not given."
-            ),
-            click.option(
-                "--rounds",
-                type=POSITIVE,
-                default=rounds,
-                show_default=True,
-                metavar="N",
-                help="How often each contender is measured; medians are reported.",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def architecture(command: Command) -> Command:
-    """Options that say which model."""
-    for option in (
-        click.option(
-            "--variants",
-            type=Names(),
-            default="float32,bfloat16",
-            show_default=True,
-            help="Precisions of our model, each beside transformers in the dtype that is nearest.",
-        ),
-        click.option(
-            "--config", metavar="FILE", help="A config.json; the released base model's architecture if not given."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def attention_shape(command: Command) -> Command:
-    """Options that say which attention."""
-    for option in (
-        click.option("--impls", type=Names(), default="auto", show_default=True, help="Our implementations."),
-        click.option(
-            "--window", type=POSITIVE, default=256, show_default=True, metavar="N", help="Tokens seen on each side."
-        ),
-        click.option("--head-dim", type=POSITIVE, default=64, show_default=True, metavar="D", help="Size of a head."),
-        click.option("--heads", type=POSITIVE, default=12, show_default=True, metavar="H", help="How many heads."),
-        click.option("--batch", type=POSITIVE, default=1, show_default=True, metavar="B", help="How many sequences."),
-    ):
-        command = option(command)
-    return command
-
 
 @click.group()
 def bench() -> None:
-    """Measure ours against transformers, FlexAttention and dense attention, whichever is installed.
+    """Measure ours beside transformers, FlexAttention and dense attention, as far as they are installed.
 
-    All run in turns in one process, after a check that they agree on the result. Progress goes to standard error, one
+    First all must agree on the result. Then they take turns in one process. Progress goes to standard error, and one
     table to standard output.
     """
 
@@ -117,7 +37,9 @@ def bench() -> None:
 @click.option("--length", type=POSITIVE, default=4096, show_default=True, metavar="S", help="Tokens.")
 @click.option("--globals", "global_counts", type=Numbers(0), default="0,64", show_default=True, help="Global tokens.")
 @click.option("--dtype", "dtypes", type=Names(), default="float32,bfloat16", show_default=True, help="Precisions.")
-@click.option("--backward/--no-backward", default=True, show_default=True, help="Measure forward with backward too.")
+@click.option(
+    "--backward/--no-backward", default=True, show_default=True, help="Measure forward and backward together too."
+)
 @attention_shape
 @common(rounds=15)
 def attention(
@@ -127,23 +49,22 @@ def attention(
 
     def records(rounds: int, impls: tuple[str, ...], **shape: Any) -> list[Record]:
         from longformer.bench import attention, timing
+        from longformer.bench.problem import Problem
 
-        shapes = [
-            attention.Shape(seq_len=length, global_tokens=count, dtype=_dtype(dtype), **shape)
+        problems = [
+            Problem(seq_len=length, global_tokens=count, dtype=known_dtype(dtype), **shape)
             for dtype in dtypes
             for count in global_counts
         ]
-        ours = _ours(impls)
+        ours = our_names(impls)
         return [
-            timing.measure(case, rounds) for at in shapes for case in attention.cases(at, ours=ours, backward=backward)
+            timing.measure(case, rounds)
+            for problem in problems
+            for case in attention.cases(problem, ours=ours, backward=backward)
         ]
 
-    _run(
-        "attention",
-        records,
-        {"length": length, "globals": global_counts, "dtype": dtypes, "backward": backward},
-        options,
-    )
+    asked = {"length": length, "globals": global_counts, "dtype": dtypes, "backward": backward}
+    _run("attention", records, asked, options)
 
 
 @bench.command()
@@ -151,7 +72,7 @@ def attention(
 @click.option(
     "--globals", "global_tokens", type=POSITIVE, default=14, show_default=True, metavar="G", help="Global tokens."
 )
-@click.option("--training", is_flag=True, help="Measure training steps (4096 tokens, float32) instead of forwards.")
+@click.option("--training", is_flag=True, help="Measure training steps (4096 tokens, float32), not forward passes.")
 @click.option(
     "--dropout",
     "dropout_p",
@@ -159,7 +80,7 @@ def attention(
     default=0.1,
     show_default=True,
     metavar="P",
-    help="With --training.",
+    help="Dropout of a training step.",
 )
 @architecture
 @common(rounds=5)
@@ -196,7 +117,7 @@ def model(
     type=Numbers(1),
     default="1,4,16",
     show_default=True,
-    help="Batch sizes tried for transformers, of which the fastest is taken.",
+    help="Sizes of batch to try for transformers; the fastest counts.",
 )
 @architecture
 @common(rounds=3)
@@ -225,7 +146,7 @@ def qa(data: str, tokenizer: str, limit: int | None, rival_batches: tuple[int, .
     default=20.0,
     show_default=True,
     metavar="T",
-    help="Leave a rival out from the length on at which one run would take longer.",
+    help="Leave a rival out where one run would take longer.",
 )
 @attention_shape
 @common(rounds=5)
@@ -233,12 +154,13 @@ def scaling(lengths: tuple[int, ...], dtype: str, most_seconds: float, **options
     """Attention's time and memory against length."""
 
     def records(rounds: int, impls: tuple[str, ...], **shape: Any) -> list[Record]:
-        from longformer.bench import attention, scaling
+        from longformer.bench import scaling
+        from longformer.bench.problem import Problem
 
         times, peaks = scaling.measure(
-            attention.Shape(seq_len=max(lengths), dtype=_dtype(dtype), **shape),
+            Problem(seq_len=max(lengths), dtype=known_dtype(dtype), **shape),
             lengths,
-            ours=_ours(impls),
+            ours=our_names(impls),
             rounds=rounds,
             most_seconds=most_seconds,
         )
@@ -264,11 +186,11 @@ def scaling(lengths: tuple[int, ...], dtype: str, most_seconds: float, **options
     type=Names(),
     default="float32,bfloat16,mixed,int8",
     show_default=True,
-    help="What to compare, float32 first.",
+    help="Precisions to compare; the first must be float32.",
 )
 @common(rounds=3)
 def precision(data: str, model: str | None, limit: int | None, precisions: tuple[str, ...], **options: Any) -> None:
-    """Speed, weights, logits and changed answers over the SQuAD-format file DATA, in each precision."""
+    """Speed, size of weights, logits and changed answers in each precision, over the SQuAD-format file DATA."""
 
     def records(rounds: int) -> list[Record]:
         from longformer.bench import precision
@@ -305,15 +227,15 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
     def records(
         rounds: int, impls: tuple[str, ...], config: str | None, variants: tuple[str, ...], **shape: Any
     ) -> list[Record]:
-        from longformer.bench import attention, memory, model
+        from longformer.bench import machine, memory, model
+        from longformer.bench.problem import Problem, make_document
 
         architecture = model.read_config(config)
-        model.make_pair(architecture, length, global_tokens)  # refuses what is impossible before any process starts
-        groups = model.by_dtype(variants)
+        make_document(architecture, length, global_tokens)  # refuses impossible lengths before any process starts
         found = []
-        for dtype in groups:
-            at = attention.Shape(seq_len=length, dtype=str(dtype).removeprefix("torch."), **shape)
-            found.append(memory.attention_peaks(at, ours=_ours(impls), rounds=rounds))
+        for dtype in model.by_dtype(variants):
+            problem = Problem(seq_len=length, dtype=machine.dtype_name(dtype), **shape)
+            found.append(memory.attention_peaks(problem, ours=our_names(impls), rounds=rounds))
         asked = {"tokens": length, "global_tokens": global_tokens, "rounds": rounds}
         found += memory.model_peaks(architecture, variants=variants, **asked)
         if training:
@@ -330,7 +252,12 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
 @click.option("--dtypes", type=Names(), default="bfloat16,float32", show_default=True, help="Precisions.")
 @click.option("--globals", "globals_", type=Numbers(0), default="0,64", show_default=True, help="Global tokens.")
 @click.option(
-    "--rounds", type=POSITIVE, default=20, show_default=True, metavar="N", help="Runs of each contender; medians count."
+    "--rounds",
+    type=POSITIVE,
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Runs of each contender; medians are reported.",
 )
 @click.option(
     "--seconds",
@@ -338,22 +265,27 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
     default=400,
     show_default=True,
     metavar="T",
-    help="Begin nothing further after so long. Shapes come in the order of their weight.",
+    help="Begin nothing after this time. The most important shapes come first.",
 )
 @click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file.")
 def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, ...], **axes: Any) -> int:
-    """The Triton kernels on a GPU, against FlexAttention, flash-attention and transformers.
+    """The Triton kernels on a GPU, beside FlexAttention, flash-attention and transformers.
 
-    Checks first, then measures. With OUT set to a folder the JSON is written there too, as gpu.json; it is written
-    anew after each shape. What fails or disagrees is listed with its error, and the exit status is then 1. Ctrl-C and
-    SIGTERM end it with the table of what has been measured.
+    It checks first, then it measures. The JSON file is written again after each shape. Whatever fails or disagrees is
+    listed with its error, and the exit status is then 1. Ctrl-C and SIGTERM end the run with the table of everything
+    that has been measured.
     """
-    from longformer.bench import gpu, report
+    from longformer.bench import gpu, gpu_report, report
 
-    asked = gpu.shapes(dtypes=[_dtype(name) for name in dtypes], **axes)
-    paths = gpu.outputs(json_file)
-    measured = gpu.run(asked, rounds=rounds, seconds=seconds, save=partial(report.write_json, paths=paths))
-    click.echo(gpu.table(measured))
+    asked = gpu.problems(dtypes=[known_dtype(name) for name in dtypes], **axes)
+    check_outputs(filter(None, (json_file,)))
+
+    def save(measured: dict[str, Any]) -> None:
+        if json_file is not None:
+            report.write_json(measured, json_file)
+
+    measured = gpu.run(asked, rounds=rounds, seconds=seconds, save=save)
+    click.echo(gpu_report.table(measured))
     return measured["stopped"] or (1 if measured["errors"] else 0)
 
 
@@ -364,14 +296,14 @@ def _run(
     options: dict[str, Any],
     figures: Callable[[list[Record]], dict[str, float]] = lambda records: {},
 ) -> None:
-    """Measure the machine, then ``records``; then write the files and, last of all, print the table."""
+    """Measure the machine and then ``records``, write the files, and print the table last."""
     import torch
 
     from longformer.bench import machine, plot, report
     from longformer.bench.timing import say
 
     threads, json_file, picture = (options.pop(key) for key in ("threads", "json_file", "plot"))
-    report.check_outputs(json_file, picture)
+    check_outputs(filter(None, (json_file, picture)))
     if picture is not None:
         plot.require_matplotlib()
     if threads is not None:
@@ -385,24 +317,3 @@ def _run(
     if picture is not None:
         plot.draw(found, picture)
     click.echo(f"{found.head()}\n\n{found.table()}")
-
-
-def _ours(impls: tuple[str, ...]) -> tuple[str, ...]:
-    """Our contenders' names; "auto" is what users get, so it has no addition."""
-    from longformer.errors import LongformerError
-    from longformer.kernels.api import IMPLEMENTATIONS
-
-    for impl in impls:
-        if impl not in IMPLEMENTATIONS:
-            raise LongformerError(f"{impl!r} is no implementation; there are {', '.join(IMPLEMENTATIONS)}")
-    return tuple("longformer" if impl == "auto" else f"longformer ({impl})" for impl in impls)
-
-
-def _dtype(name: str) -> str:
-    from longformer.errors import LongformerError
-    from longformer.kernels.api import DTYPES
-
-    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
-    if name not in names:
-        raise LongformerError(f"{name!r} is no dtype of the kernels; there are {', '.join(names)}")
-    return name

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PRODUCT_SIZE = 2048  # large enough that nothing but the product counts, small enough to be repeated in every round
+from longformer.bench.clocks import Clock, cpu_clock
+
+PRODUCT_SIZE = 2048  # so large that overheads do not count, and so small that every round can repeat the product
 PRODUCT_DTYPES = (torch.float32, torch.bfloat16)
 PACKAGES = ("longformer", "torch", "triton", "flash-attn", "transformers", "numpy", "tokenizers")
 
@@ -25,33 +26,38 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
-def product_gflop() -> float:
-    """10⁹ floating-point operations of the matrix product by which the machine is measured."""
-    return 2 * PRODUCT_SIZE**3 / 1e9
+def product_gflop(size: int | None = None) -> float:
+    """10⁹ floating-point operations of a square matrix product, of ``PRODUCT_SIZE`` rows if no ``size`` is given."""
+    return 2 * (size or PRODUCT_SIZE) ** 3 / 1e9
 
 
-def product(dtype: torch.dtype) -> Callable[[], Sequence[Tensor]]:
-    """A square matrix product in ``dtype``, to be run."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, generator=generator).to(dtype) for _ in range(2))
+def product(
+    dtype: torch.dtype, size: int | None = None, device: torch.device | str = "cpu"
+) -> Callable[[], Sequence[Tensor]]:
+    """That product of random numbers in ``dtype``, to be called."""
+    size = size or PRODUCT_SIZE
+    generator = torch.Generator(device=device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: [torch.mm(a, b, out=out)]
 
 
-def product_speed(dtype: torch.dtype, rounds: int = 7) -> float:
-    """GFLOP/s of the square matrix product, median of ``rounds`` after one to warm up."""
-    run = product(dtype)
-    run()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return product_gflop() / median(seconds)
+def product_speed(
+    dtype: torch.dtype,
+    clock: Clock = cpu_clock,
+    *,
+    size: int | None = None,
+    device: torch.device | str = "cpu",
+    rounds: int = 7,
+) -> float:
+    """GFLOP/s of that product: the median of ``rounds`` runs, after two that warm up."""
+    run, title = product(dtype, size, device), f"product in {dtype_name(dtype)}"
+    times = [clock(run, title).seconds for _ in range(2 + rounds)][2:]
+    return product_gflop(size) / median(times)
 
 
 def describe() -> dict[str, Any]:
-    """Hardware, versions, threads and the speed of matrix products, for the report's head."""
+    """Hardware, versions, threads and the speed of matrix products, for the head of a report."""
     return {
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -62,12 +68,12 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
         "matrix_product": f"{PRODUCT_SIZE} x {PRODUCT_SIZE} x {PRODUCT_SIZE}",
-        "matrix_product_gflops": {name(dtype): product_speed(dtype) for dtype in PRODUCT_DTYPES},
+        "matrix_product_gflops": {dtype_name(dtype): product_speed(dtype) for dtype in PRODUCT_DTYPES},
     }
 
 
 def versions() -> dict[str, str | None]:
-    """Python's version and that of each package that matters; None where it is not installed."""
+    """Versions of Python and of the packages that matter. None stands for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -78,7 +84,7 @@ def versions() -> dict[str, str | None]:
 
 
 def cpu_model() -> str:
-    """The processor's name, as well as the system tells it."""
+    """The processor's name, as far as the system tells it."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -87,7 +93,7 @@ def cpu_model() -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be used without swapping; None where the system does not say."""
+    """Bytes that can still be used without swapping; None if the system does not say."""
     return _meminfo("MemAvailable")
 
 
@@ -99,6 +105,6 @@ def _meminfo(entry: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def name(dtype: torch.dtype) -> str:
-    """``"float32"``."""
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype's name, such as ``"float32"``."""
     return str(dtype).removeprefix("torch.")

@@ -1,25 +1,25 @@
-"""``bench memory``: the most memory that a forward, of attention alone and of the whole model, takes at once."""
+"""``bench memory``: the most memory in use at once in a forward pass, of attention alone and of the whole model."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from longformer.bench import attention, model, training
+from longformer.bench import attention, machine, model, training
 from longformer.bench.peak import in_subprocess
+from longformer.bench.problem import Problem
 from longformer.bench.timing import Measurement, Record, UnavailableError, say
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
 
 
 def measure_peaks(name: str, settings: dict[str, Any], tasks: dict[str, dict[str, Any]], rounds: int) -> Record:
-    """Peak memory of each contender, ours first, every time in a fresh process.
+    """Peak memory of each contender, ours first, in a new process each time.
 
     Args:
         name, settings: of the record.
-        tasks: contender's name to what :func:`longformer.bench.peak.in_subprocess` takes.
-        rounds: processes for each contender.
+        tasks: a contender's name to what :func:`longformer.bench.peak.in_subprocess` takes.
+        rounds: how many processes each contender gets.
 
     Raises:
         LongformerError: ours cannot be measured.
@@ -41,24 +41,24 @@ def measure_peaks(name: str, settings: dict[str, Any], tasks: dict[str, dict[str
     return Record(name, settings, [Measurement(c, found) for c, found in values.items()], missing, unit="B")
 
 
-def attention_peaks(shape: attention.Shape, *, ours: Sequence[str], rounds: int) -> Record:
-    """Of attention's forward, above its inputs and its output."""
-    name = f"memory of attention, {shape.seq_len} tokens, {shape.global_tokens} global, {shape.dtype}"
-    settings = dataclasses.asdict(shape)
-    tasks = {
-        contender: {"what": "attention forward", "name": contender, "shape": settings}
-        for contender in (*ours, *attention.RIVALS)
-    }
-    return measure_peaks(name, settings, tasks, rounds)
+def attention_peaks(problem: Problem, *, ours: Sequence[str], rounds: int) -> Record:
+    """Of attention's forward pass, above its inputs and its output."""
+    name = f"memory of attention, {problem.seq_len} tokens, {problem.global_tokens} global, {problem.dtype}"
+    return measure_peaks(name, problem.settings(), attention_tasks(problem, (*ours, *attention.RIVALS)), rounds)
+
+
+def attention_tasks(problem: Problem, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What a process of its own is asked to measure for each of the contenders ``names``."""
+    return {name: {"what": "attention forward", "name": name, "problem": problem.settings()} for name in names}
 
 
 def model_peaks(
     config: LongformerConfig, *, tokens: int, global_tokens: int, variants: Sequence[str], rounds: int
 ) -> list[Record]:
-    """Of the whole model's forward, above its weights, in each dtype."""
+    """Of the whole model's forward pass, above its weights, in each dtype."""
     records = []
     for dtype, ours in model.by_dtype(variants).items():
-        short = str(dtype).removeprefix("torch.")
+        short = machine.dtype_name(dtype)
         common = {"config": config.to_dict(), "tokens": tokens, "global_tokens": global_tokens}
         tasks = {
             model.label(name, variant): {"what": "model forward", "name": name, "variant": variant, **common}

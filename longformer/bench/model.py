@@ -1,6 +1,6 @@
-"""``bench model``: the whole question-answering model on one document and on one short pair.
+"""``bench model``: the whole question-answering model on one long document and on one short one.
 
-Weights are random, the same in all models: a benchmark needs no download, and time does not depend on them.
+Weights are random, and the same in all models: nothing has to be downloaded, and the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longformer.bench.machine import dtype_name
+from longformer.bench.problem import make_document
 from longformer.bench.rivals import import_transformers
 from longformer.bench.timing import Case, Contender
 from longformer.config import LongformerConfig
@@ -27,9 +29,9 @@ class Variant:
     """One precision of our model.
 
     Args:
-        make: gives that variant of a float32 model, which it may change.
-        against: dtype in which transformers runs beside it.
-        tolerance: of its logits against float32; None is what ``against`` allows.
+        make: makes that variant of a float32 model. It may change that model.
+        against: the dtype in which transformers runs beside it.
+        tolerance: allowed for its logits against float32; None allows what is usual in ``against``.
     """
 
     make: Callable[[LongformerForQuestionAnswering], nn.Module]
@@ -44,7 +46,6 @@ def _lowered(name: str, model: LongformerForQuestionAnswering) -> nn.Module:
     return model
 
 
-# Another precision is one more entry here.
 VARIANTS = {
     "float32": Variant(lambda model: model, torch.float32),
     "bfloat16": Variant(lambda model: model.to(torch.bfloat16), torch.bfloat16),
@@ -54,15 +55,16 @@ VARIANTS = {
 
 
 def read_config(path: str | None) -> LongformerConfig:
-    """The architecture in a ``config.json``; None is that of the released base model."""
+    """The architecture in a ``config.json``; None gives that of the released base model."""
     return LongformerConfig() if path is None else LongformerConfig.from_file(path)
 
 
 @torch.no_grad()
 def draw_weights(model: nn.Module, std: float) -> None:
-    """Random weights, seeded, equal in every model that has the same names.
+    """Seeded random weights, equal in all models that have the same names.
 
-    Biases and the LayerNorms' factors are drawn too: at 0 and 1 a model that forgets one would agree with the others.
+    Biases and the factors of LayerNorms are random too. If they were 0 and 1, a model that left one out would agree
+    with the others.
     """
     generator = torch.Generator().manual_seed(0)
     for name, weight in sorted(model.named_parameters()):
@@ -81,7 +83,7 @@ def our_model(config: LongformerConfig) -> LongformerForQuestionAnswering:
 
 
 def reference_model(config: LongformerConfig, *, weights: nn.Module | None = None) -> nn.Module:
-    """transformers' model in float32, with the same weights: in the memory of ``weights`` if that is given.
+    """transformers' model in float32 with the same weights. It shares the memory of ``weights`` if that is given.
 
     Raises:
         UnavailableError: transformers is not installed.
@@ -99,42 +101,22 @@ def reference_model(config: LongformerConfig, *, weights: nn.Module | None = Non
     return model.eval()
 
 
-def make_pair(config: LongformerConfig, tokens: int, global_tokens: int) -> Tensor:
-    """(1, S) random ids, laid out ``<s> question </s></s> context </s>``; <s> and the question are global.
-
-    Raises:
-        LongformerError: more tokens than the model has positions for, or too few for this layout.
-    """
-    if tokens > config.max_tokens:
-        raise LongformerError(f"{tokens} tokens are more than the {config.max_tokens} that the model has positions for")
-    if not 1 <= global_tokens <= tokens - 4:
-        raise LongformerError(
-            f"{global_tokens} global tokens of {tokens} are impossible: <s> is one, and four tokens at least are local"
-        )
-    special = max(config.pad_token_id, config.bos_token_id, config.sep_token_id)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(special + 1, config.vocab_size, (1, tokens), generator=generator)
-    ids[0, 0] = config.bos_token_id
-    ids[0, [global_tokens, global_tokens + 1, tokens - 1]] = config.sep_token_id
-    return ids
-
-
 def logits(model: nn.Module, **inputs: Tensor) -> list[Tensor]:
-    """Start and end logits, of either model."""
+    """Start and end logits of either model."""
     with torch.inference_mode():
         out: Any = model(**inputs)
     return [out.start_logits, out.end_logits]
 
 
 class Models:
-    """The models of a benchmark, each made when it is first asked for, over one set of weights."""
+    """The models of a benchmark, with the same weights. Each is made when it is first asked for."""
 
     def __init__(self, config: LongformerConfig) -> None:
         self.config = config
         self._made: dict[str, nn.Module] = {}
 
     def get(self, name: str, variant: str) -> nn.Module:
-        """Ours, or transformers' for ``name == TRANSFORMERS``, in the precision of ``variant``."""
+        """Our model, or transformers' if ``name`` is ``TRANSFORMERS``, in the precision of ``variant``."""
         key = f"{name} {variant}"
         if key not in self._made:
             wanted = VARIANTS[variant]
@@ -149,22 +131,22 @@ class Models:
 
 
 def contender(models: Models, name: str, variant: str, ids: Tensor) -> Contender:
-    """A forward of one document."""
+    """A forward pass over one document."""
     model = models.get(name, variant)
     tolerance = None if name == TRANSFORMERS else VARIANTS[variant].tolerance
     return Contender(label(name, variant), partial(logits, model, input_ids=ids), tolerance=tolerance)
 
 
 def label(name: str, variant: str) -> str:
-    """``"longformer bfloat16"``; transformers is named with the dtype it really runs in."""
-    return f"{name} {str(VARIANTS[variant].against).removeprefix('torch.') if name == TRANSFORMERS else variant}"
+    """``"longformer mixed"``; transformers is named with the dtype in which it runs beside that variant."""
+    return f"{name} {dtype_name(VARIANTS[variant].against) if name == TRANSFORMERS else variant}"
 
 
 def by_dtype(variants: Sequence[str]) -> dict[torch.dtype, list[str]]:
-    """Variants that meet the same rival, the first one being what ratios refer to.
+    """The variants by the dtype in which transformers runs beside them. Ratios refer to the first of each.
 
     Raises:
-        LongformerError: a variant that is none.
+        LongformerError: there is no such variant.
     """
     groups: dict[torch.dtype, list[str]] = {}
     for variant in variants:
@@ -177,24 +159,24 @@ def by_dtype(variants: Sequence[str]) -> dict[torch.dtype, list[str]]:
 def cases(
     config: LongformerConfig, *, lengths: Sequence[int], global_tokens: int, variants: Sequence[str]
 ) -> list[Case]:
-    """One forward at each length, in each dtype, of our variants and transformers."""
+    """One forward pass at each length and in each dtype, of our variants and transformers."""
     models = Models(config)
     found = []
     for tokens in lengths:
-        ids = make_pair(config, tokens, global_tokens)
+        ids = make_document(config, tokens, global_tokens)
         for dtype, ours in by_dtype(variants).items():
             builders = {
                 label(name, variant): partial(contender, models, name, variant, ids)
                 for name, variant in (*(("longformer", variant) for variant in ours), (TRANSFORMERS, ours[0]))
             }
-            name = str(dtype).removeprefix("torch.")
+            short = dtype_name(dtype)
             found.append(
                 Case(
-                    name=f"model forward, {tokens} tokens, {global_tokens} global, {name}",
+                    name=f"model forward, {tokens} tokens, {global_tokens} global, {short}",
                     settings={
                         "shape": [1, tokens],
                         "global_tokens": global_tokens,
-                        "dtype": name,
+                        "dtype": short,
                         "threads": torch.get_num_threads(),
                         "config": config.to_dict(),
                     },

@@ -1,7 +1,7 @@
 """Peak memory of one run, above what is loaded before it, measured in a process of its own.
 
-``in_subprocess`` asks; the child, ``python -m longformer.bench.peak``, reads what to run from its argument and prints
-the bytes. Not counted are inputs, weights and results, nor what libraries load on a first, smaller run.
+``in_subprocess`` starts ``python -m longformer.bench.peak``, which reads from its argument what to run, and prints the
+bytes. It does not count inputs, weights and results, nor what libraries load in a first, smaller run.
 """
 
 from __future__ import annotations
@@ -19,24 +19,28 @@ from typing import Any
 import torch
 
 from longformer.bench import attention, model, training
+from longformer.bench.problem import Problem, make_document, make_inputs, make_training_inputs
 from longformer.bench.timing import Contender, UnavailableError, one_line
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
 
 WARM_UP_TOKENS = 1024
-MISSING = 3  # exit status of a child whose contender cannot take part; it says why on standard output
+MISSING = 3  # exit status of a process whose contender cannot take part; it prints the reason on standard output
 
 
 def in_subprocess(task: dict[str, Any]) -> int:
-    """Bytes at the peak of ``task``, a key of ``TASKS`` as "what" and that function's arguments.
+    """Bytes at the peak of ``task``.
+
+    Args:
+        task: a key of ``TASKS`` as "what", and the arguments of that function.
 
     Raises:
-        UnavailableError: the contender cannot take part, or memory did not suffice.
-        LongformerError: the child failed otherwise; its last words are in the message.
+        UnavailableError: the contender cannot take part, or there was not enough memory.
+        LongformerError: the process failed for another reason. The message has the last line of its errors.
     """
     task = {**task, "threads": torch.get_num_threads()}
     command = [sys.executable, "-m", "longformer.bench.peak", json.dumps(task)]
-    # Else the threads of a child measuring with one would still be started for all cores.
+    # Otherwise a process that is to measure with one thread would still start threads for all cores.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = done.stdout.strip().splitlines()
@@ -45,25 +49,24 @@ def in_subprocess(task: dict[str, Any]) -> int:
     if done.returncode == MISSING and lines:
         raise UnavailableError(lines[-1])
     if done.returncode < 0:
-        raise UnavailableError(f"was killed by signal {-done.returncode}, most likely for want of memory")
-    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    raise LongformerError(f"measuring {task['what']} of {task['name']} failed: {said}")
+        raise UnavailableError(f"was killed by signal {-done.returncode}, most likely because memory ran out")
+    last_line = (done.stderr.strip().splitlines() or ["it printed no error"])[-1]
+    raise LongformerError(f"measuring {task['what']} of {task['name']} failed: {last_line}")
 
 
-def attention_forward(name: str, shape: dict[str, Any]) -> int:
+def attention_forward(name: str, problem: dict[str, Any]) -> int:
     """Of a contender of ``bench attention``, above inputs and output."""
-    full = attention.Shape(**shape)
+    full = Problem(**problem)
     warm_up = full
-    if "compiled" not in name:  # that is compiled for one shape, by its first run at that very shape
+    if "compiled" not in name:  # what is compiled for one problem has to run that very problem first
         window = max(1, 2 * full.window)
-        tokens = min(full.seq_len, window * max(1, WARM_UP_TOKENS // window))
-        warm_up = full.replace(seq_len=tokens, global_tokens=min(full.global_tokens, tokens))
-    _once(attention.contender(name, warm_up, attention.make_inputs(warm_up)))
-    return above(attention.contender(name, full, attention.make_inputs(full)))
+        warm_up = full.shortened(window * max(1, WARM_UP_TOKENS // window))  # whole windows, as transformers wants
+    _once(attention.contender(name, warm_up, make_inputs(warm_up)))
+    return above(attention.contender(name, full, make_inputs(full)))
 
 
 def model_forward(name: str, variant: str, config: dict[str, Any], tokens: int, global_tokens: int) -> int:
-    """Of a forward of the whole model, above its weights."""
+    """Of a forward pass of the whole model, above its weights."""
     architecture = LongformerConfig.from_dict(config)
     if name == model.TRANSFORMERS:
         made = model.reference_model(architecture).to(model.VARIANTS[variant].against)
@@ -71,7 +74,7 @@ def model_forward(name: str, variant: str, config: dict[str, Any], tokens: int, 
         made = model.VARIANTS[variant].make(model.our_model(architecture)).eval()
 
     def forward(length: int) -> Contender:
-        ids = model.make_pair(architecture, length, min(global_tokens, length - 4))
+        ids = make_document(architecture, length, min(global_tokens, length - 4))
         return Contender(name, lambda: model.logits(made, input_ids=ids))
 
     _once(forward(min(tokens, WARM_UP_TOKENS // 4)))
@@ -84,9 +87,7 @@ def training_step(name: str, config: dict[str, Any], tokens: int, global_tokens:
     step = steps.get(name, alone=True)
     inputs = step.inputs
     short = min(tokens, WARM_UP_TOKENS // 4)  # the first step makes the moments
-    positions = torch.tensor([0])
-    ids = model.make_pair(steps.config, short, min(global_tokens, short - 4))
-    step.inputs = {"input_ids": ids, "start_positions": positions, "end_positions": positions}
+    step.inputs = make_training_inputs(steps.config, short, min(global_tokens, short - 4))
     contender = training.contender(name, lambda: step)
     _once(contender)
     step.inputs = inputs
@@ -101,7 +102,7 @@ TASKS: dict[str, Callable[..., int]] = {
 
 
 def above(contender: Contender) -> int:
-    """Bytes at the peak of one run above those before it, its result not counted."""
+    """Bytes at the peak of one run above those in use before it, not counting its result."""
     contender.prepare()
     gc.collect()
     give_back_freed()
@@ -118,14 +119,14 @@ def _once(contender: Contender) -> None:
 
 
 def give_back_freed() -> None:
-    """Make the allocator return what is free to the system, so that a run cannot use it uncounted."""
+    """Make the allocator return free memory to the system. A run that used it again would not be counted."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def reset_peak() -> None:
-    """Start a new high-water mark, where the system can; elsewhere the old one stands, which a large run exceeds."""
+    """Forget the peak so far, if the system can do so. If it cannot, a run counts only where it exceeds that peak."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -133,7 +134,7 @@ def reset_peak() -> None:
 
 
 def resident() -> int:
-    """Bytes of memory in use now; without /proc, the most so far."""
+    """Bytes of memory in use now; on systems without /proc, the most so far."""
     return _status("VmRSS")
 
 
@@ -153,14 +154,14 @@ def _status(entry: str) -> int:
         import resource
     except ImportError:
         raise LongformerError(
-            "this system tells no process how much memory it uses: measure on Linux or macOS"
+            "this system does not tell a process how much memory it uses; measure on Linux or macOS"
         ) from None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
 def main() -> None:
-    """The child: run the task in the only argument, print its bytes."""
+    """Run the task in the only argument, and print its bytes."""
     task = json.loads(sys.argv[1])
     torch.set_num_threads(task.pop("threads"))
     try:

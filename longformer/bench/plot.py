@@ -1,17 +1,18 @@
-"""Pictures of a report: bars for each case, or lines against the length of the sequence."""
+"""Pictures of a report: bars for each case, or curves against the length of the sequence."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from longformer.bench.report import Report, megabytes, seconds
+from longformer.bench import formats
+from longformer.bench.report import Report
 from longformer.errors import LongformerError
 from longformer.plotting.curves import LINES, draw_cost
 
 
 def require_matplotlib() -> None:
-    """Raises LongformerError where there is no matplotlib, before anything is measured for the plot."""
+    """Raise LongformerError if matplotlib is not installed. It is called before anything is measured."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -19,7 +20,7 @@ def require_matplotlib() -> None:
 
 
 def draw(report: Report, path: str | Path) -> None:
-    """Write the picture; its format is that of the path's ending, such as .png."""
+    """Write the picture. The ending of the path, such as .png, sets its format."""
     figure = _against_length(report) if report.benchmark == "scaling" else _bars(report)
     head = report.head().splitlines()
     figure.suptitle(f"longformer bench {report.benchmark}\n{head[0]}\n{head[2]}", fontsize=9)
@@ -42,14 +43,14 @@ def _bars(report: Report) -> Any:
     panels = figure.subplots(len(counts), 1, squeeze=False, height_ratios=[count + 1 for count in counts])[:, 0]
     for axes, record in zip(panels, report.records, strict=True):
         names = [measurement.name for measurement in record.measurements]
-        scale, show = (1e3, seconds) if record.unit == "s" else (1e-6, megabytes)
-        medians = [measurement.median * scale for measurement in record.measurements]
+        unit = formats.UNITS[record.unit]
+        medians = [measurement.median * unit.scale for measurement in record.measurements]
         bars = axes.barh(names, medians, color=[_color(name, everyone) for name in names])
-        labels = [f" {record.ratio(m) or float('nan'):.3g} x  ({show(m.median)})" for m in record.measurements]
+        labels = [f" {formats.ratio(record.ratio(m)) or '?'} x  ({unit.show(m.median)})" for m in record.measurements]
         axes.bar_label(bars, labels, fontsize=8)
         axes.invert_yaxis()
         axes.margins(x=0.25)
-        axes.set_title(f"{record.name} ({'ms' if record.unit == 's' else 'MB'})", fontsize=9, loc="left")
+        axes.set_title(f"{record.name} ({unit.name})", fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -60,7 +61,7 @@ def _against_length(report: Report) -> Any:
     time, memory = figure.subplots(1, 2)
     draw_cost(time, report.to_dict(), "time")
     draw_cost(memory, report.to_dict(), "memory")
-    time.set_title("time of a forward", fontsize=9)
+    time.set_title("time of a forward pass", fontsize=9)
     memory.set_title("peak memory above inputs and output", fontsize=9)
     return figure
 

@@ -1,6 +1,6 @@
-"""``bench precision``: what a checkpoint's answers cost, and how many change, in each precision.
+"""``bench precision``: how fast a checkpoint answers in each precision, and how many of its answers change.
 
-Speed is that of answering, from text to text; differences are those of all logits of every window, against float32.
+Speed is that of answering, from text to text. A precision's difference is the largest that a logit has from float32.
 """
 
 from __future__ import annotations
@@ -13,34 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from longformer.answering.answerer import QuestionAnswerer
-from longformer.answering.squad import read_squad
+from longformer.bench.problem import read_questions
 from longformer.bench.timing import Contender, Measurement, Record, interleave, say
 from longformer.errors import LongformerError
 from longformer.models.precision import NAMED
 
 PRECISIONS = ("float32", "bfloat16", "float16", *NAMED)
 DEFAULT = ("float32", "bfloat16", "mixed", "int8")
-LOGIT_STEP = 25  # every so many questions' logits are compared
+LOGIT_STEP = 25  # the logits of every 25th question are compared
 
 
 def measure(data: str | Path, model: str | None, precisions: Sequence[str], rounds: int, limit: int | None) -> Record:
-    """Answer the questions of a SQuAD-format file in each precision, the first of which is float32.
+    """Answer the questions of a SQuAD-format file in each precision. The first one is float32.
 
     Raises:
-        LongformerError: an unknown precision, or float32 not the first, which the others are compared with.
+        LongformerError: an unknown precision, or the first one is not float32, which the others are compared with.
         DataError, CheckpointError: the file or the checkpoint cannot be read.
     """
-    for name in precisions:
-        if name not in PRECISIONS:
-            raise LongformerError(f"{name!r} is no precision; there are {', '.join(PRECISIONS)}")
-    if precisions[0] != "float32":
-        raise LongformerError(
-            f"the first precision is {precisions[0]!r}; it must be float32, to compare the others with"
-        )
-    examples = read_squad(data, require_answers=False)
-    if limit is not None and limit < len(examples):
-        examples = [examples[i * len(examples) // limit] for i in range(limit)]
-    pairs = [(example.question, example.context) for example in examples]
+    _check_names(precisions)
+    pairs = [(example.question, example.context) for example in read_questions(data, limit)]
     answers: dict[str, list[str]] = {}
     weights: dict[str, int] = {}
     differences: dict[str, float] = {}
@@ -48,14 +39,13 @@ def measure(data: str | Path, model: str | None, precisions: Sequence[str], roun
     exact: list[Tensor] = []
     for name in precisions:
         say(f"{name}: answering")
-        dtype = name if name in NAMED else getattr(torch, name)
-        answerer = QuestionAnswerer.from_pretrained(model, dtype=dtype)
+        answerer = QuestionAnswerer.from_pretrained(model, dtype=name if name in NAMED else getattr(torch, name))
         answers[name] = [found[0].text for found in answerer.answer_batch(pairs)]
         weights[name] = stored_bytes(answerer.model)
         logits = [_logits(answerer, *pair) for pair in pairs[::LOGIT_STEP]]
         exact = exact or logits
         differences[name] = max(float((x - y).abs().max()) for x, y in zip(logits, exact, strict=True))
-        contenders.append(Contender(name, lambda answerer=answerer: (answerer.answer_batch(pairs), ())[1]))  # type: ignore[misc]
+        contenders.append(_contender(name, answerer, pairs))
     seconds = interleave(contenders, rounds)
     return Record(
         f"{len(pairs)} questions answered",
@@ -63,7 +53,8 @@ def measure(data: str | Path, model: str | None, precisions: Sequence[str], roun
             "shape": {"questions": len(pairs)},
             "weights_bytes": weights,
             "answers_changed": {
-                name: sum(x != y for x, y in zip(answers[name], answers["float32"], strict=True)) for name in precisions
+                name: sum(x != y for x, y in zip(found, answers["float32"], strict=True))
+                for name, found in answers.items()
             },
             "largest_logit": max(float(x.abs().max()) for x in exact),
             "threads": torch.get_num_threads(),
@@ -73,8 +64,26 @@ def measure(data: str | Path, model: str | None, precisions: Sequence[str], roun
     )
 
 
+def _check_names(precisions: Sequence[str]) -> None:
+    for name in precisions:
+        if name not in PRECISIONS:
+            raise LongformerError(f"{name!r} is no precision; there are {', '.join(PRECISIONS)}")
+    if precisions[0] != "float32":
+        raise LongformerError(
+            f"the first precision is {precisions[0]!r}; it must be float32, to compare the others with"
+        )
+
+
+def _contender(name: str, answerer: QuestionAnswerer, pairs: list[tuple[str, str]]) -> Contender:
+    def run() -> Sequence[Tensor]:
+        answerer.answer_batch(pairs)
+        return ()
+
+    return Contender(name, run)
+
+
 def figures(records: Sequence[Record]) -> dict[str, float]:
-    """Weights and changed answers, for the report's head."""
+    """Sizes of the weights and numbers of changed answers, for the report's head."""
     settings: dict[str, Any] = records[0].settings
     found: dict[str, float] = {"largest logit": settings["largest_logit"]}
     for name, size in settings["weights_bytes"].items():
@@ -84,7 +93,7 @@ def figures(records: Sequence[Record]) -> dict[str, float]:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights, packed ones of quantised layers included."""
+    """Bytes of a model's weights, also those that quantised layers have packed."""
     plain = {id(x): x.nbytes for x in (*model.parameters(), *model.buffers())}
     packed = 0
     for part in model.modules():

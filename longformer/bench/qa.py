@@ -1,9 +1,9 @@
 """``bench qa``: questions a second over a SQuAD-format file, from token ids to logits.
 
-Each side batches as suits it best, within what its users can ask for. Ours takes batches of like length up to a number
-of tokens, as ``QuestionAnswerer`` does. transformers' model pads every batch to a multiple of its window, 512 tokens in
-the base model, whatever the batching; what is left to choose is that questions are sorted by length, so that the longer
-ones alone cost another window, and how many go together, which is tried out first on a few and the fastest taken.
+Each side forms the batches that suit it best, among those that its users can ask for. Ours puts questions of similar
+length together, up to a number of tokens, as ``QuestionAnswerer`` does. transformers' model pads every batch to a
+multiple of its window, which is 512 tokens in the base model. So its questions are sorted by length, and only batches
+of long ones cost another window. Several sizes of batch are first tried on a few questions, and the fastest is taken.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from longformer.answering.answerer import BATCH_TOKENS, group_by_length
-from longformer.answering.squad import read_squad
+from longformer.bench.machine import dtype_name
 from longformer.bench.model import TRANSFORMERS, VARIANTS, Models, by_dtype, label, logits
+from longformer.bench.problem import read_questions
 from longformer.bench.timing import Case, Contender, say, timed
 from longformer.config import LongformerConfig
 from longformer.errors import DataError
 from longformer.tokenizer import LongformerTokenizer
 
-TRIED = 16  # questions on which batch sizes are tried out, the most that one batch takes
+TRIED = 16  # questions on which sizes of batch are tried; larger batches are not
 
 
 def read_rows(
@@ -32,17 +33,15 @@ def read_rows(
     """Token ids of each question and its context, in the file's order.
 
     Args:
-        data: SQuAD-format file.
-        tokenizer: folder or name on the hub; of a vocabulary that the config's embeddings can hold.
-        limit: so many questions, evenly spaced over the file; None is all.
+        data: a SQuAD-format file.
+        tokenizer: a folder or a name on the hub. Its vocabulary must fit the config's embeddings.
+        limit: take this many questions, evenly spaced over the file; None takes all.
 
     Raises:
         DataError: a file that cannot be read, or a question that does not fit into the model.
         CheckpointError: no such tokenizer.
     """
-    examples = read_squad(data, require_answers=False)
-    if limit is not None and limit < len(examples):
-        examples = [examples[i * len(examples) // limit] for i in range(limit)]
+    examples = read_questions(data, limit)
     tokenize = LongformerTokenizer.from_pretrained(tokenizer)
     rows = []
     for example in examples:
@@ -50,7 +49,7 @@ def read_rows(
         if len(row) > config.max_tokens:
             raise DataError(
                 f"{data}: {example.place} has {len(row)} tokens and the model positions for {config.max_tokens}; "
-                "take a file of shorter contexts, since every question is one row here"
+                "take a file of shorter contexts, because every question is one row here"
             )
         if max(row) >= config.vocab_size:
             raise DataError(
@@ -73,7 +72,7 @@ def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
 
 
 class Reader:
-    """Runs a model over all rows in given batches."""
+    """Runs a model over all rows, in the given batches."""
 
     def __init__(
         self, model: nn.Module, rows: Sequence[list[int]], batches: list[list[int]], pad_token_id: int
@@ -84,7 +83,7 @@ class Reader:
         self.inputs = [pad([rows[i] for i in batch], pad_token_id) for batch in batches]
 
     def run(self) -> Sequence[Tensor]:
-        """Logits of every row's own tokens, (2, tokens of all rows), in the order of the rows."""
+        """Logits of the tokens of every row, padding left out, in the order of the rows: (2, tokens of all rows)."""
         found: dict[int, Tensor] = {}
         for batch, inputs in zip(self.batches, self.inputs, strict=True):
             both = torch.stack(logits(self.model, **inputs))  # (2, B, S)
@@ -100,14 +99,14 @@ def by_count(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 def ours(models: Models, variant: str, rows: list[list[int]], batch_tokens: int) -> Contender:
-    """Ours in batches of up to ``batch_tokens`` tokens."""
+    """Our model, in batches of at most ``batch_tokens`` tokens."""
     batches = group_by_length([len(row) for row in rows], batch_tokens)
     reader = Reader(models.get("longformer", variant), rows, batches, models.config.pad_token_id)
     return Contender(label("longformer", variant), reader.run, tolerance=VARIANTS[variant].tolerance)
 
 
 def theirs(models: Models, variant: str, rows: list[list[int]], batch_sizes: Sequence[int]) -> Contender:
-    """transformers in batches sorted by length, of the size out of ``batch_sizes`` that is fastest on a few rows."""
+    """transformers in batches sorted by length, of that size of ``batch_sizes`` that is fastest on a few rows."""
     model = models.get(TRANSFORMERS, variant)
     pad_token_id = models.config.pad_token_id
     name = label(TRANSFORMERS, variant)
@@ -118,7 +117,7 @@ def theirs(models: Models, variant: str, rows: list[list[int]], batch_sizes: Seq
         for size in batch_sizes:
             reader = Reader(model, few, by_count([len(row) for row in few], size), pad_token_id)
             trial = Contender(name, reader.run)
-            seconds[size] = min(timed(trial) for _ in range(2))
+            seconds[size] = min(timed(trial).seconds for _ in range(2))
             say(f"{name}: {len(few) / seconds[size]:.3g} questions/s in batches of {size}")
         size = min(seconds, key=seconds.__getitem__)
     reader = Reader(model, rows, by_count([len(row) for row in rows], size), pad_token_id)
@@ -133,12 +132,12 @@ def cases(
     batch_sizes: Sequence[int] = (1, 4, 16),
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Case]:
-    """All rows once, in each dtype, by our variants and transformers."""
+    """All rows once, in each dtype, by our variants and by transformers."""
     models = Models(config)
     lengths = sorted(map(len, rows))
     found = []
     for dtype, names in by_dtype(variants).items():
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         exact = partial(_exact, models, rows, batch_tokens)
         found.append(
             Case(

@@ -1,7 +1,8 @@
-"""The others' attention over the inputs of ``bench attention``. What each needs is imported only when it is built.
+"""The attention of other packages, over the inputs of :mod:`longformer.bench.problem`.
 
-Letters as in :mod:`longformer.bench.attention`. Each is given its inputs in the layout that suits it, made in advance
-where that is possible, and does nothing that its own users would not have to do.
+Each function takes a problem and its inputs, imports what it needs, and gives an :class:`Attention` or raises
+UnavailableError. Its inputs are put into the layout that suits it, in advance if that is possible. Nothing is done in
+its time that its own users would not have to do.
 """
 
 from __future__ import annotations
@@ -10,34 +11,37 @@ import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longformer.bench.problem import Inputs, Problem
 from longformer.bench.timing import UnavailableError, one_line
 
-if TYPE_CHECKING:
-    from longformer.bench.attention import Inputs, Shape
-
 FLEX_BLOCK = 128  # FlexAttention's own choice of block
-FLEX_GRAPHS = 64  # so many graphs a process may compile of it, two a shape; torch's own limit of 8 ends in an error
+FLEX_GRAPHS = 64  # how often a process may compile it, twice for each problem; torch's own limit of 8 ends in an error
 
 
 @dataclass
 class Attention:
-    """forward: gives (B, S, H, D). prepare: what has to be done before each call, outside its time."""
+    """forward: returns the output (B, S, H, D). prepare: called before each forward pass, outside its time."""
 
     forward: Callable[[], Tensor]
     prepare: Callable[[], None] = lambda: None
 
 
+def replace_global_rows(out: Tensor, rows: Tensor) -> Tensor:
+    """(B, S, H, D), the first G rows of which are those of ``rows`` (B, H, G, D)."""
+    return out.index_copy(1, torch.arange(rows.shape[2], device=out.device), rows.transpose(1, 2))
+
+
 def import_transformers() -> Any:
-    """The package, or ``UnavailableError``. It is told to keep its notes on padding to itself."""
+    """The package, told to print no notes about padding. Raises UnavailableError if it is not installed."""
     try:
         import transformers
-        from transformers.models.longformer import modeling_longformer  # noqa: F401  (fails here, not in the middle)
+        from transformers.models.longformer import modeling_longformer  # noqa: F401  (it should fail here, not later)
     except ImportError as error:
         raise UnavailableError(f"transformers is not installed ({one_line(error)}); pip install transformers") from None
     transformers.logging.set_verbosity_error()
@@ -45,7 +49,7 @@ def import_transformers() -> Any:
 
 
 class _Given(nn.Module):
-    """In place of a projection: gives what was projected in advance."""
+    """Takes the place of a projection, and returns what was projected in advance."""
 
     def __init__(self, projected: Tensor) -> None:
         super().__init__()
@@ -55,20 +59,20 @@ class _Given(nn.Module):
         return self.projected
 
 
-def transformers_attention(shape: Shape, inputs: Inputs) -> Attention:
-    """transformers' LongformerSelfAttention, its six projections replaced by their results."""
+def transformers_attention(problem: Problem, inputs: Inputs) -> Attention:
+    """transformers' LongformerSelfAttention, with its six projections replaced by their results."""
     transformers = import_transformers()
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-    if shape.window == 0 or shape.seq_len % (2 * shape.window):
+    if problem.window == 0 or problem.seq_len % (2 * problem.window):
         raise UnavailableError(
-            f"takes multiples of the whole window only, and {shape.seq_len} tokens are none of {2 * shape.window}"
+            f"takes only multiples of the whole window of {2 * problem.window} tokens, and {problem.seq_len} is none"
         )
     config = transformers.LongformerConfig(
-        hidden_size=shape.heads * shape.head_dim,
-        num_attention_heads=shape.heads,
+        hidden_size=problem.heads * problem.head_dim,
+        num_attention_heads=problem.heads,
         num_hidden_layers=1,
-        attention_window=[2 * shape.window],
+        attention_window=[2 * problem.window],
         attention_probs_dropout_prob=0.0,
     )
     with torch.device("meta"):
@@ -76,29 +80,30 @@ def transformers_attention(shape: Shape, inputs: Inputs) -> Attention:
     projections = dict(zip(("query", "key", "value"), inputs.local, strict=True))
     if inputs.global_ is not None:
         projections.update(zip(("query_global", "key_global", "value_global"), inputs.global_, strict=True))
-    # The module works on (S, B, C), the layout in which its own projections would leave their results.
+    # The module works on (S, B, C), the layout of its own projections' results.
     given = {name: x.detach().transpose(0, 1).flatten(2).contiguous() for name, x in projections.items()}
     for name, x in given.items():
         setattr(module, name, _Given(x))
-    tokens = (shape.batch, shape.seq_len)
-    is_global = torch.zeros(tokens, dtype=torch.bool)
-    is_global[:, : shape.global_tokens] = True
+    tokens = (problem.batch, problem.seq_len)
+    nothing = torch.zeros(tokens, dtype=torch.bool)
+    is_global = problem.tokens(nothing.device).is_global
+    is_global = nothing if is_global is None else is_global
     masks = {
-        "attention_mask": torch.where(is_global, 10000.0, 0.0).to(shape.torch_dtype),
-        "is_index_masked": torch.zeros(tokens, dtype=torch.bool),
+        "attention_mask": torch.where(is_global, 10000.0, 0.0).to(problem.torch_dtype),
+        "is_index_masked": nothing,
         "is_index_global_attn": is_global,
-        "is_global_attn": bool(shape.global_tokens),
+        "is_global_attn": bool(problem.global_tokens),
     }
-    hidden = torch.zeros(*tokens, config.hidden_size, dtype=shape.torch_dtype)  # only its shape and some rows are read
+    hidden = torch.zeros(*tokens, config.hidden_size, dtype=problem.torch_dtype)  # only its shape counts
     module.train(False)
 
     def prepare() -> None:
-        # A view of what wants the gradient where there is one. The queries are scaled in place, so they are copied.
+        # Where gradients are wanted, the module gets a view of the leaf. It scales queries in place: they are copied.
         for name, x in projections.items():
             fresh = x.transpose(0, 1).flatten(2) if x.requires_grad else given[name]
             getattr(module, name).projected = fresh.clone() if name.startswith("query") else fresh
 
-    return Attention(lambda: module(hidden, **masks)[0].unflatten(2, (shape.heads, shape.head_dim)), prepare)
+    return Attention(lambda: module(hidden, **masks)[0].unflatten(2, (problem.heads, problem.head_dim)), prepare)
 
 
 @functools.cache
@@ -106,81 +111,82 @@ def _compiled_flex() -> Any:
     import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    # What is compiled is compiled anew once a package registers with torch's pytrees, as transformers does on import.
+    # transformers registers classes with torch's pytrees when it is imported. torch then compiles everything again, so
+    # the import comes first.
     with contextlib.suppress(UnavailableError):
         import_transformers()
-    # Its name of today, and the one of early releases.
+    # Today's name, and that of early releases.
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(torch._dynamo.config, limit, FLEX_GRAPHS)
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _blocks(pattern: Callable[..., Tensor], seq_len: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """FlexAttention's account of a pattern: number and places of the blocks that are partly, and wholly, seen.
+def _blocks(sees: Callable[..., Tensor], seq_len: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Number and places of the blocks that ``sees`` covers in part, and the same of those that it covers wholly.
 
-    What ``create_block_mask`` gives, without an S × S matrix of int64, which at 65,536 tokens takes 34 GB.
+    It is what ``create_block_mask`` gives, without its S × S matrix of int64, which takes 34 GB at 65,536 tokens.
+
+    Args:
+        sees: a ``mask_mod`` of FlexAttention.
 
     Returns:
-        (1, 1, N), (1, 1, N, N), and the same again, int32, N blocks in a row or column.
+        (1, 1, N), (1, 1, N, N), and the same again, all int32, for N blocks in a row or column.
     """
     position = torch.arange(seq_len)
     count = -(-seq_len // FLEX_BLOCK)
-    some, every = (torch.zeros(count, count, dtype=torch.bool) for _ in range(2))
+    touched, full = (torch.zeros(count, count, dtype=torch.bool) for _ in range(2))
     for n, rows in enumerate(position.split(FLEX_BLOCK)):
-        seen = F.pad(pattern(None, None, rows[:, None], position), (0, count * FLEX_BLOCK - seq_len))
+        seen = F.pad(sees(None, None, rows[:, None], position), (0, count * FLEX_BLOCK - seq_len))
         blocks = seen.unflatten(1, (count, FLEX_BLOCK)).transpose(1, 2)  # (rows, columns of a block, N)
-        some[n] = blocks.flatten(0, 1).any(dim=0)
-        every[n] = blocks.flatten(0, 1).all(dim=0) & (len(rows) == FLEX_BLOCK)
+        touched[n] = blocks.flatten(0, 1).any(dim=0)
+        full[n] = blocks.flatten(0, 1).all(dim=0) & (len(rows) == FLEX_BLOCK)
 
     def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
         order = chosen.int().argsort(dim=1, descending=True, stable=True)
         return chosen.sum(dim=1).int()[None, None], order.int()[None, None]
 
-    return *listed(some & ~every), *listed(every)
+    return *listed(touched & ~full), *listed(full)
 
 
-def flex_attention(shape: Shape, inputs: Inputs) -> Attention:
-    """FlexAttention, compiled for this shape, with the block mask of the band and the global columns."""
+def flex_attention(problem: Problem, inputs: Inputs) -> Attention:
+    """FlexAttention, compiled for this problem, with the block mask of the band and the global columns."""
     if inputs.grad is not None and inputs.grad.device.type == "cpu":
         raise UnavailableError("FlexAttention has no backward on a CPU")
     try:
         from torch.nn.attention.flex_attention import BlockMask
     except ImportError as error:
         raise UnavailableError(f"torch {torch.__version__} has no FlexAttention ({one_line(error)})") from None
-    window, count = shape.window, shape.global_tokens
+    in_band, count = problem.pattern.mask_mod(), problem.global_tokens
 
-    def band(b: Any, h: Any, row: Tensor, column: Tensor) -> Tensor:
-        return (row - column <= window) & (column - row <= window)
+    def in_band_or_global(b: Any, h: Any, row: Tensor, column: Tensor) -> Tensor:
+        # A comparison, since the global tokens come first. A mask_mod of Tokens would read them from memory each time.
+        return in_band(b, h, row, column) | (column < count)
 
-    def band_and_globals(b: Any, h: Any, row: Tensor, column: Tensor) -> Tensor:
-        return band(b, h, row, column) | (column < count)
-
-    pattern = band_and_globals if count else band
-    lengths: dict[str, Any] = {} if shape.seq_len % FLEX_BLOCK == 0 else {"seq_lengths": (shape.seq_len, shape.seq_len)}
-    mask = BlockMask.from_kv_blocks(
-        *_blocks(pattern, shape.seq_len), BLOCK_SIZE=FLEX_BLOCK, mask_mod=pattern, **lengths
-    )
+    sees = in_band_or_global if count else in_band
+    lengths: dict[str, Any] = {}
+    if problem.seq_len % FLEX_BLOCK:
+        lengths["seq_lengths"] = (problem.seq_len, problem.seq_len)
+    mask = BlockMask.from_kv_blocks(*_blocks(sees, problem.seq_len), BLOCK_SIZE=FLEX_BLOCK, mask_mod=sees, **lengths)
     flex = _compiled_flex()
     query, key, value = (x.transpose(1, 2).contiguous() for x in inputs.local)
     return Attention(lambda: _with_global_rows(flex(query, key, value, block_mask=mask).transpose(1, 2), inputs))
 
 
-def flash_attention(shape: Shape, inputs: Inputs) -> Attention:
-    """flash-attention's own sliding window, which has no global columns."""
+def flash_attention(problem: Problem, inputs: Inputs) -> Attention:
+    """The sliding window of flash-attention itself. It has no global columns."""
     try:
         from flash_attn import flash_attn_func
     except ImportError as error:
         raise UnavailableError(f"flash-attn is not installed ({one_line(error)})") from None
     if inputs.global_ is not None:
         raise UnavailableError("has no global columns")
-    window = (shape.window, shape.window)
+    window = (problem.window, problem.window)
     return Attention(lambda: flash_attn_func(*inputs.local, window_size=window))
 
 
-def dense_attention(shape: Shape, inputs: Inputs) -> Attention:
-    """torch's dense attention under an S × S mask of the band and the global columns."""
-    mask = torch.ones(shape.seq_len, shape.seq_len, dtype=torch.bool).tril_(shape.window).triu_(-shape.window)
-    mask[:, : shape.global_tokens] = True
+def dense_attention(problem: Problem, inputs: Inputs) -> Attention:
+    """torch's dense attention with an S × S mask of the band and the global columns."""
+    mask = problem.mask()
     query, key, value = (x.transpose(1, 2) if x.requires_grad else x.transpose(1, 2).contiguous() for x in inputs.local)
     return Attention(
         lambda: _with_global_rows(
@@ -190,9 +196,8 @@ def dense_attention(shape: Shape, inputs: Inputs) -> Attention:
 
 
 def _with_global_rows(out: Tensor, inputs: Inputs) -> Tensor:
-    """(B, S, H, D) with the global tokens' rows replaced by their own attention."""
+    """(B, S, H, D), where the rows of the global tokens are replaced by their attention to everything."""
     if inputs.global_ is None:
         return out
     query, key, value = (x.transpose(1, 2) for x in inputs.global_)
-    rows = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-    return out.index_copy(1, torch.arange(rows.shape[1]), rows)
+    return replace_global_rows(out, F.scaled_dot_product_attention(query, key, value))

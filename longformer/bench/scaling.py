@@ -1,79 +1,61 @@
 """``bench scaling``: attention's time and memory against the length of the sequence.
 
-Every length of every contender takes its turn in each round, so that lengths are compared under the same conditions
-too. A contender is left out from the length on at which it would take too long or too much memory, and listed so.
+Every length of every contender takes a turn in each round, so that lengths too are compared under the same conditions.
+A contender that would take too long or too much memory at some length is left out from there on, and listed with the
+reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-
-import torch
 
 from longformer.bench import attention, machine
-from longformer.bench.memory import measure_peaks
-from longformer.bench.timing import Case, Contender, Measurement, Record, agree, interleave, matrix_product, say, timed
+from longformer.bench.formats import gigabytes
+from longformer.bench.memory import attention_tasks, measure_peaks
+from longformer.bench.problem import Problem
+from longformer.bench.timing import Contender, Record, agree, interleave, make_record, matrix_product, say, timed
 
-DENSE = "dense SDPA"  # grows with the square of the length, all others in proportion to it
-MEMORY_SHARE = 0.5  # of what is free, that a run may be expected to take
-
-
-@dataclass
-class Limits:
-    """What a contender may take in one run: seconds, and bytes (None: no limit known)."""
-
-    seconds: float
-    memory: float | None
+DENSE = "dense SDPA"  # its cost grows with the square of the length, that of all others in proportion to it
+MEMORY_SHARE = 0.5  # a run may be expected to take this share of the free memory
 
 
 def measure(
-    shape: attention.Shape, lengths: Sequence[int], *, ours: Sequence[str], rounds: int, most_seconds: float
+    problem: Problem, lengths: Sequence[int], *, ours: Sequence[str], rounds: int, most_seconds: float
 ) -> tuple[list[Record], list[Record]]:
-    """Records of time and of peak memory, one a length, shortest first.
+    """Records of time and of peak memory, one for each length, shortest first.
 
     Raises:
         LongformerError: a length that does not fit into memory.
         DisagreementError: two contenders differ at some length.
     """
-    shapes = [shape.replace(seq_len=length) for length in sorted(set(lengths))]
+    problems = [problem.replace(seq_len=length) for length in sorted(set(lengths))]
     available = machine.available_memory()
-    limits = Limits(most_seconds, None if available is None else MEMORY_SHARE * available)
-    growth = Growth(limits)
-    names, memory, turns, times = [*ours, *attention.RIVALS], [], [], []
+    growth = Growth(most_seconds, None if available is None else MEMORY_SHARE * available)
+    names, memory, contenders, times = [*ours, *attention.RIVALS], [], [], []
     missing: dict[str, str] = {}
-    for at in shapes:
+    for at in problems:
         missing.update(growth.too_much([name for name in names[len(ours) :] if name not in missing], at.seq_len))
         memory.append(_peaks(at, names, missing))
         growth.note_memory(memory[-1])
-        # What failed in a process of its own is not tried in this one, which might not survive it.
-        case = _case(at, [name for name in names if name not in memory[-1].missing])
-        contenders, differences, failed = agree(case)
-        growth.note_time(at.seq_len, contenders)
-        turns += [dataclasses.replace(c, name=f"{c.name}, {at.seq_len}") for c in contenders]
+        # Who failed in a process of its own is not tried in this one, which might not survive it.
+        fit = [name for name in names if name not in memory[-1].missing]
+        case = attention.make_case(f"attention forward, {at.seq_len} tokens", at, fit)
+        agreed, differences, failed = agree(case)
+        growth.note_time(at.seq_len, agreed)
+        contenders += [dataclasses.replace(c, name=f"{c.name}, {at.seq_len}") for c in agreed]
         times.append((at, case, differences, {**memory[-1].missing, **failed}))
-    product = matrix_product(shape.torch_dtype)
-    seconds = interleave([product, *turns], rounds)
-    gflops = machine.product_gflop() / machine.median(seconds[product.name])
-    records = [
-        Record(
-            case.name,
-            case.settings,
-            [Measurement(name, seconds[f"{name}, {at.seq_len}"], found) for name, found in differences.items()],
-            absent,
-            flop=case.flop,
-            gflops=gflops,
-            items=case.items,
-        )
-        for at, case, differences, absent in times
-    ]
+    product = matrix_product(problem.torch_dtype)
+    seconds = interleave([product, *contenders], rounds)
+    records = []
+    for at, case, differences, absent in times:
+        own = {name: seconds[f"{name}, {at.seq_len}"] for name in differences}
+        records.append(make_record(case, own, differences, absent, seconds[product.name]))
     return records, memory
 
 
 def per_token(records: Sequence[Record], base: int = 4096) -> dict[str, float]:
-    """Each contender's time per token at its longest, over that at ``base`` tokens, or at its shortest if not there."""
+    """Each contender's time per token at its longest length, over that at ``base`` tokens or at its shortest length."""
     by_name: dict[str, dict[int, float]] = {}
     for record in records:
         if record.unit == "s":
@@ -88,45 +70,35 @@ def per_token(records: Sequence[Record], base: int = 4096) -> dict[str, float]:
     return figures
 
 
-def _case(shape: attention.Shape, names: Sequence[str]) -> Case:
-    inputs = attention.make_inputs(shape)
-    builders = {name: partial(attention.contender, name, shape, inputs) for name in names}
-    return Case(
-        name=f"attention forward, {shape.seq_len} tokens",
-        settings={**dataclasses.asdict(shape), "threads": torch.get_num_threads()},
-        dtype=shape.torch_dtype,
-        builders=builders,
-        flop=shape.flop(backward=False),
-        items=(shape.batch * shape.seq_len, "tokens"),
-    )
-
-
-def _peaks(shape: attention.Shape, names: Sequence[str], missing: dict[str, str]) -> Record:
-    settings = dataclasses.asdict(shape)
-    tasks = {
-        name: {"what": "attention forward", "name": name, "shape": settings} for name in names if name not in missing
-    }
-    record = measure_peaks(f"memory of attention, {shape.seq_len} tokens", settings, tasks, rounds=1)
+def _peaks(problem: Problem, names: Sequence[str], missing: dict[str, str]) -> Record:
+    tasks = attention_tasks(problem, [name for name in names if name not in missing])
+    record = measure_peaks(f"memory of attention, {problem.seq_len} tokens", problem.settings(), tasks, rounds=1)
     record.missing.update(missing)
     return record
 
 
 class Growth:
-    """What each contender took at the last length, and so what it will take at the next."""
+    """What each contender took at the last length, and so what it can be expected to take at the next.
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    Args:
+        most_seconds: what one run may take.
+        most_bytes: what one run may take; None if no limit is known.
+    """
+
+    def __init__(self, most_seconds: float, most_bytes: float | None) -> None:
+        self.most_seconds = most_seconds
+        self.most_bytes = most_bytes
         self.seconds: dict[str, tuple[int, float]] = {}
         self.memory: dict[str, tuple[int, float]] = {}
 
     def note_time(self, length: int, contenders: Sequence[Contender]) -> None:
-        """Time a run of each, after the one that was checked."""
+        """Time one run of each; the check was the run that warms up."""
         for contender in contenders:
             say(f"{length} tokens: {contender.name}")
-            self.seconds[contender.name] = (length, timed(contender))
+            self.seconds[contender.name] = (length, timed(contender).seconds)
 
     def note_memory(self, record: Record) -> None:
-        """Keep each one's peak."""
+        """Remember each one's peak."""
         for measurement in record.measurements:
             self.memory[measurement.name] = (record.settings["seq_len"], measurement.median)
 
@@ -136,11 +108,10 @@ class Growth:
         for name in names:
             seconds = _expected(self.seconds.get(name), length, name)
             memory = _expected(self.memory.get(name), length, name)
-            most = self.limits.memory
-            if seconds > self.limits.seconds:
-                found[name] = f"would take {seconds:.0f} s a run at {length} tokens, {self.limits.seconds:g} allowed"
-            elif most is not None and memory > most:
-                found[name] = f"would take {memory / 1e9:.1f} GB at {length} tokens, {most / 1e9:.1f} allowed"
+            if seconds > self.most_seconds:
+                found[name] = f"would take {seconds:.0f} s a run at {length} tokens, {self.most_seconds:g} s allowed"
+            elif self.most_bytes is not None and memory > self.most_bytes:
+                found[name] = f"would take {gigabytes(memory)} at {length} tokens, {gigabytes(self.most_bytes)} allowed"
         return found
 
 

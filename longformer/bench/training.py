@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longformer.bench.model import make_pair, our_model, reference_model
+from longformer.bench.model import our_model, reference_model
+from longformer.bench.problem import make_training_inputs
 from longformer.bench.timing import Case, Contender
 from longformer.config import LongformerConfig
 
 OURS = "longformer"
-RIVALS = {"transformers": False, "transformers, gradient checkpointing": True}
-# Gradients that must agree: of the first and the last thing that the backward pass reaches, and between.
+RIVALS = {"transformers": False, "transformers, gradient checkpointing": True}  # whether it checkpoints gradients
+# These gradients must agree: of the first weight and the last that the backward pass reaches, and of some between.
 COMPARED = (
     "longformer.embeddings.word_embeddings.weight",
     "longformer.encoder.layer.0.attention.self.query.weight",
@@ -26,7 +27,7 @@ COMPARED = (
 
 
 class Step:
-    """Training steps of one model. Their learning rate is 0, so that every step is the same and weights are shared."""
+    """Training steps of one model. The learning rate is 0: all steps are the same, and models may share weights."""
 
     def __init__(self, model: nn.Module, inputs: dict[str, Tensor], dropout_p: float) -> None:
         self.model = model.train()
@@ -35,19 +36,19 @@ class Step:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
     def run(self) -> Sequence[Tensor]:
-        """Forward, backward, AdamW; gives the loss. Gradients stay for ``prepare`` to drop."""
+        """Forward, backward, AdamW. Returns the loss. The gradients stay until ``prepare`` drops them."""
         loss: Tensor = self.model(**self.inputs)[0]
         loss.backward()
         self.optimizer.step()
         return [loss.detach()]
 
     def prepare(self) -> None:
-        """Drop the gradients of the last step, outside the time of the next."""
+        """Drop the gradients of the last step, which is no part of the next one's time."""
         set_dropout(self.model, self.dropout_p)
         self.optimizer.zero_grad()
 
     def check(self) -> Sequence[Tensor]:
-        """A step without dropout, which is what can agree: its loss and some gradients."""
+        """The loss and some gradients of a step without dropout; with dropout no two models agree."""
         set_dropout(self.model, 0.0)
         result = self.run()
         parameters = dict(self.model.named_parameters())
@@ -58,11 +59,11 @@ class Step:
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Every dropout of either model, that of the attention probabilities included."""
+    """Set every dropout of either model, also that of the attention probabilities."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
-        for name in ("dropout_p", "dropout"):  # ours and transformers' attention keep the number itself
+        for name in ("dropout_p", "dropout"):  # attention of ours and of transformers keeps the number itself
             if isinstance(getattr(module, name, None), (int, float)):
                 setattr(module, name, p)
 
@@ -73,32 +74,30 @@ def contender(name: str, step: Callable[[], Step]) -> Contender:
     switches: list[Any] = [part for part in made.model.modules() if hasattr(part, "gradient_checkpointing")]
     if RIVALS.get(name):
         model: Any = made.model
-        if hasattr(model, "activation_checkpointing_enable"):  # its name of late
+        if hasattr(model, "activation_checkpointing_enable"):  # its newer name
             model.activation_checkpointing_enable()
         else:
             model.gradient_checkpointing_enable()
 
     def prepare() -> None:
         made.prepare()
-        for part in switches:  # one model of transformers' runs with and without it in turns
+        for part in switches:  # one model of transformers runs in turns with it and without it
             part.gradient_checkpointing = RIVALS.get(name, False)
 
     return Contender(name, made.run, prepare, made.check)
 
 
 class Steps:
-    """Both models over one set of weights, each made when it is first asked for."""
+    """Steps of both models, with the same weights. Each is made when it is first asked for."""
 
     def __init__(self, config: LongformerConfig, tokens: int, global_tokens: int, dropout_p: float) -> None:
         self.config = config
         self.dropout_p = dropout_p
-        ids = make_pair(config, tokens, global_tokens)
-        positions = torch.tensor([tokens // 2])
-        self.inputs = {"input_ids": ids, "start_positions": positions, "end_positions": positions}
+        self.inputs = make_training_inputs(config, tokens, global_tokens)
         self._made: dict[bool, Step] = {}
 
     def get(self, name: str, *, alone: bool = False) -> Step:
-        """The step of ``name``. ``alone`` gives transformers' model weights of its own, ours not being needed."""
+        """The step of ``name``. If ``alone``, transformers' model has weights of its own, and ours is not made."""
         rival = name in RIVALS
         if rival not in self._made:
             if not rival:
@@ -110,7 +109,7 @@ class Steps:
 
 
 def cases(config: LongformerConfig, *, lengths: Sequence[int], global_tokens: int, dropout_p: float) -> list[Case]:
-    """A step at each length, in float32."""
+    """One step at each length, in float32."""
     found = []
     for tokens in lengths:
         steps = Steps(config, tokens, global_tokens, dropout_p)

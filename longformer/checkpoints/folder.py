@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longformer.checkpoints.hub import PathOrName, find_files, said
+from longformer.checkpoints.hub import PathOrName, find_files
 from longformer.checkpoints.names import TIED, todays_name
-from longformer.checkpoints.weights import SAFETENSORS, replace_file, some, unaliased
+from longformer.checkpoints.weights import SAFETENSORS, unaliased
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError
+from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
+from longformer.files import replace_file
 
 CONFIG = "config.json"
 
@@ -42,10 +43,10 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size
         if tensor.shape != shapes[name]
     ]
     if wrong:
-        raise CheckpointError(f"weights do not fit the config: {some(wrong, separator='; ')}{_shape_remedy(wrong)}")
+        raise CheckpointError(f"weights do not fit the config: {listed(wrong, separator='; ')}{_shape_remedy(wrong)}")
     kinds = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if kinds:
-        raise CheckpointError(f"weights must be floating point, but there are {some(kinds)}")
+        raise CheckpointError(f"weights must be floating point, but there are {listed(kinds)}")
 
 
 def _shape_remedy(wrong: list[str]) -> str:
@@ -62,10 +63,10 @@ def dtype_name(tensors: Iterable[Tensor]) -> str:
 def write_checkpoint(
     folder: str | Path, tensors: Mapping[str, Tensor], write_config: Callable[[Path], None]
 ) -> list[str]:
-    """Write ``model.safetensors`` and, by ``write_config(path)``, ``config.json``, each whole or not at all.
+    """Write ``model.safetensors`` whole or not at all, then ``config.json`` by ``write_config(path)``.
 
     Returns:
-        Names that were left out, being second names of other weights.
+        Names that were left out, since they are second names of weights that are written.
 
     Raises:
         CheckpointError: ``folder`` is a file, or cannot be written.
@@ -81,9 +82,11 @@ def write_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / SAFETENSORS, lambda path: save_file(on_cpu, path, metadata={"format": "pt"}))
-        replace_file(folder / CONFIG, write_config)
+        write_config(folder / CONFIG)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     except (OSError, SafetensorError) as error:
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file; a checkpoint is saved into a folder") from None
-        raise CheckpointError(f"cannot write a checkpoint into {folder}: {said(error)}") from None
+        raise CheckpointError(f"cannot write a checkpoint into {folder}: {in_one_line(error)}") from None
     return left_out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors as hub
 
-from longformer.errors import CheckpointError
+from longformer.errors import CheckpointError, in_one_line
 
 PathOrName = str | Path
 
@@ -61,7 +62,7 @@ def has_file(
 def _folder(name_or_path: PathOrName) -> Path | None:
     """The folder that is meant, None where it is a name for the hub, and an error where it can be neither."""
     text = str(name_or_path)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if text and path.is_dir():
         return path
     if text and path.exists():
@@ -75,14 +76,16 @@ def _from_hub(
     name: str, wanted: Sequence[str], revision: str | None, local_files_only: bool, first: bool
 ) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    silent = "it was not asked (local_files_only)" if local_files_only else _silence(name, wanted[0], revision)
+    why_silent = "it was not asked (local_files_only)" if local_files_only else _why_silent(name, wanted[0], revision)
     unknown = []
     for file in wanted:
         try:
-            path = huggingface_hub.hf_hub_download(name, file, revision=revision, local_files_only=silent is not None)
+            path = huggingface_hub.hf_hub_download(
+                name, file, revision=revision, local_files_only=why_silent is not None
+            )
             found[file] = Path(path)
         except hub.LocalEntryNotFoundError as error:
-            silent = silent or said(error.__cause__ or error)
+            why_silent = why_silent or in_one_line(error.__cause__ or error)
             if not _known_absent(name, file, revision):
                 unknown.append(file)
         except hub.EntryNotFoundError:
@@ -94,13 +97,13 @@ def _from_hub(
     if unknown and not found:
         raise CheckpointError(
             f"there is no folder {name!r} here, and the local cache {huggingface_hub.constants.HF_HUB_CACHE} lacks "
-            f"{', '.join(unknown)} of a model of that name{_at(revision)}; the hub did not help: {silent}. "
+            f"{', '.join(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
             "Fetch the model once with network, or give a folder"
         )
     return found
 
 
-def _silence(name: str, file: str, revision: str | None) -> str | None:
+def _why_silent(name: str, file: str, revision: str | None) -> str | None:
     """Why the hub does not answer, None if it does. Asked once, where a download would retry for half a minute."""
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, file, revision=revision))
@@ -109,7 +112,7 @@ def _silence(name: str, file: str, revision: str | None) -> str | None:
     except (hub.HfHubHTTPError, hub.HFValidationError):
         return None  # an answer, or a name that the download will refuse
     except Exception as error:  # the network's layers raise many kinds
-        return said(error)
+        return in_one_line(error)
     return None
 
 
@@ -134,7 +137,7 @@ def _explain(error: Exception, name: str, file: str, revision: str | None) -> st
         case hub.RevisionNotFoundError():
             return f"{name} has no revision {revision!r}; {_url(name)}/tree/main shows those that it has"
         case _:
-            return f"cannot fetch {file} of {name}{_at(revision)}: {said(error)}"
+            return f"cannot fetch {file} of {name}{_at(revision)}: {in_one_line(error)}"
 
 
 def _at(revision: str | None) -> str:
@@ -143,8 +146,3 @@ def _at(revision: str | None) -> str:
 
 def _url(name: str) -> str:
     return f"{huggingface_hub.constants.ENDPOINT}/{name}"
-
-
-def said(error: BaseException) -> str:
-    """An exception in one line of a message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"

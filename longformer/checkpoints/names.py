@@ -9,21 +9,26 @@ import torch
 from torch import Tensor
 
 from longformer.checkpoints.hub import PathOrName
-from longformer.checkpoints.weights import some
-from longformer.errors import CheckpointError
+from longformer.errors import CheckpointError, listed
 
-# Names in a checkpoint. Today's are the models' own, so that saving renames nothing: the base model's weights start
-# with "longformer." under a head, with nothing in LongformerModel itself. Other spellings since 2020 become today's:
-RENAMED_STARTS = {
-    "embeddings.": "longformer.embeddings.",  # a base model, saved alone
-    "encoder.": "longformer.encoder.",
-    "pooler.": "longformer.pooler.",
-    "roberta.": "longformer.",  # the original repository (2020), and RoBERTa
-    "bert.": "longformer.",
+# Today's names are the models' own, so that saving renames nothing: under a head the base model's weights start with
+# "longformer.", and with nothing in LongformerModel itself. How names were spelt since 2020, and how they are spelt
+# today; "*" is the rest of the name:
+RENAMED = {
+    "embeddings.*": "longformer.embeddings.*",  # a base model that was saved alone
+    "encoder.*": "longformer.encoder.*",
+    "pooler.*": "longformer.pooler.*",
+    "roberta.*": "longformer.*",  # the original repository (2020), and RoBERTa
+    "bert.*": "longformer.*",
+    "*LayerNorm.gamma": "*LayerNorm.weight",  # TensorFlow
+    "*LayerNorm.beta": "*LayerNorm.bias",
 }
-RENAMED_ENDS = {
-    "LayerNorm.gamma": "LayerNorm.weight",  # as TensorFlow called them
-    "LayerNorm.beta": "LayerNorm.bias",
+# How BERT spells its head for masked language modelling, and how Longformer does.
+BERT_LM_HEAD = {
+    "cls.predictions.transform.dense.*": "lm_head.dense.*",
+    "cls.predictions.transform.LayerNorm.*": "lm_head.layer_norm.*",
+    "cls.predictions.decoder.*": "lm_head.decoder.*",
+    "cls.predictions.bias": "lm_head.bias",
 }
 # A checkpoint may hold these parts beside the encoder, and a model may do without. Any other name is an error.
 PARTS = {
@@ -31,10 +36,10 @@ PARTS = {
     "qa_outputs": "qa_outputs.",  # question answering
     "classifier": "classifier.",  # classification, multiple choice
     "lm_head": "lm_head.",  # masked language modelling
-    "cls": "cls.",  # the same, and next sentences, in BERT
+    "cls": "cls.",  # BERT's masked language modelling and next-sentence prediction
 }
 POSITION_IDS = "longformer.embeddings.position_ids"  # in checkpoints of 2020; positions are counted from the input
-# A weight that is another one's second name, and that other one, which alone is written.
+# A second name of a weight, and its first name, under which alone it is written.
 TIED = {
     "lm_head.decoder.weight": "longformer.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
@@ -42,7 +47,7 @@ TIED = {
 
 
 class Fitted(NamedTuple):
-    """``chosen``: a model's name to the checkpoint's name for it. ``dropped``: checkpoint's names that go unused."""
+    """chosen: the checkpoint's name of a weight, by the model's name of it. dropped: names of weights left unused."""
 
     chosen: dict[str, str]
     dropped: list[str]
@@ -50,18 +55,20 @@ class Fitted(NamedTuple):
 
 def todays_name(name: str) -> str:
     """Today's name, with its prefix, of a weight that any checkpoint since 2020 holds as ``name``."""
-    for old, new in RENAMED_STARTS.items():
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-            break
-    for old, new in RENAMED_ENDS.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
+    return renamed(name, RENAMED)
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """``name`` as the rows of ``table`` that fit it spell it, each applied in turn."""
+    for old, new in table.items():
+        start, _, end = old.partition("*")
+        if name.startswith(start) and name.endswith(end):
+            name = new.replace("*", name[len(start) : len(name) - len(end)])
     return name
 
 
 def by_todays_name(found: Iterable[str]) -> dict[str, str]:
-    """Today's names to those found. Raises CheckpointError where two are one today."""
+    """Today's names, each with the name found for it. Raises CheckpointError where two names have become one."""
     sources: dict[str, str] = {}
     for name in found:
         today = todays_name(name)
@@ -72,7 +79,7 @@ def by_todays_name(found: Iterable[str]) -> dict[str, str]:
 
 
 def fit_names(found: Iterable[str], wanted: Iterable[str]) -> Fitted:
-    """Give every wanted name one found name, and account for each found name.
+    """Find each wanted weight in the checkpoint, and account for every name that the checkpoint has.
 
     Args:
         found: names in the checkpoint.
@@ -89,9 +96,9 @@ def fit_names(found: Iterable[str], wanted: Iterable[str]) -> Fitted:
     unexpected = [source for today, source in sources.items() if not today.startswith(droppable)]
     problems = []
     if missing:
-        problems.append(f"missing {some(missing)}{_missing_remedy(missing)}")
+        problems.append(f"missing {listed(missing)}{_missing_remedy(missing)}")
     if unexpected:
-        problems.append(f"unexpected {some(unexpected)}")
+        problems.append(f"unexpected {listed(unexpected)}")
     if problems:
         raise CheckpointError(f"weights do not fit the model: {'; '.join(problems)}")
     return Fitted(chosen, list(sources.values()))
@@ -107,7 +114,7 @@ def _missing_remedy(missing: list[str]) -> str:
 
 
 def check_tied(source: PathOrName, tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError where second names, by today's names, hold other weights than their first ones."""
+    """Raise CheckpointError where a second name holds another weight than the first one. Names are today's."""
     for copy, original in TIED.items():
         if copy in tensors and original in tensors and not torch.equal(tensors[copy], tensors[original]):
             raise CheckpointError(f"{source}: {copy} is not {original}; this model has one weight in both places")

@@ -1,16 +1,11 @@
-"""Files of weights: find them, read them by memory map without ever letting a pickle run code, write them whole."""
+"""Files of weights: find them, and read them by memory map without ever letting a pickle run code."""
 
 from __future__ import annotations
 
-import glob
-import json
-import os
 import pickle
 import re
-import socket
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longformer.checkpoints.hub import PathOrName, find_files, has_file, said
-from longformer.errors import CheckpointError, DataError
+from longformer.checkpoints.hub import PathOrName, find_files, has_file
+from longformer.errors import CheckpointError, listed
+from longformer.files import read_json
 
 SAFETENSORS = "model.safetensors"
 WEIGHTS = (  # in order of preference
@@ -28,7 +24,6 @@ WEIGHTS = (  # in order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-DAY = 24 * 3600.0  # seconds
 FOREIGN_WEIGHTS = {
     "tf_model.h5": ("TensorFlow", "from_tf"),
     "flax_model.msgpack": ("Flax", "from_flax"),
@@ -54,7 +49,7 @@ def find_weights(
     parts = find_files(name_or_path, shards, **where)
     absent = [shard for shard in shards if shard not in parts]
     if absent:
-        raise CheckpointError(f"{name_or_path} lacks {some(absent)}, which its {name} lists; fetch it again in full")
+        raise CheckpointError(f"{name_or_path} lacks {listed(absent)}, which its {name} lists; fetch it again in full")
     return [parts[shard] for shard in shards]
 
 
@@ -70,13 +65,15 @@ def _no_weights(name_or_path: PathOrName, where: dict[str, Any]) -> str:
 
 def _shards(index: Path) -> list[str]:
     """The file names that a sharded checkpoint's index lists, in order."""
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of weights: {said(error)}") from None
-    if outside or not shards:
-        raise CheckpointError(f"{index} must list files of its own folder in weight_map, not {outside}")
+    places = read_json(index, error=CheckpointError).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+        raise CheckpointError(
+            f"{index} is no index of weights: its weight_map must give each weight the name of a file"
+        )
+    shards = sorted(set(places.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise CheckpointError(f"{index} must list files of its own folder in weight_map, not {listed(outside)}")
     return shards
 
 
@@ -91,7 +88,7 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
         read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
         twice = sorted(tensors.keys() & read.keys())
         if twice:
-            raise CheckpointError(f"{path} holds {some(twice)} a second time; another shard has it too")
+            raise CheckpointError(f"{path} holds {listed(twice)} a second time; another shard has it too")
         tensors.update(read)
     return tensors
 
@@ -138,69 +135,3 @@ def unaliased(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
     return result
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a new file, then move it to ``path``.
-
-    Truncating in place would pull a file from under the models whose weights are mapped from it.
-    """
-    new = unfinished(path)
-    try:
-        new.touch()
-        mode = new.stat().st_mode
-        write(new)
-        new.chmod(mode)  # safetensors would keep the file from everyone but its owner
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file of text, whole or not at all. Raises DataError where that fails."""
-    try:
-        replace_file(Path(path), lambda new: new.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def unfinished(path: Path) -> Path:
-    """The name under which this process makes what is to be ``path``: it tells who makes it, and on which machine."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-
-
-def abandoned(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Files and folders that were to become one of ``names`` in ``folder``, and whose makers were killed before that.
-
-    A process of another machine cannot be asked whether it is alive; it is taken to be until its file is a day old.
-    Nothing that this process makes may be under way.
-    """
-    found = []
-    for name in names:
-        for path in folder.glob(f".{glob.escape(name)}.*"):
-            host, _, number = path.name.removeprefix(f".{name}.").rpartition(".")
-            if not number.isdecimal():
-                continue
-            if host in ("", socket.gethostname()):  # "": of a version that did not write it
-                alive = int(number) != os.getpid() and _is_alive(int(number))
-            else:
-                alive = time.time() - path.stat().st_mtime < DAY
-            if not alive:
-                found.append(path)
-    return found
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def some(items: Sequence[str], *, most: int = 8, separator: str = ", ") -> str:
-    """The first ``most`` items as a list in a message, with a count of the rest."""
-    rest = len(items) - most
-    return separator.join(items[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,9 @@
-"""Why an answer was chosen: attention of every layer and head, rollout and scores, as a page or a still picture."""
+"""Why an answer was chosen: attention of every layer and head, rollout and scores, as a page or a still picture.
+
+Read in this order: ``explanation`` (what is computed, from the question to the result), ``passage`` (what the model
+reads), ``probabilities`` (attention, head by head), ``rollout``, ``packing`` (attention made small enough for a page),
+``page`` and ``picture`` (what is drawn); ``cli`` is the command.
+"""
 
 from typing import TYPE_CHECKING
 

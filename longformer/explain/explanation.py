@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longformer.answering.answerer import Answer, QuestionAnswerer
+from longformer.answering.settings import AnswerSettings
 from longformer.errors import LongformerError
 from longformer.explain.packing import (
     ENTRIES,
@@ -20,8 +22,11 @@ from longformer.explain.packing import (
     pack,
 )
 from longformer.explain.passage import QUESTION, Passage, read_passage
-from longformer.explain.probabilities import Attention, LayerPattern, added, observed
+from longformer.explain.probabilities import Attention, added, observed
 from longformer.explain.rollout import rollout
+from longformer.kernels import AttentionPattern
+
+ANSWERS = 5  # unless the settings say how many
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Explanation:
     passage: Passage
     start_logits: Tensor
     end_logits: Tensor
-    patterns: list[LayerPattern]
+    patterns: list[AttentionPattern]
     means: list[Attention]
     packed: list[PackedLayer]
     lowest: int
@@ -60,14 +65,14 @@ class _Recorder:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.patterns: list[LayerPattern] = []
+        self.patterns: list[AttentionPattern] = []
         self.means: list[Attention] = []
         self.layers: list[list[list[Candidates]]] = []
 
-    def __call__(self, pattern: LayerPattern, heads: Iterator[Attention]) -> None:
+    def __call__(self, pattern: AttentionPattern, heads: Iterator[Attention]) -> None:
         total, found = None, []
         for attention in heads:
-            found.append(candidates(pattern, attention, self.limits))
+            found.append(candidates(attention, self.limits))
             total = attention if total is None else added(total, attention)
         assert total is not None
         for sum_ in (total.band, total.columns, total.rows):
@@ -91,12 +96,9 @@ def explain(
     question: str,
     document: str,
     *,
-    top_k: int = 5,
-    max_answer_tokens: int = 30,
-    stride: int | None = None,
-    max_length: int | None = None,
-    null_threshold: float | None = None,
+    settings: AnswerSettings | None = None,
     entries: int = ENTRIES,
+    **fields: Any,
 ) -> Explanation:
     """Answer a question, and record how.
 
@@ -105,43 +107,30 @@ def explain(
 
     Args:
         answerer: whose model it is.
-        question, document, top_k, max_answer_tokens, stride, max_length, null_threshold: as for
-            :meth:`QuestionAnswerer.answer`.
+        question, document: as for :meth:`QuestionAnswerer.answer`.
+        settings: what counts as an answer; None is the defaults, with five answers.
         entries: attention probabilities that are kept, over all layers and heads.
+        fields: of the settings, in place of those in ``settings``, such as ``top_k=3``.
 
     Raises:
-        DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; ``entries`` that is no positive number; or
-            other global tokens than the question.
+        DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; ``entries`` is no positive number; or the
+            answerer makes other tokens global than the question.
     """
     if not isinstance(entries, int) or isinstance(entries, bool) or entries < 1:
         raise LongformerError(f"entries is {entries!r}; it must be an int of at least 1")
     _check_pattern(answerer)
-    answers = answerer.answer(
-        question,
-        document,
-        top_k=max(2, top_k),  # where the first is "", the second says which window to show
-        max_answer_tokens=max_answer_tokens,
-        stride=stride,
-        max_length=max_length,
-        null_threshold=null_threshold,
-    )
-    passage = read_passage(
-        answerer,
-        question,
-        document,
-        answers,
-        max_answer_tokens=max_answer_tokens,
-        stride=stride,
-        max_length=max_length,
-    )
-    answers, passage = answers[:top_k], replace(passage, spans=passage.spans[:top_k])
+    settings = AnswerSettings.of(AnswerSettings(top_k=ANSWERS) if settings is None else settings, fields)
+    # Where the first answer is "", the second says which window to show.
+    answers = answerer.answer(question, document, settings=replace(settings, top_k=max(2, settings.top_k)))
+    passage = read_passage(answerer, question, document, answers, settings)
+    answers, passage = answers[: settings.top_k], replace(passage, spans=passage.spans[: settings.top_k])
     config = answerer.model.config
     seq_len = len(passage.ids)
     heads = config.num_hidden_layers * config.num_attention_heads
     global_tokens = passage.kinds.count(QUESTION) + 1  # the question and the token before it
     recorder = _Recorder(Limits.of(seq_len, global_tokens, heads, entries))
     with observed(answerer.model, recorder):
-        (logits,) = answerer._logits([passage.ids])
+        (logits,) = answerer.logits([passage.ids])
     lowest = lowest_level(recorder.layers, recorder.limits)
     targets = torch.zeros(len(answers), seq_len)
     for row, span in zip(targets, passage.spans, strict=True):
@@ -159,5 +148,5 @@ def explain(
         packed=[pack(layer, seq_len, lowest) for layer in recorder.layers],
         lowest=lowest,
         limits=recorder.limits,
-        rollout=rollout(list(zip(recorder.patterns, recorder.means, strict=True)), targets),
+        rollout=rollout(recorder.means, targets),
     )

@@ -1,41 +1,47 @@
-"""Attention of all layers and heads, small enough for a page: the largest entries of each row, by band, in one byte.
+"""Attention of all layers and heads, small enough for a page: each row's largest entries, kept by band, in one byte.
 
-A row's entries are numbered by *slots*, the tokens that it may attend to: for a token that is not global the G global
-tokens and then the W columns of its band, for a global token all S tokens. Of each row the entries from a threshold on
-are kept, but never fewer than ``least`` nor more than ``most``; the threshold is the one that makes the wanted number
-of entries, so that of all ways to keep so many of them this one loses least attention (but for the two limits). Global
-tokens are few, and their rows long and even: of each the largest ``most_global`` are kept.
+The entries of a row are numbered by *slots*, the tokens that the row may attend to. A token that is not global has the
+G global tokens first and then the W columns of its band. A global token has all S tokens.
+
+Each row keeps its entries above a threshold, but at least ``least`` and at most ``most`` of them. The threshold is the
+same for all rows, so that the entries that are left out are the smallest ones (apart from the two limits). It is chosen
+so that there are as many entries as wanted. Global tokens are few, and their rows are long and even: each of these rows
+keeps its largest ``most_global`` entries.
 
 Probabilities are rounded on a logarithmic scale: level n is RATIO**-n, so that each is off by at most 2.3 %. Numbers
-are written as bytes, 255 meaning "255 more, read on": for every row how many entries it has, and for every entry the
-slots between it and the one before. Beside them stand the levels, and a byte a row with its kept share in 255ths.
-The four go through zlib, a block a layer, which a browser undoes by itself.
+are written as bytes, where 255 means "255 more, read on". A layer is written as four streams: how many entries each row
+has; the slots between each entry and the one before it; the levels; and for each row one byte, the share of its
+attention that is kept, in 255ths. zlib compresses the four together, one block a layer. A browser can undo that by
+itself. The tests read the blocks back in Python (``tests/support/explained.py``).
 
-Letters: S sequence, H heads, G global tokens, W width of the band, N kept entries of a layer.
+Letters: S sequence, H heads, G global tokens, W width of the band, K entries of a row that may be kept.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import zlib
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from longformer.explain.probabilities import Attention, LayerPattern
+from longformer.explain.probabilities import Attention
 
 FLOOR = 1e-5  # what is smaller is not kept
 RATIO = FLOOR ** (-1 / 254)  # levels 0 to 254
 STEP = RATIO**0.5 - 1  # the largest relative error of a probability
 ENTRIES = 7_000_000  # over all layers and heads: about 13 MB in the page
-MOST = 64  # entries a row that a long document keeps at most; a short one keeps more
+MOST = 64  # a row of a long document keeps no more entries than this; in a short one it may keep more
 GLOBAL_SHARE = 8  # an eighth of all entries is for the rows of global tokens
 
 
 class Limits(NamedTuple):
-    """least, most, most_global: entries that a row keeps, see the head of this file. entries: wanted in all."""
+    """How much is kept.
+
+    least, most, most_global: entries that a row keeps, see the head of this file.
+    entries: how many are wanted in all rows together.
+    """
 
     least: int
     most: int
@@ -44,18 +50,20 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, seq_len: int, global_tokens: int, heads: int, entries: int = ENTRIES) -> Limits:
-        """For ``heads`` heads, all layers counted."""
-        fair = entries // (seq_len * heads)  # were all rows alike
+        """The limits where the heads of all layers are ``heads`` in number."""
+        fair = entries // (seq_len * heads)  # what each row would have if all had as many
         least = max(1, min(8, fair // 2))
         most_global = max(least, fair, entries // GLOBAL_SHARE // (max(1, global_tokens) * heads))
         return cls(least, max(MOST, fair), min(seq_len, most_global), entries)
 
 
 class Candidates(NamedTuple):
-    """The largest entries of a head's rows, largest first: (rows, K) probabilities float32 and slots uint16 or uint32.
+    """The largest entries of some of a head's rows, the largest first.
 
-    row: (rows,) which tokens these are.
-    least: how many of a row are kept in any case.
+    row: (rows,) int64, which tokens the rows belong to.
+    probability: (rows, K) float32.
+    slot: (rows, K) uint16 or uint32, which slots the probabilities are for.
+    least: how many entries of each row are kept in any case.
     """
 
     row: np.ndarray
@@ -65,55 +73,46 @@ class Candidates(NamedTuple):
 
 
 class PackedLayer(NamedTuple):
-    """data: zlib-compressed bytes: counts, gaps, levels, shares one after another. lengths: of these four."""
+    """A layer as the page holds it.
+
+    data: the four streams (counts, gaps, levels, shares) one after another, compressed with zlib.
+    lengths: of the four streams, in bytes, before they are compressed.
+    entries: how many entries are kept.
+    share: for each head, how much of the attention of all its rows the kept entries carry.
+    """
 
     data: bytes
     lengths: tuple[int, int, int, int]
     entries: int
-    share: list[float]  # by head, of all attention of all its rows
+    share: list[float]
 
 
-class Rows(NamedTuple):
-    """What a packed layer holds.
-
-    first: (H·S + 1,) where each row's entries begin; row h·S + i is token i's in head h.
-    slot, probability: (N,). share: (H·S,) of a row's attention that its kept entries carry.
-    """
-
-    first: np.ndarray
-    slot: np.ndarray
-    probability: np.ndarray
-    share: np.ndarray
-
-
-def candidates(pattern: LayerPattern, attention: Attention, limits: Limits) -> list[Candidates]:
-    """Of one head the rows of the tokens that are not global, and those of the global ones."""
-    seq_len = len(attention.band)
-    local = np.setdiff1d(np.arange(seq_len), pattern.global_index.numpy())
+def candidates(attention: Attention, limits: Limits) -> list[Candidates]:
+    """One head's candidates: those of the tokens that are not global, and those of the global tokens."""
+    index = attention.global_index.numpy()
+    local = np.setdiff1d(np.arange(len(attention.band)), index)
     slots = np.concatenate([attention.columns.numpy(), attention.band.numpy()], axis=1)[local]
     return [
         _largest(local, slots, limits.most, limits.least),
-        _largest(pattern.global_index.numpy(), attention.rows.numpy(), limits.most_global, limits.most_global),
+        _largest(index, attention.rows.numpy(), limits.most_global, limits.most_global),
     ]
 
 
 def _largest(row: np.ndarray, values: np.ndarray, count: int, least: int) -> Candidates:
-    import torch
-
     kind = np.uint16 if values.shape[1] <= 2**16 else np.uint32
     found = torch.from_numpy(values).topk(min(count, values.shape[1]), dim=1)
     return Candidates(row, found.values.numpy(), found.indices.numpy().astype(kind), least)
 
 
 def levels(probability: np.ndarray) -> np.ndarray:
-    """0 to 254, and 255 for what is below the floor: uint8."""
+    """Probabilities as levels, uint8: 0 to 254, and 255 for what is below the floor."""
     with np.errstate(divide="ignore"):
         level = np.rint(-np.log(probability.astype(np.float64)) / math.log(RATIO))
     return np.clip(level, 0, 255).astype(np.uint8)
 
 
 def lowest_level(layers: list[list[list[Candidates]]], limits: Limits) -> int:
-    """The last level that is kept in every row, so that with the ``least`` of each row there are about enough."""
+    """The threshold: the lowest level that every row keeps, chosen so that about ``limits.entries`` are kept in all."""
     optional, sure = np.zeros(256, dtype=np.int64), 0
     for part in (part for layer in layers for head in layer for part in head):
         level = levels(part.probability)
@@ -124,7 +123,7 @@ def lowest_level(layers: list[list[list[Candidates]]], limits: Limits) -> int:
 
 
 def pack(layer: list[list[Candidates]], seq_len: int, lowest: int) -> PackedLayer:
-    """A layer's heads, of which each has its candidates in parts: what is kept of them, written small."""
+    """Write a layer small: of each head, which comes as parts, the candidates down to the level ``lowest``."""
     rows, slots, kept_levels = [], [], []
     share = np.zeros((len(layer), seq_len))
     for head, parts in enumerate(layer):
@@ -153,38 +152,8 @@ def pack(layer: list[list[Candidates]], seq_len: int, lowest: int) -> PackedLaye
 
 
 def small_numbers(numbers: np.ndarray) -> bytes:
-    """Whole numbers from 0 on, mostly small, as bytes: 255 as often as it goes in, and the rest."""
+    """Numbers of at least 0, most of them small, as bytes: 255 as often as it fits into the number, then the rest."""
     full = numbers // 255
     written = np.full(int(full.sum()) + len(numbers), 255, dtype=np.uint8)
     written[(full + 1).cumsum() - 1] = numbers % 255
     return written.tobytes()
-
-
-def read_small_numbers(data: bytes) -> np.ndarray:
-    """The inverse of :func:`small_numbers`: int64."""
-    written = np.frombuffer(data, dtype=np.uint8)
-    ends = np.flatnonzero(written < 255)
-    return 255 * (np.diff(ends, prepend=-1) - 1) + written[ends]
-
-
-def unpack(packed: PackedLayer) -> Rows:
-    """What the page's script reads out of a layer's block."""
-    data = zlib.decompress(packed.data)
-    ends = np.cumsum(packed.lengths)
-    counts, gaps = read_small_numbers(data[: ends[0]]), read_small_numbers(data[ends[0] : ends[1]])
-    level, share = (np.frombuffer(data[a:b], dtype=np.uint8) for a, b in itertools.pairwise(ends[1:]))
-    first = np.concatenate([[0], counts.cumsum()])
-    run = (gaps + 1).cumsum()  # over all rows: each begins anew
-    base = np.concatenate([[0], run])[first[:-1]]
-    slot = run - np.repeat(base, counts) - 1
-    return Rows(first, slot, RATIO ** -level.astype(np.float64), share / 255)
-
-
-def tokens(slot: np.ndarray, token: int, pattern: LayerPattern, head: int) -> np.ndarray:
-    """Which tokens the slots of the row of ``token`` are in a head."""
-    index: Tensor = pattern.global_index
-    if token in index.tolist():
-        return slot
-    count = len(index)
-    columns = index.numpy()[np.minimum(slot, count - 1)] if count else slot
-    return np.where(slot < count, columns, token + (slot - count - pattern.window[0]) * pattern.dilation[head])

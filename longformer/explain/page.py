@@ -1,4 +1,4 @@
-"""An explanation as one HTML page that needs nothing else: no network, no files beside it."""
+"""An explanation as one HTML page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import html
 import json
 import re
 import zlib
-from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from longformer.checkpoints.weights import write_text
+import torch
+
 from longformer.explain.explanation import Explanation
 from longformer.explain.packing import RATIO, STEP, levels
+from longformer.files import write_text
 
 
 def write_page(path: str | Path, explanation: Explanation) -> None:
@@ -35,11 +36,11 @@ def page(explanation: Explanation) -> str:
         "DATA": _script(_data(explanation)),
     }
     template = (files("longformer.explain") / "page.html").read_text(encoding="utf-8")
-    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)  # in one go: a part may hold such a mark
+    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)  # all at once: a part may hold such a mark
 
 
 def _script(data: Any) -> str:
-    """JSON inside a script element: a document's own ``</script>`` must not end it."""
+    """JSON for a script element, escaped: a ``</script>`` in the document must not end that element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -51,7 +52,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "gaps": passage.gaps,
         "tail": passage.tail,
         "kinds": passage.kinds,
-        "globals": explanation.patterns[0].global_index.tolist(),
+        "globals": explanation.means[0].global_index.tolist(),
         "windows": [pattern.window for pattern in explanation.patterns],
         "dilations": [pattern.dilation for pattern in explanation.patterns],
         "heads": len(explanation.packed[0].share),
@@ -69,14 +70,15 @@ def _data(explanation: Explanation) -> dict[str, Any]:
 
 
 def _window(explanation: Explanation) -> str:
-    """Which part of the document is here."""
+    """A sentence that says which part of the document the page shows."""
     passage = explanation.passage
     if passage.windows == 1:
         return f"The whole document, {passage.total:,} tokens, read at once."
     return (
-        f"Tokens {passage.first + 1:,} to {passage.stop:,} of the document's {passage.total:,}: the model reads "
-        f"{len(passage.ids):,} tokens at once, question included, and so the document in {passage.windows} overlapping "
-        f"windows. This is window {passage.window + 1}, which scores the best answer; probabilities are over all."
+        f"Tokens {passage.first + 1:,} to {passage.stop:,} of the document's {passage.total:,}. The model reads "
+        f"{len(passage.ids):,} tokens at once, with the question, so it reads the document in {passage.windows} "
+        f"overlapping windows. This is window {passage.window + 1}, which scores the best answer. The probabilities "
+        "are over all windows."
     )
 
 
@@ -87,41 +89,45 @@ def _about(explanation: Explanation) -> list[str]:
     threshold = RATIO**-explanation.lowest
     return [
         f"Attention: of {every:,} probabilities this page holds the {kept:,} that matter most, which carry "
-        f"{share:.1%} of all attention: those from {threshold:.2g} on, but of each token in each head at least "
-        f"{limits.least} and at most {limits.most}, and of a global token the largest {limits.most_global:,}. Each is "
-        f"rounded by at most {STEP:.1%}. A mean is taken over what is kept.",
-        "A token sees its window, itself included, and the global tokens, in one softmax; a global token sees every "
-        f"token. Global are the question's tokens and the first.{_dilated(explanation)}",
-        "Rollout (Abnar and Zuidema 2020): each layer is taken for half its attention, the mean of its heads, and half "
-        "the residual connection, and all are multiplied. It says from where something could have come, not that it "
-        "decided. Attention is no explanation by itself either: it is what the model computed with.",
-        "Scores are logits. An answer's probability is that of its span among all spans: start score plus end score, "
-        "in one softmax over the whole document.",
+        f"{share:.1%} of all attention. It keeps the probabilities of at least {threshold:.2g}, but for each token in "
+        f"each head no fewer than {limits.least} and no more than {limits.most}; for a global token it keeps the "
+        f"largest {limits.most_global:,}. Each is rounded by at most {STEP:.1%}. A mean is taken over what is kept.",
+        "A token sees its window, which includes the token itself, and the global tokens, in one softmax. A global "
+        f"token sees every token. The question's tokens and the first token are global.{_dilated(explanation)}",
+        "Rollout (Abnar and Zuidema 2020): each layer counts as half its attention, the mean of its heads, and half "
+        "the residual connection, and the layers are multiplied. Rollout says from where something could have come, "
+        "not that it decided. Attention by itself explains nothing either: it is what the model computed with.",
+        "Scores are logits. An answer's probability is that of its span among all spans: a span's score is its start "
+        "score plus its end score, and one softmax is taken over the whole document.",
     ]
 
 
 def entries(explanation: Explanation) -> int:
     """How many attention probabilities there are, over all layers and heads."""
-    total, seq_len = 0, len(explanation.passage.ids)
-    for pattern in explanation.patterns:
-        (left, right), index = pattern.window, set(pattern.global_index.tolist())
-        for gap, heads in Counter(pattern.dilation).items():
-            for i in range(seq_len):
-                before, after = min(left, i // gap), min(right, (seq_len - 1 - i) // gap)
-                outside = sum((g - i) % gap != 0 or not -before * gap <= g - i <= after * gap for g in index)
-                total += (seq_len if i in index else before + 1 + after + outside) * heads
+    total, seq_len, index = 0, len(explanation.passage.ids), explanation.means[0].global_index
+    distance = torch.arange(seq_len) - index[:, None]  # (G, S), from a global token to every token
+    for pattern, packed in zip(explanation.patterns, explanation.packed, strict=True):
+        heads = len(packed.share)
+        # The global tokens are the first ones, as the cost wants it. It counts their rows like all others, by the
+        # window, but they see every token.
+        total += pattern.cost(seq_len, len(index), heads=heads).pairs
+        for run, gap in pattern.head_runs(heads):
+            unseen = pattern.beside_band(distance, gap)
+            unseen[:, index] = False
+            total += int(unseen.sum()) * (run.stop - run.start)
     return total
 
 
 def _dilated(explanation: Explanation) -> str:
-    """Says which heads' windows have gaps; "" where none has."""
-    said = ""
-    for gap in sorted({d for pattern in explanation.patterns for d in pattern.dilation} - {1}):
+    """Sentences that say which heads' windows have gaps; "" where none has."""
+    sentences = ""
+    layers = [pattern.gaps(len(explanation.packed[0].share)) for pattern in explanation.patterns]
+    for gap in sorted({gap for gaps in layers for gap in gaps} - {1}):
         where = []
-        for number, pattern in enumerate(explanation.patterns, 1):
-            heads = [str(head) for head, d in enumerate(pattern.dilation, 1) if d == gap]
+        for number, gaps in enumerate(layers, 1):
+            heads = [str(head) for head, other in enumerate(gaps, 1) if other == gap]
             if heads:
-                every = len(heads) == len(pattern.dilation)
+                every = len(heads) == len(gaps)
                 where.append(f"layer {number}" if every else f"layer {number} (heads {', '.join(heads)})")
-        said += f" With gaps, one token in {gap:,}, are the windows of {'; '.join(where)}."
-    return said
+        sentences += f" With gaps, one token in {gap:,}, are the windows of {'; '.join(where)}."
+    return sentences

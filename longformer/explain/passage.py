@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from longformer.answering.answerer import Answer, QuestionAnswerer
+from longformer.answering.settings import AnswerSettings
+from longformer.answering.windows import Window
 
 SPECIAL, QUESTION, DOCUMENT = "s", "q", "d"
 
@@ -45,14 +47,7 @@ class Passage:
 
 
 def read_passage(
-    answerer: QuestionAnswerer,
-    question: str,
-    document: str,
-    answers: Sequence[Answer],
-    *,
-    max_answer_tokens: int,
-    stride: int | None,
-    max_length: int | None,
+    answerer: QuestionAnswerer, question: str, document: str, answers: Sequence[Answer], settings: AnswerSettings
 ) -> Passage:
     """The window, of those that ``answerer`` reads the document in, that scores the best of ``answers``.
 
@@ -61,13 +56,11 @@ def read_passage(
     Raises:
         DataError, LongformerError: as :meth:`QuestionAnswerer.answer`.
     """
-    limit = answerer._limit(max_length)
-    reading = answerer._read((question, document), {}, limit, max_answer_tokens, stride)
+    reading = answerer.reader().read(question, document, settings)
     offsets = reading.document.offsets
-    places = [_tokens_of(answer, offsets) for answer in answers]
-    best = next(place for place in places if place is not None)
-    w = next(w for w, window in enumerate(reading.windows) if window.low < sum(best) <= window.high)
-    window, shift = reading.windows[w], len(reading.prefix) - reading.windows[w].first
+    places = [reading.document.tokens_of(answer.start, answer.end) if answer.text else None for answer in answers]
+    w = reading.window_of(*next(place for place in places if place is not None))
+    window, shift = reading.windows[w], reading.shift(w)
     asked = question.strip()
     encoding = answerer.tokenizer(asked, split_special_tokens=True)
     question_offsets = np.array(encoding.offsets[1:-1]).reshape(-1, 2)
@@ -76,18 +69,10 @@ def read_passage(
     texts, gaps, end = _cut(document, offsets[window.first : window.stop], start)
     tail = document[end:] if window.stop == len(offsets) else ""
     row = reading.row(w)
-    names = answerer.tokenizer.convert_ids_to_tokens([int(row[0]), reading.sep_token_id])
-    spans: list[tuple[int, int] | None] = []
-    for place in places:
-        if place is None:
-            spans.append((0, 0))
-        elif window.first <= place[0] and place[1] < window.stop:
-            spans.append((place[0] + shift, place[1] + shift))
-        else:
-            spans.append(None)
+    begin, separator = answerer.tokenizer.convert_ids_to_tokens([int(row[0]), reading.sep_token_id])
     return Passage(
         ids=row,
-        texts=[names[0], *question_texts, names[1], names[1], *texts, names[1]],
+        texts=[begin, *question_texts, separator, separator, *texts, separator],
         gaps=["", *question_gaps, "", "", *gaps, ""],
         kinds=f"{SPECIAL}{QUESTION * len(question_texts)}{SPECIAL * 2}{DOCUMENT * len(texts)}{SPECIAL}",
         tail=tail,
@@ -96,16 +81,16 @@ def read_passage(
         total=len(offsets),
         window=w,
         windows=len(reading.windows),
-        spans=spans,
+        spans=[_place_in_row(place, window, shift) for place in places],
     )
 
 
-def _tokens_of(answer: Answer, offsets: np.ndarray) -> tuple[int, int] | None:
-    """First and last token of an answer; None for no answer."""
-    if not answer.text:
-        return None
-    inside = np.flatnonzero((offsets[:, 0] < answer.end) & (offsets[:, 1] > answer.start))
-    return int(inside[0]), int(inside[-1])
+def _place_in_row(place: tuple[int, int] | None, window: Window, shift: int) -> tuple[int, int] | None:
+    """First and last place in a window's row of the document's tokens ``place``; None where they are outside."""
+    if place is None:
+        return 0, 0
+    first, last = place
+    return (first + shift, last + shift) if window.first <= first and last < window.stop else None
 
 
 def _cut(text: str, offsets: np.ndarray, start: int) -> tuple[list[str], list[str], int]:

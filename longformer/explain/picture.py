@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from longformer.checkpoints.weights import replace_file
-from longformer.errors import DataError, LongformerError
+from longformer.errors import LongformerError
 from longformer.explain.explanation import Explanation
 from longformer.explain.passage import DOCUMENT
-from longformer.explain.probabilities import Attention, LayerPattern
+from longformer.explain.probabilities import Attention
+from longformer.files import write_file
 
 START, END, MARK = "#13794a", "#a3276b", "#c2410c"
-BINS = 384  # of the pattern, rows and columns: with more tokens, neighbours share one, and the strongest is drawn
-NEAR = 14  # tokens beside the answer whose attention is drawn one by one
+BINS = 384  # rows and columns of the picture: with more tokens, neighbours share a square, and the strongest is drawn
+NEAR = 14  # tokens on each side of the answer that are drawn one by one
 
 
 def require_matplotlib() -> None:
-    """Raises LongformerError where there is no matplotlib, before a model is loaded for the picture."""
+    """Raise LongformerError if matplotlib is not installed: to be called before a model is loaded for the picture."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -39,13 +39,13 @@ def write_picture(path: str | Path, explanation: Explanation) -> None:
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(12, 8.6), layout="constrained")
-    top, below = figure.subfigures(2, 1, height_ratios=[3, 5])
-    left, right = below.subfigures(1, 2, width_ratios=[5, 6])
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3, 5])
+    left, right = lower.subfigures(1, 2, width_ratios=[5, 6])
     best = explanation.answers[0]
-    title = textwrap.shorten(explanation.question.strip(), 110, placeholder=" …")
-    said = textwrap.shorten(best.text, 90, placeholder=" …") or "no answer"
-    figure.suptitle(_plain(f"{title}\n{said}  ({best.probability:.0%})"), fontsize=12)
-    _draw_scores(top, explanation)
+    question = textwrap.shorten(explanation.question.strip(), 110, placeholder=" …")
+    answer = textwrap.shorten(best.text, 90, placeholder=" …") or "no answer"
+    figure.suptitle(_plain(f"{question}\n{answer}  ({best.probability:.0%})"), fontsize=12)
+    _draw_scores(upper, explanation)
     _draw_pattern(left, explanation)
     _draw_answer(right, explanation)
 
@@ -54,14 +54,11 @@ def write_picture(path: str | Path, explanation: Explanation) -> None:
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # drawn as an empty box
             figure.savefig(new, dpi=110, format="png")
 
-    try:
-        replace_file(Path(path), put)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    write_file(path, put)
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes for text: between dollar signs it would see mathematics."""
+    """Text that matplotlib draws as it is: between dollar signs it would read mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -86,8 +83,7 @@ def _draw_pattern(figure: Any, explanation: Explanation) -> None:
     from matplotlib.colors import LogNorm
 
     axes = figure.subplots()
-    layers = list(zip(explanation.patterns, explanation.means, strict=True))
-    seen = sum(pattern_bins(*layer, BINS) for layer in layers) / len(layers)
+    seen = sum(pattern_bins(attention, BINS) for attention in explanation.means) / len(explanation.means)
     seq_len = len(explanation.passage.ids)
     drawn = axes.imshow(
         np.ma.masked_less_equal(seen, 0),
@@ -103,7 +99,7 @@ def _draw_pattern(figure: Any, explanation: Explanation) -> None:
     axes.tick_params(labelsize=8)
 
 
-def pattern_bins(pattern: LayerPattern, attention: Attention, most: int) -> np.ndarray:
+def pattern_bins(attention: Attention, most: int) -> np.ndarray:
     """The S × S attention of a layer as at most ``most`` × ``most`` squares, each with its largest entry."""
     seq_len = len(attention.band)
     size = -(-seq_len // most)
@@ -112,7 +108,7 @@ def pattern_bins(pattern: LayerPattern, attention: Attention, most: int) -> np.n
     row = np.arange(seq_len)[:, None]
     column = row + attention.offsets.numpy()
     inside = (column >= 0) & (column < seq_len)
-    index = pattern.global_index.numpy()
+    index = attention.global_index.numpy()
     parts = (
         (np.broadcast_to(row, column.shape)[inside], column[inside], attention.band.numpy()[inside]),
         (np.repeat(row, len(index), axis=1), np.broadcast_to(index, (seq_len, len(index))), attention.columns.numpy()),
@@ -128,19 +124,17 @@ def pattern_bins(pattern: LayerPattern, attention: Attention, most: int) -> np.n
 
 
 def _draw_answer(figure: Any, explanation: Explanation) -> None:
-    """Where the best answer's tokens attend, layer by layer: its surroundings and the global tokens."""
+    """Where the best answer's tokens attend in each layer: to the answer's surroundings and to the global tokens."""
     from matplotlib.colors import PowerNorm
 
     passage = explanation.passage
     number = next((n for n, span in enumerate(passage.spans) if span is not None), 0)
     first, last = passage.spans[number] or (0, 0)
     last = min(last, first + NEAR)
-    index = explanation.patterns[0].global_index.tolist()[: 2 * NEAR]
+    index = explanation.means[0].global_index.tolist()[: 2 * NEAR]
     near = [i for i in range(max(0, first - NEAR), min(len(passage.ids), last + NEAR + 1)) if i not in index]
     shown = np.array(index + near)
-    rows = [
-        full_rows(*layer, first, last)[shown] for layer in zip(explanation.patterns, explanation.means, strict=True)
-    ]
+    rows = [full_rows(attention, first, last)[shown] for attention in explanation.means]
     rolled = explanation.rollout[-1, number].numpy()[shown]
     values = np.stack([*rows, rolled / max(float(rolled.max()), 1e-12) * max(float(row.max()) for row in rows)])
     axes = figure.subplots()
@@ -158,9 +152,9 @@ def _draw_answer(figure: Any, explanation: Explanation) -> None:
     axes.set_title("where the answer attends: global tokens above the line, its neighbours below", fontsize=10)
 
 
-def full_rows(pattern: LayerPattern, attention: Attention, first: int, last: int) -> np.ndarray:
+def full_rows(attention: Attention, first: int, last: int) -> np.ndarray:
     """Mean of the rows ``first`` to ``last`` of a layer's attention: (S,)."""
-    index = pattern.global_index.tolist()
+    index = attention.global_index.tolist()
     seq_len = len(attention.band)
     total = np.zeros(seq_len)
     for i in range(first, last + 1):

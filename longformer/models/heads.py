@@ -1,8 +1,14 @@
-"""What is put on the encoder to solve a task: question answering, masked language modelling."""
+"""What is put on the encoder to solve a task: question answering, masked language modelling.
+
+A head says all about itself on its class, see :class:`Head`, and stands in the table ``HEADS`` at the end. Conversion,
+training, parity and the package's exports read it there, so that a new head touches this file alone.
+
+Letters: B batch, S sequence, C hidden size, V vocabulary, M tokens that have a label.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +17,36 @@ from torch.utils import _pytree as pytree
 
 from longformer.config import LongformerConfig
 from longformer.errors import ConfigError, LongformerError
-from longformer.models.encoder import LongformerModel, init_weights
+from longformer.kernels.compat import assert_in_graph
+from longformer.models.batch import can_be_read
+from longformer.models.encoder import LongformerModel
+from longformer.models.layers import init_weights
 from longformer.models.linear import Linear
 from longformer.models.pretrained import Pretrained
 
 IGNORED = -100  # label of a token that is not to be predicted
+
+
+class Head(Pretrained):
+    """Base of the heads. A head keeps its encoder as ``longformer``.
+
+    part: the name in checkpoints of the module that is put on the encoder.
+    targets: arguments of ``forward`` from which the loss is computed, if they are given.
+    """
+
+    part: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]]
+
+    longformer: LongformerModel
+
+    @classmethod
+    def logits_shape(cls, config: LongformerConfig, batch: int, seq_len: int) -> tuple[int, ...]:
+        """Shape of what the head's own module gives for a batch."""
+        raise NotImplementedError
+
+    def automatic_global_mask(self, input_ids: Tensor) -> Tensor | None:
+        """(B, S) bool, the tokens that are global unless a ``global_attention_mask`` is given; None is none."""
+        return None
 
 
 class QuestionAnsweringOutput(NamedTuple):
@@ -33,7 +64,7 @@ class QuestionAnsweringLoss(NamedTuple):
     end_logits: Tensor
 
 
-class LongformerForQuestionAnswering(Pretrained, nn.Module):
+class LongformerForQuestionAnswering(Head):
     """Extractive question answering: a start and an end score for every token.
 
     The input is ``<s> question </s></s> context </s>``. Unless told otherwise the model puts global attention on
@@ -47,7 +78,14 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
         ConfigError: ``config.num_labels`` is not 2.
     """
 
+    part = "qa_outputs"
+    targets = ("start_positions", "end_positions")
     num_labels = 2
+
+    @classmethod
+    def logits_shape(cls, config: LongformerConfig, batch: int, seq_len: int) -> tuple[int, ...]:
+        """(B, S, 2), start and end."""
+        return batch, seq_len, 2
 
     def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
         super().__init__()
@@ -97,7 +135,7 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
                     f"({input_ids.shape[0]},)"
                 )
         if global_attention_mask is None:
-            global_attention_mask = self.question_mask(input_ids)
+            global_attention_mask = self.automatic_global_mask(input_ids)
         hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
         with torch.autocast(input_ids.device.type, enabled=False):  # two columns cost nothing, and decide everything
             start_logits, end_logits = self.qa_outputs(hidden.last_hidden_state).unbind(dim=-1)
@@ -106,8 +144,8 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
         loss = (_cross_entropy(start_logits, start_positions) + _cross_entropy(end_logits, end_positions)) / 2
         return QuestionAnsweringLoss(loss, start_logits, end_logits)
 
-    def question_mask(self, input_ids: Tensor) -> Tensor:
-        """(B, S) bool, True before the first separator of each row.
+    def automatic_global_mask(self, input_ids: Tensor) -> Tensor:
+        """(B, S) bool, True before the first separator of each row: ``<s>`` and the question.
 
         Raises:
             LongformerError: a row that has not exactly three separators, by number.
@@ -117,8 +155,8 @@ class LongformerForQuestionAnswering(Pretrained, nn.Module):
             raise LongformerError(f"input_ids {what}; it must be a tensor of shape (B, S)")
         separator = input_ids == self.config.sep_token_id
         count = separator.sum(dim=1)
-        if torch.compiler.is_compiling():
-            torch._assert_async((count == 3).all(), "a row of input_ids has not exactly three separators")
+        if not can_be_read(input_ids):
+            assert_in_graph((count == 3).all(), "a row of input_ids has not exactly three separators")
             return separator.cumsum(dim=1) == 0
         wrong = (count != 3).nonzero().flatten().tolist()
         if wrong:
@@ -172,7 +210,7 @@ class LongformerLMHead(nn.Module):
         return F.linear(hidden.to(word_embeddings.dtype), word_embeddings, self.bias)
 
 
-class LongformerForMaskedLM(Pretrained, nn.Module):
+class LongformerForMaskedLM(Head):
     """Masked language modelling: a score for every word at every token. No token is global unless told so.
 
     The output's matrix is that of the word embeddings (``lm_head.decoder.weight`` in checkpoints), so that training
@@ -182,6 +220,14 @@ class LongformerForMaskedLM(Pretrained, nn.Module):
         config: architecture of the encoder.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
     """
+
+    part = "lm_head"
+    targets = ("labels",)
+
+    @classmethod
+    def logits_shape(cls, config: LongformerConfig, batch: int, seq_len: int) -> tuple[int, ...]:
+        """(B, S, V)."""
+        return batch, seq_len, config.vocab_size
 
     def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
         super().__init__()
@@ -217,7 +263,7 @@ class LongformerForMaskedLM(Pretrained, nn.Module):
             self._check_labels(labels, input_ids)
         hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
         states = hidden.last_hidden_state
-        words = self.longformer.embeddings.word_embeddings.weight
+        words = self._words(states)
         if labels is None:
             return MaskedLMOutput(self.lm_head(states, words))
         chosen = labels != IGNORED
@@ -225,6 +271,17 @@ class LongformerForMaskedLM(Pretrained, nn.Module):
         raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = F.cross_entropy(raised, labels[chosen], reduction="sum")
         return MaskedLMLoss(total / chosen.sum().clamp(min=1), logits)
+
+    def _words(self, states: Tensor) -> Tensor:
+        """The word embeddings' matrix (V, C).
+
+        An offloader keeps it on meta, and brings it for a call of its module alone: then the module is called.
+        """
+        embeddings = self.longformer.embeddings.word_embeddings
+        if not embeddings.weight.is_meta or states.is_meta:
+            return embeddings.weight
+        words: Tensor = embeddings(torch.arange(self.config.vocab_size, device=states.device))
+        return words
 
     def _check_labels(self, labels: Tensor, input_ids: Tensor) -> None:
         if labels.shape != input_ids.shape or labels.dtype != torch.int64:
@@ -238,3 +295,7 @@ class LongformerForMaskedLM(Pretrained, nn.Module):
                 f"labels holds {int(labels[wrong][0])}; it may hold {IGNORED} (not to be predicted) and the words 0 to "
                 f"{self.config.vocab_size - 1}"
             )
+
+
+HEADS: dict[str, type[Head]] = {head.part: head for head in (LongformerForQuestionAnswering, LongformerForMaskedLM)}
+"""Every head by its part's name. Where a checkpoint has several, the first that it has is the one that it is for."""

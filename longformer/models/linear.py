@@ -1,10 +1,10 @@
-"""Linear layers through the faster of torch's two float32 matrix-product libraries.
+"""Linear layers in another precision than their input's; and the packed engine's, by the faster of torch's libraries.
 
 ``torch.nn.functional.linear`` computes float32 on a CPU with MKL, which on processors of another maker than its own
-does not use their widest instructions. torch also carries oneDNN, which does, and which it uses itself for bfloat16 and
-in compiled code. Measured: on an AMD EPYC with AVX-512 95 to 105 GFLOP/s a core by MKL, 200 to 220 by oneDNN; on an
-Intel Xeon with AVX-512 200 by either, and 100 to 150 by oneDNN with its sums taken in parts, as they are here. So the
-processor's maker decides, and equal machines give equal bits. Nothing is rounded otherwise than in float32.
+does not use their widest instructions. torch also carries oneDNN, which does. torch itself uses it for bfloat16 and in
+compiled code. Measured: on an AMD EPYC with AVX-512 95 to 105 GFLOP/s a core by MKL, 200 to 220 by oneDNN; on an Intel
+Xeon with AVX-512 200 by either, and 100 to 150 by oneDNN with its sums taken in parts, as they are here. So the
+processor's maker decides, and equal machines give equal bits. Everything is computed and rounded in float32.
 """
 
 from __future__ import annotations
@@ -17,36 +17,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longformer.kernels import compat
+
 TERMS = 192  # of a dot product that oneDNN adds up at once
-FEWEST_OUTPUTS = 16  # of which oneDNN is worth its while: a head's two MKL computes as fast, and rounds less
-
-
-def is_plain(*layers: nn.Module) -> bool:
-    """Whether all are our own linear layers, and unobserved: then their weights may be used without calling them."""
-    return all(type(layer) is Linear and not is_observed(layer) for layer in layers)
-
-
-def is_observed(*modules: nn.Module) -> bool:
-    """Whether any has a hook, which expects to be called once, with what the module takes and gives."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in modules
-    )
+FEWEST_OUTPUTS = 16  # with fewer output channels MKL is as fast as oneDNN, and rounds less
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that takes its input in whatever precision it comes, and computes in that of its weight."""
+    """``nn.Linear`` that takes its input in any precision, and computes in that of its weight."""
+
+    @classmethod
+    def sharing(cls, layer: nn.Linear) -> Linear:
+        """Another layer's weights in this class."""
+        with torch.device("meta"):
+            shared = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        shared.weight, shared.bias = layer.weight, layer.bias
+        return shared
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        if torch.is_autocast_enabled(x.device.type):  # which casts both sides itself
-            return F.linear(x, self.weight, self.bias)
-        return linear(x.to(self.weight.dtype), self.weight, self.bias)
+        if not torch.is_autocast_enabled(x.device.type):  # which casts both sides itself
+            x = x.to(self.weight.dtype)
+        return F.linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``: x (..., I) weightᵀ (I, O) + bias (O,), all of one dtype."""
-    if len(weight) < FEWEST_OUTPUTS or not _served_by_onednn(x):
+    """``F.linear``: x (..., I) weightᵀ (I, O) + bias (O,); ordinary tensors of one dtype on a CPU, in eager mode."""
+    if x.dtype != torch.float32 or len(weight) < FEWEST_OUTPUTS or not (_has_onednn(x) and _mkl_is_slow()):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias)):
         out: Tensor = _Linear.apply(x, weight, bias)
@@ -56,33 +53,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.gelu(linear(x, weight, bias))``; at inference in bfloat16 in one pass, rounded once instead of twice."""
-    if (
-        x.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
-        and _has_onednn(x)
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "gelu", [], "none")
-        return out
+    in_bfloat16 = x.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    if in_bfloat16 and _has_onednn(x) and compat.has_bf16_mkldnn():
+        return _pointwise(x, weight, bias, "gelu")
     return F.gelu(linear(x, weight, bias))
 
 
-def _served_by_onednn(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and _has_onednn(x) and _mkl_is_slow()
-
-
 def _has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN can compute a product with ``x``, and the user has not switched it off."""
     return bool(
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and x.dim() > 1
-        and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
+        compat.linear_pointwise is not None
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and torch._C._functorch.maybe_current_level() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and x.dim() > 1
+        and x.numel() > 0
     )
 
 
@@ -104,10 +89,16 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor | None = None
     for part, columns in zip(x.split(TERMS, -1), weight.split(TERMS, -1), strict=True):
         first = bias if out is None else None
-        product = torch.ops.mkldnn._linear_pointwise(_dense(part), _dense(columns), first, "none", [], "")
+        product = _pointwise(part, columns, first, "none")
         out = product if out is None else out.add_(product)
     assert out is not None
     return out
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, function: str) -> Tensor:
+    """x weightᵀ + bias by oneDNN, and a pointwise function of each number: "none" or "gelu"."""
+    assert compat.linear_pointwise is not None
+    return compat.linear_pointwise(_dense(x), _dense(weight), bias, function, [], "none" if function == "gelu" else "")
 
 
 def _dense(x: Tensor) -> Tensor:

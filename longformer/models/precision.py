@@ -23,8 +23,8 @@ def use_mixed(model: nn.Module) -> None:
 
     In place. Softmax is computed in float32 in any case. The layers' matrices take half the memory.
     """
-    for layer in _linear_layers(model).values():
-        layer.to(torch.bfloat16)
+    for name, layer in _linear_layers(model).items():
+        model.set_submodule(name, Linear.sharing(layer).to(torch.bfloat16))
 
 
 def use_int8(model: nn.Module) -> None:
@@ -32,7 +32,7 @@ def use_int8(model: nn.Module) -> None:
 
     In place, for inference on a CPU alone. Weights are rounded once, by output channel; each layer's input is rounded
     as it comes, to the range that it has. The projections for global attention stay as they are: few rows go through
-    them, and the others are read as matrices.
+    them, and the others' weights are read as matrices.
 
     Raises:
         LongformerError: this build of torch has no engine for quantised products, or the model is not on a CPU.
@@ -57,15 +57,15 @@ NAMED = {"mixed": use_mixed, "int8": use_int8}
 """What ``from_pretrained`` takes as ``dtype`` beside torch's own."""
 
 
-def _linear_layers(model: nn.Module) -> dict[str, Linear]:
+def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of the encoder's stack, by name; heads and pooler are not among them."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, Linear) and "encoder.layer." in name}
+    return {
+        name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and "encoder.layer." in name
+    }
 
 
-def _quantised(layer: Linear) -> nn.Module:
-    with torch.device("meta"):
-        plain: Any = nn.Linear(layer.in_features, layer.out_features)  # the library knows its own class alone
-    plain.weight, plain.bias = layer.weight, layer.bias
+def _quantised(layer: nn.Linear) -> nn.Module:
+    plain: Any = layer
     plain.qconfig = per_channel_dynamic_qconfig
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.quantize_per", category=UserWarning)  # a later torch moves it

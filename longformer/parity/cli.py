@@ -15,22 +15,25 @@ SUFFIX = ".safetensors"
 
 
 def sample_options(command: Command) -> Command:
-    """Options that say what the model is given."""
+    """Options for what the model is given and what is recorded."""
     for option in (
         click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
-            help="Of weights drawn for a config.json; if not given, that of the trace file which names it, or else 0.",
+            help="Seed of the weights drawn for a config.json. If not given, the seed of the trace file that names it, "
+            "or else 0.",
         ),
         click.option(
             "--gradients",
             is_flag=True,
-            help="Record gradients of the loss too, by activations and parameters. The answers that the loss is of are "
-            "INPUT's start_positions and end_positions or, where it has none, in each row the first token that is not "
-            "global and the last.",
+            help="Record the gradients of the loss too, by activations and parameters. The loss needs answers: INPUT's "
+            "start_positions and end_positions or, if it has none, the first token of each row that is not global and "
+            "the last token.",
         ),
         click.option(
-            "--probabilities", is_flag=True, help="Record attention probabilities too, and check what they come from."
+            "--probabilities",
+            is_flag=True,
+            help="Record attention probabilities too, and check the kernel that they come from.",
         ),
         click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Cut the input to N tokens."),
         click.option("--question", metavar="TEXT", help="Question to put before an INPUT that is a text."),
@@ -41,7 +44,7 @@ def sample_options(command: Command) -> Command:
 
 @click.group()
 def parity() -> None:
-    """Record what a model computes; compare two implementations, and say where they part and why.
+    """Record what a model computes; compare two implementations, and say where they differ and why.
 
     MODEL is a folder or a name on the hub, or a config.json, for which weights are drawn from --seed. INPUT is a text
     file, a .json file with input_ids, or a trace file, whose inputs are taken.
@@ -60,7 +63,7 @@ def parity() -> None:
 @click.option(
     "--dtype", default="float32", show_default=True, metavar="DTYPE", help="Precision of weights and results."
 )
-@click.option("--impl", metavar="KERNEL", default="auto", help="Our attention kernel; the fast one if not given.")
+@click.option("--impl", metavar="KERNEL", default="auto", help="Our attention kernel; by default the fast one.")
 @click.option(
     "--only", multiple=True, metavar="PATTERN", help="Record only values that match, such as 'layer.*.output'."
 )
@@ -87,7 +90,7 @@ def record(
         if settings.gradients:
             require_loss(folder)
         sample = read_sample(input_file, folder, settings)
-        recorded = run(contender, folder, sample, output, settings, only=only, said_model=model)
+        recorded = run(contender, folder, sample, output, settings, only=only, model_name=model)
     click.echo(f"wrote {len(recorded)} values to {output}", err=True)
 
 
@@ -98,7 +101,7 @@ def record(
 @click.option("--model", metavar="MODEL", help="The model; if not given, the one that a trace file names.")
 @click.option("--json", "json_file", metavar="FILE.json", help="Write everything to this file; - is standard output.")
 @click.option("--html", metavar="FILE.html", help="Write a page with charts to this file.")
-@click.option("--all", "everything", is_flag=True, help="Show every value, not those around the first divergence.")
+@click.option("--all", "everything", is_flag=True, help="Show every value, not only those around the first divergence.")
 @sample_options
 def compare(
     a: str,
@@ -112,7 +115,7 @@ def compare(
 ) -> int:
     """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL] or transformers[:DTYPE].
 
-    INPUT is needed unless one of them is a trace file. A third run in float64 is the truth by which both are judged.
+    INPUT is needed unless one of them is a trace file. A third run, in float64, is the truth: both are judged by it.
     Exit status 1: different, or not finite.
 
     \b
@@ -146,7 +149,7 @@ def compare(
 
 
 def check_output(path: str | None, suffix: str) -> None:
-    """Raises DataError where nothing can be written at ``path``, before anything is computed for it."""
+    """Raise DataError, before anything is computed, if nothing can be written at ``path``."""
     assert path is not None
     if not path.endswith(suffix):
         raise DataError(f"{path!r} must end in {suffix}, which says what it is")
@@ -157,8 +160,8 @@ def check_output(path: str | None, suffix: str) -> None:
 
 
 def write(path: str | None, text: str) -> None:
-    """Write a file whole. Raises DataError where that fails."""
+    """Write a file, whole or not at all. Raises DataError if that fails."""
     assert path is not None
-    from longformer.checkpoints.weights import write_text
+    from longformer.files import write_text
 
     write_text(path, text)

@@ -1,4 +1,4 @@
-"""``compare``: two traces, value by value, judged by a third in float64.
+"""``compare``: two traces, value by value, both judged by a third trace in float64.
 
 Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
 """
@@ -15,28 +15,29 @@ import torch
 from torch import Tensor
 
 from longformer.checkpoints.names import todays_name
-from longformer.checkpoints.weights import some
 from longformer.config import LongformerConfig
-from longformer.errors import DataError
-from longformer.parity.format import FLOATING, digest, headers_of, metadata_object
+from longformer.errors import DataError, listed
+from longformer.parity.format import FLOATING, Trace, digest, headers_of, metadata_object
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
-from longformer.parity.places import Places, Position, worst
-from longformer.parity.recorder import Trace
+from longformer.parity.places import Places, Position, config_of, worst
 from longformer.parity.rounding import Truth
 
 IDENTICAL, ROUNDING, DIFFERENT, NON_FINITE = "identical", "rounding", "different", "non-finite"
 
 # Entries of a config that change no number of a forward pass, and so may differ.
 HARMLESS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "bos_token_id", "eos_token_id"}
-# Inputs that may be left out: of the first two the model makes its own, which is compared as the embeddings; the others
-# are the loss's, and say nothing where there are no gradients.
+# Inputs that may be left out. The model makes the first two itself, and the embeddings show whether they agree. The
+# others belong to the loss, and say nothing where there are no gradients.
 OPTIONAL = ("token_type_ids", "position_ids", "start_positions", "end_positions")
-OTHERS = "for another architecture, record it in float64 as well, and use assert_parity(a, b, that)"
+OTHERS = "for another architecture, record a float64 run too, and use assert_parity(a, b, float64_run)"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One value of both runs. ``a`` and ``b`` are their errors; None without a truth, or where not finite."""
+    """One value of both runs.
+
+    a, b: the runs' errors; None without a truth, or where the other run alone is not finite.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -54,13 +55,15 @@ class Compared:
 
 @dataclass
 class Comparison:
-    """The whole of it.
+    """What a comparison found.
 
     Args:
-        verdict: "identical", "rounding", "different" or "non-finite", of the values that could be judged.
-        first: the value at which that begins, None for the first two.
-        departed: which of the runs is away from the truth there: their names.
+        verdict: "identical", "rounding", "different" or "non-finite", over the values that could be judged.
+        first: the first value with this verdict; None if the verdict is "identical" or "rounding".
+        departed: the names of the runs that are away from the truth in this value.
         hints: known slips that reproduce the departed run's numbers, or what else is known of the cause.
+        unjudged: values that differ and that the truth does not have.
+        missing: for each run, the values that it alone lacks.
     """
 
     names: tuple[str, str]
@@ -69,8 +72,8 @@ class Comparison:
     departed: tuple[str, ...]
     hints: list[str]
     values: list[Compared]
-    unjudged: list[str] = field(default_factory=list)  # that differ, and that the truth has not
-    missing: dict[str, list[str]] = field(default_factory=dict)  # run to values that it alone lacks
+    unjudged: list[str] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -85,21 +88,23 @@ def compare(
 ) -> Comparison:
     """Compare two traces of one input.
 
-    A value is *identical* if every bit is. It is *rounding* if neither run's error, its distance from the truth, is
-    more than MULTIPLE times the noise (see :mod:`longformer.parity.rounding`), nor more than ROW_MULTIPLE times in any
-    row, for gradients GRADIENTS times that; else it is *different*. *Non-finite* is a value with NaN or infinity in
-    either run. The verdict of all is the worst, in the order non-finite, different, rounding, identical; values that
-    differ and that the truth has not are listed as not judged, and then it is not identical.
+    A run's error is its distance from the truth. The noise is what rounding must cost, see
+    :mod:`longformer.parity.rounding`. A value is *identical* if both runs have the same bits. It is *rounding* if in
+    both runs the error is at most MULTIPLE times the noise, and in every row at most ROW_MULTIPLE times; for gradients
+    the limits are GRADIENTS times as wide. It is *different* otherwise, and *non-finite* if either run has NaN or
+    infinity in it. The verdict of the comparison is the worst of its values: non-finite, then different, then rounding,
+    then identical. Values that differ and that the truth does not have are listed as not judged; then the comparison is
+    not identical.
 
     Args:
-        a, b: as :func:`trace` recorded or :func:`read_trace` read them.
-        truth: of the same input; needed unless every value is identical or not finite.
+        a, b: from :func:`trace` or :func:`read_trace`.
+        truth: for the same input; needed unless every value is identical or not finite.
         names: of the two runs, for messages.
         tokens: texts of the tokens, (B, S), for messages.
 
     Raises:
-        DataError: different inputs, shapes or configs (named), no value in common, none that can be judged, or no
-            truth where one is needed.
+        DataError: inputs, shapes or configs differ (the message names them); the runs have no value in common; no
+            value can be judged; or there is no truth where one is needed.
     """
     check_inputs(a.inputs, b.inputs, *names)
     check_configs(metadata_object(a.metadata, "config"), metadata_object(b.metadata, "config"), *names)
@@ -109,22 +114,24 @@ def compare(
             check_configs(metadata_object(run.metadata, "config"), truth.config.to_dict(), name, "the truth")
     common = [name for name in a if name in b]
     if not common:
-        raise DataError(f"{names[0]} and {names[1]} have no value in common: {some(list(a))}; {some(list(b))}")
+        raise DataError(f"{names[0]} and {names[1]} have no value in common: {listed(list(a))}; {listed(list(b))}")
     shapes = {} if truth is None else {name: header.shape for name, header in headers_of(truth.trace.tensors).items()}
     check_values(dict(zip(names, (a, b), strict=True)), shapes)
-    places = Places(a, tokens)
+    places = Places(a.inputs, config_of(a) if truth is None else truth.config, tokens)
     found = {name: _compare_value(name, a[name], b[name], truth, places, names) for name in common}
     unjudged = [name for name, value in found.items() if value is None]
     if len(unjudged) == len(found):
         raise DataError(
-            f"nothing can be judged: {some(unjudged)} differ between {names[0]} and {names[1]}, and our model has no "
-            f"such values to give the truth; {OTHERS}"
+            f"nothing can be judged: {listed(unjudged)} differ between {names[0]} and {names[1]}, and our model, which "
+            f"gives the truth, has no such values; {OTHERS}"
         )
     result = _conclude([value for value in found.values() if value is not None], unjudged, names)
     absent = {names[1]: [name for name in a if name not in b], names[0]: [name for name in b if name not in a]}
     result.missing = {name: lost for name, lost in absent.items() if lost}
     if unjudged:
-        result.notes.append(f"not judged, since our model has no such value to give the truth: {some(unjudged)}")
+        result.notes.append(
+            f"not judged, since our model, which gives the truth, has no such value: {listed(unjudged)}"
+        )
     result.about = {names[0]: dict(a.metadata), names[1]: dict(b.metadata)}
     if result.verdict == DIFFERENT and truth is not None and result.first is not None:
         from longformer.parity.hints import find_hints
@@ -136,7 +143,7 @@ def compare(
 
 
 def _stale_weights(name: str, trace: Trace, truth: Truth) -> list[str]:
-    """Which weights of a run are not those that the truth was computed from, where its trace has their digests."""
+    """A note of the weights that differ between a run and the truth, if the run's trace has their digests."""
     found, precision = metadata_object(trace.metadata, "weights"), trace.metadata.get("dtype")
     weights = {todays_name(key): weight for key, weight in truth.weights.items()}
     differ = [
@@ -144,7 +151,7 @@ def _stale_weights(name: str, trace: Trace, truth: Truth) -> list[str]:
         for key, weight in weights.items()
         if key in found and str(weight.dtype) == f"torch.{precision}" and found[key] != digest(weight)
     ]
-    return [f"{name} was computed with other weights in {some(differ)}"] if differ else []
+    return [f"{name} was computed with other weights in {listed(differ)}"] if differ else []
 
 
 def _conclude(values: list[Compared], unjudged: list[str], names: tuple[str, str]) -> Comparison:
@@ -163,20 +170,20 @@ def _conclude(values: list[Compared], unjudged: list[str], names: tuple[str, str
 
 
 def check_configs(a: Mapping[str, Any], b: Mapping[str, Any], name_a: str, name_b: str) -> None:
-    """Raise DataError, saying what differs, unless both configs, where they say anything, say the same."""
+    """Raise DataError, which says what differs, where two configs both have an entry and do not agree on it."""
     defining = {entry.name for entry in dataclasses.fields(LongformerConfig)} - HARMLESS
-    a, b = ({"attention_dilation": 1, **config} if config else config for config in (a, b))  # which is seldom written
+    a, b = ({"attention_dilation": 1, **config} if config else config for config in (a, b))  # often left out
     wrong = [
         f"{key} is {a[key]} and {b[key]}"
         for key in sorted(a.keys() & b.keys() & defining)
         if _plain(key, a) != _plain(key, b)
     ]
     if wrong:
-        raise DataError(f"{name_a} and {name_b} are of different configs: {some(wrong, separator='; ')}")
+        raise DataError(f"{name_a} and {name_b} are of different configs: {listed(wrong, separator='; ')}")
 
 
 def _plain(key: str, config: Mapping[str, Any]) -> Any:
-    """A config's entry; a window for all layers as one for each."""
+    """A config's entry, with a window for all layers written as one for each layer."""
     value, layers = config[key], config.get("num_hidden_layers")
     if key != "attention_window" or not isinstance(layers, int):
         return value
@@ -185,7 +192,7 @@ def _plain(key: str, config: Mapping[str, Any]) -> Any:
 
 
 def check_inputs(a: Mapping[str, Tensor], b: Mapping[str, Tensor], name_a: str, name_b: str) -> None:
-    """Raise DataError, saying where they differ, unless both inputs are the same."""
+    """Raise DataError, which says where they differ, unless both inputs are the same."""
     for key in sorted(a.keys() | b.keys()):
         if key in OPTIONAL and (key not in a or key not in b):
             continue
@@ -205,10 +212,13 @@ def check_inputs(a: Mapping[str, Tensor], b: Mapping[str, Tensor], name_a: str, 
 
 
 def check_values(runs: Mapping[str, Trace], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise DataError for a value of ``runs``, by name, that cannot be compared for its dtype or shape.
+    """Raise DataError for a value that cannot be compared because of its dtype or shape.
 
-    Reads no values: those of files have headers. ``runs``: both, or one whose rival is yet to run, and will have what
-    the model has. ``shapes``: by value, what the model's config says.
+    No value is read: the headers of files say enough.
+
+    Args:
+        runs: by name: both, or only one if the other has yet to run. The other will then have the model's values.
+        shapes: by value: the shapes that follow from the model's config.
     """
     headers = {name: headers_of(trace.tensors) for name, trace in runs.items()}
     for name, trace in runs.items():
@@ -216,7 +226,7 @@ def check_values(runs: Mapping[str, Trace], shapes: Mapping[str, tuple[int, ...]
             mine = headers[name][value]
             others = {other: headers[other][value] for other in runs if other != name and value in headers[other]}
             if not others and (len(runs) > 1 or value not in shapes):
-                continue  # which nothing is compared with
+                continue  # nothing is compared with it
             if mine.dtype not in FLOATING:
                 raise DataError(f"{value} is {mine.dtype} in {name}; values are floating point")
             for other, header in others.items():
@@ -231,7 +241,7 @@ def check_values(runs: Mapping[str, Trace], shapes: Mapping[str, tuple[int, ...]
 def _compare_value(
     name: str, a: Tensor, b: Tensor, truth: Truth | None, places: Places, names: tuple[str, str]
 ) -> Compared | None:
-    """None where the two differ and the truth, which has no such value, cannot say how much that is."""
+    """Judge one value. None if the two differ and the truth has no such value, so that nothing says by how much."""
     x, y = a.double(), b.double()
     finite = bool(torch.isfinite(x).all()), bool(torch.isfinite(y).all())
     if not all(finite):
@@ -249,8 +259,8 @@ def _compare_value(
         if truth is not None:
             return None
         raise DataError(
-            f"{name} differs between {names[0]} and {names[1]}, and there is no truth to judge it by: for a Longformer "
-            f"give Truth(model, inputs); {OTHERS}"
+            f"{name} differs between {names[0]} and {names[1]}, and there is no truth to judge it by. For a "
+            f"Longformer, give Truth(model, inputs); {OTHERS}"
         )
     far = any(error is not None and error.far for error in errors)
     coarse = max((a.dtype, b.dtype), key=lambda dtype: torch.finfo(dtype).eps)

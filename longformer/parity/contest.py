@@ -1,25 +1,30 @@
-"""Two contenders on one model and one input, and the truth that judges them: ``longformer parity compare``."""
+"""``longformer parity compare``: two contenders on one model and one input, and the truth that judges them."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from longformer.checkpoints.folder import read_config
-from longformer.checkpoints.weights import some
-from longformer.errors import DataError
+from longformer.checkpoints.names import todays_name
+from longformer.checkpoints.weights import find_weights, read_tensors
+from longformer.config import LongformerConfig
+from longformer.errors import DataError, listed
+from longformer.models.heads import Head
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
-from longformer.parity.format import metadata_object
+from longformer.parity.format import Trace, metadata_object, read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
-from longformer.parity.recorder import Trace, read_trace
 from longformer.parity.rounding import Truth
 from longformer.parity.runs import Contender, kind_of, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
-from longformer.parity.shapes import expected_shapes
-from longformer.parity.table import GRADIENT, PROBABILITIES
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,18 @@ class Contest:
 def contest(
     a: str, b: str, source: str | None, model: str | None, settings: Settings, say: Callable[[str], None]
 ) -> Iterator[Contest]:
-    """Run, or read, ``a`` and ``b``, and judge them. Inside, the runs lie in files of a temporary folder.
+    """Run or read ``a`` and ``b``, and judge them. While this is open, the runs are files in a temporary folder.
 
     Args:
         a, b: each a trace file, or what :meth:`Contender.parse` takes.
-        source: the input, see :func:`read_sample`; None is that of the first trace file.
+        source: the input, see :func:`read_sample`; None is the input of the first trace file.
         model: a folder, a name on the hub, or a ``config.json``; None is the one that a trace file names.
-        settings: values of a kind that a trace file has are compared without being asked for, and weights are drawn
-            from its seed.
-        say: told what is being done.
+        settings: if a trace file has probabilities or gradients, they are compared without being asked for. Without a
+            seed, weights are drawn from the trace file's.
+        say: is told what is being done.
 
     Raises:
-        DataError: anything that is not there, not what it should be, or not of one input and one config.
+        DataError: something is missing or not what it should be, or the runs have different inputs or configs.
     """
     names = (a, b) if a != b else (f"{a} (1)", f"{b} (2)")
     files = {name: read_trace(name) for name in (a, b) if name.endswith(SUFFIX)}
@@ -76,7 +81,7 @@ def contest(
             if name in contenders:
                 say(f"running {name}")
                 path = work / f"{i}{SUFFIX}"
-                traces.append(record(contenders[name], folder, sample, path, settings, said_model=chosen))
+                traces.append(record(contenders[name], folder, sample, path, settings, model_name=chosen))
             else:
                 traces.append(files[name])
         say("running the truth, in float64")
@@ -91,7 +96,7 @@ def contest(
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
         left_out = kind_of(folder).left_out
         if left_out:
-            comparison.notes.append(f"the checkpoint has parts that were not run and so not compared: {some(left_out)}")
+            comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)
 
 
@@ -100,12 +105,12 @@ def _has_probabilities(trace: Trace) -> bool:
 
 
 def _has_gradients(trace: Trace) -> bool:
-    """Whether there are gradients of the loss that is known here, by its targets; those of another are not judged."""
+    """Whether there are gradients of the loss that is known here. Its targets show it; other losses are not judged."""
     return TARGETS[0] in trace.inputs and any(name.startswith(GRADIENT) for name in trace)
 
 
 def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: str) -> None:
-    """What ``compare`` would refuse in the end, before anything is run."""
+    """Refuse, before anything runs, what ``compare`` would refuse in the end."""
     inputs, config = effective_inputs(sample.inputs), read_config(folder)
     for name, trace in files.items():
         check_inputs(trace.inputs, inputs, name, source if source != name else f"{name}, as the model is given it")
@@ -113,8 +118,49 @@ def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: s
     check_values(files, expected_shapes(folder, config, inputs))
 
 
+def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """The shape of each value, from the config and the input alone: nothing is run.
+
+    Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
+
+    Args:
+        folder: of the checkpoint, whose heads say which results there are.
+        config: the checkpoint's.
+        inputs: as a trace has them.
+    """
+    batch, seq_len = inputs["input_ids"].shape
+    global_tokens = int((inputs["global_attention_mask"] != 0).sum(dim=1).max())
+    states, heads = (batch, seq_len, config.hidden_size), (batch, config.num_attention_heads)
+    by_heads, inner = (*heads, seq_len, config.head_dim), (batch, seq_len, config.intermediate_size)
+    shapes: dict[str, Shape] = {"embeddings": states}
+    for layer in range(config.num_hidden_layers):
+        left, right = config.window(layer)
+        parts: dict[str, Shape] = {
+            **dict.fromkeys(("query", "key", "value", "local_output"), by_heads),
+            **dict.fromkeys(("attention_output", "output"), states),
+            **dict.fromkeys(("intermediate", "feed_forward"), inner),
+            PROBABILITIES[0]: (*heads, seq_len, left + 1 + right),
+        }
+        if global_tokens:
+            parts[GLOBAL_ROWS] = (*heads, global_tokens, config.head_dim)
+            parts[PROBABILITIES[1]] = (*heads, seq_len, global_tokens)
+            parts[PROBABILITIES[2]] = (*heads, global_tokens, seq_len)
+        shapes |= {f"layer.{layer}.{part}": shape for part, shape in parts.items()}
+    kind = kind_of(folder).model
+    if issubclass(kind, Head):
+        shapes["logits"] = kind.logits_shape(config, batch, seq_len)
+    else:
+        shapes["pooler_output"] = (batch, config.hidden_size)
+    weights = read_tensors(find_weights(folder))
+    return {
+        **shapes,
+        **{GRADIENT + name: shape for name, shape in shapes.items()},
+        **{PARAMETER + todays_name(name): tuple(weight.shape) for name, weight in weights.items()},
+    }
+
+
 def _seed(model: str, traces: dict[str, Trace]) -> int | None:
-    """Seed of the weights drawn for ``model``, if one of its traces says so. Raises DataError for no number."""
+    """The seed that a trace gives for the weights of ``model``, if one does. Raises DataError where it is no number."""
     for name, trace in traces.items():
         seed = trace.metadata.get("seed")
         if seed is not None and trace.metadata.get("model") == model:

@@ -1,4 +1,7 @@
-"""Trace files: safetensors, with what made them as metadata. ``docs/trace-format.md`` is the exact description."""
+"""Traces, and the files they are kept in: safetensors, whose metadata say what made them.
+
+``docs/trace-format.md`` describes the files exactly.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import os
 import platform
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,7 +22,9 @@ from torch import Tensor, nn
 
 from longformer import __version__
 from longformer.checkpoints.names import todays_name
-from longformer.errors import DataError
+from longformer.errors import DataError, LongformerError
+from longformer.files import parse_json
+from longformer.parity.table import order, order_of
 
 FORMAT = "longformer-trace"
 VERSION = 1
@@ -45,16 +50,75 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
 
 
-class TraceWriter:
-    """Writes tensors to a trace file as they come, holding none of them.
+class Trace(Mapping[str, Tensor]):
+    """What was recorded: tensors by name, in the order of computation.
 
-    The header of a safetensors file stands before its data and names every tensor. Its longest possible size follows
-    from ``names``, so that the room is left free, and filled with spaces where it is not needed.
+    inputs: what the model was given, by argument: (B, S) int64 each for a Longformer.
+    metadata: strings, as in a trace file.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: Mapping[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.metadata: dict[str, str] = {}
+        self._backward: Callable[[Tensor], None] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        given = self.metadata.get("order")
+        return iter(sorted(self.tensors, key=order if given is None else order_of(json.loads(given))))
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def backward(self, loss: Tensor) -> None:
+        """Record the gradients of the scalar ``loss``, inside ``with trace(..., gradients=True)``.
+
+        The gradient by each recorded activation is ``gradient.<name>``, 0 at padding. The gradient by each parameter
+        that the loss depends on is ``gradient.parameter.<name>``. The parameters' own ``.grad`` does not change.
+        """
+        if self._backward is None:
+            raise LongformerError("gradients are recorded only inside `with trace(model, gradients=True)`")
+        self._backward(loss)
+
+    def save(self, path: str | Path) -> None:
+        """Write a trace file. Raises DataError where it cannot be written."""
+        names = [INPUT + name for name in self.inputs] + list(self.tensors)
+        writer = TraceWriter(path, names, self.metadata)
+        try:
+            for name, tensor in self.inputs.items():
+                writer.write(INPUT + name, tensor)
+            for name in self:
+                writer.write(name, self[name])
+            writer.close()
+        finally:
+            writer.discard()
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Open a trace file. Its tensors are read when they are asked for.
+
+    Raises:
+        DataError: there is no such file, or it is corrupt, no trace, or of another version of the format.
+    """
+    file = TraceFile(path)
+    trace = Trace()
+    trace.tensors, trace.inputs, trace.metadata = file, file.inputs, file.metadata
+    return trace
+
+
+class TraceWriter:
+    """Writes tensors to a trace file as they come, and holds none of them.
+
+    The header of a safetensors file names every tensor and stands before the data. ``names`` says how long it can get:
+    so much room is left free, and spaces fill what is not needed.
 
     Args:
-        path: the file; it appears when :meth:`close` is called, whole, in place of what was there.
+        path: the file. It appears, complete, when :meth:`close` is called, and replaces what was there.
         names: of all tensors that may come.
-        metadata: strings, see ``docs/trace-format.md``; more may be added in :meth:`close`, up to 64 KiB.
+        metadata: strings, see ``docs/trace-format.md``; :meth:`close` may add up to 64 KiB.
 
     Raises:
         DataError: the file cannot be written.
@@ -65,7 +129,7 @@ class TraceWriter:
         self.metadata = dict(metadata)
         self._entries: dict[str, Any] = {}
         self._late: list[tuple[str, Tensor]] = []
-        # An entry is its name, a dtype, up to 8 sizes and two offsets of up to 20 digits, and 60 of punctuation.
+        # An entry is its name, a dtype, up to 8 sizes and two offsets of up to 20 digits, and 60 other characters.
         room = sum(len(json.dumps(name)) + 60 + 8 * 21 + 2 * 21 for name in names)
         self._header_size = -(-(room + len(json.dumps(self.metadata)) + 65536) // 8) * 8
         self._offset = 0
@@ -77,13 +141,13 @@ class TraceWriter:
             raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Append a tensor. Raises DataError where the disk is full, or for a dtype that trace files do not have."""
+        """Append a tensor. Raises DataError if the disk is full, or for a dtype that trace files do not have."""
         if name in self._entries:
             raise DataError(f"{name} is written twice to {self.path}")
         if tensor.dtype not in DTYPES:
             raise DataError(f"{name} is {tensor.dtype}; a trace holds {', '.join(sorted(DTYPES.values()))}")
         size = tensor.numel() * tensor.element_size()
-        if size % 8:  # behind it, larger types would not be aligned: such tensors, small in practice, stand at the end
+        if size % 8:  # larger types behind it would not be aligned; so such tensors, small in practice, come last
             self._late.append((name, tensor.detach().cpu().clone()))
             self._entries[name] = None
             return
@@ -105,7 +169,7 @@ class TraceWriter:
         self._offset += size
 
     def close(self, metadata: Mapping[str, str] | None = None) -> None:
-        """Write the header and move the file to its place."""
+        """Write the header, and move the file to its place."""
         for name, tensor in sorted(self._late, key=lambda item: -item[1].element_size()):
             self._append(name, tensor)
         self.metadata.update(metadata or {})
@@ -123,7 +187,7 @@ class TraceWriter:
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Remove what was written, unless :meth:`close` has moved it to its place."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -131,10 +195,11 @@ class TraceWriter:
 class TraceFile(Mapping[str, Tensor]):
     """A trace file, read one value at a time.
 
-    Keys are the names of values; ``inputs`` has what the model was given, ``headers`` each tensor's dtype and shape.
+    The keys are the names of the values. ``inputs`` is what the model was given, ``headers`` each tensor's dtype and
+    shape.
 
     Raises:
-        DataError: no such file, corrupt, no trace, or of another version of the format.
+        DataError: there is no such file, or it is corrupt, no trace, or of another version of the format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -178,7 +243,7 @@ class TraceFile(Mapping[str, Tensor]):
 
 
 def headers_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Header]:
-    """Dtypes and shapes, of a file without reading its data."""
+    """Dtypes and shapes by name; those of a file are known without reading its data."""
     if isinstance(tensors, TraceFile):
         return tensors.headers
     return {
@@ -200,8 +265,8 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
     try:
-        order = json.loads(metadata.get("order", "[]"))
-    except ValueError:
+        order = parse_json(metadata.get("order", "[]"), "order", list)
+    except DataError:
         order = None
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
         raise DataError(f"{path}: a trace's metadata has 'order', which must be a JSON list of names; record it again")
@@ -209,17 +274,14 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
 
 def metadata_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     """An entry of the metadata that is a JSON object: empty where it is missing or null. Raises DataError otherwise."""
-    try:
-        value = json.loads(metadata.get(key, "null"))
-    except ValueError as error:
-        raise DataError(f"a trace's metadata has {key!r}, which is not valid JSON: {error}; record it again") from None
+    value = parse_json(metadata.get(key, "null"), f"a trace's metadata has {key!r}, which", object)
     if value is not None and not isinstance(value, dict):
         raise DataError(f"a trace's metadata has {key!r} {value!r}, which must be a JSON object; record it again")
     return value or {}
 
 
 def describe_model(model: nn.Module, *, digests: bool) -> dict[str, str]:
-    """Metadata about ``model`` as it stands: its config, weights' digests if wanted, dtype and device."""
+    """Metadata about ``model`` as it is now: its config, dtype and device, and if wanted its weights' digests."""
     parameters = list(model.parameters())
     config: Any = getattr(model, "config", None)
     package = type(model).__module__.partition(".")[0]
@@ -243,7 +305,7 @@ def describe_model(model: nn.Module, *, digests: bool) -> dict[str, str]:
 
 
 def weight_digests(model: nn.Module) -> dict[str, str]:
-    """SHA-256 of every parameter's bytes (little-endian, row by row), by the name that checkpoints of today have."""
+    """SHA-256 of each parameter's bytes (little-endian, row by row), under the name that today's checkpoints use."""
     return {todays_name(name): digest(parameter) for name, parameter in model.named_parameters()}
 
 

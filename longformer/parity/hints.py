@@ -1,8 +1,8 @@
 """Known slips: what a value would be if the implementation had made one.
 
-Where a run first departs from the truth, what went into that value is still right in it. So each slip is tried: the
-value is computed again in float64 from the run's own recorded values and the true weights, once with each mistake made
-on purpose. A slip is named only if that reproduces the run's numbers.
+Where a run first departs from the truth, what went into that value is still right. So each slip is tried: the value is
+computed again in float64, from the run's own recorded values and the true weights, with that one mistake made on
+purpose. A slip is named only if this reproduces the run's numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from longformer.parity import attention_slips, slips
-from longformer.parity.recorder import Trace
+from longformer.parity.format import Trace
 from longformer.parity.rounding import Truth
 from longformer.parity.slips import ANOTHER, EPS, LackingError, Scene, Slip
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
-# What may be left between a run and a slip that explains it: this much of the run's distance from the truth, or, where
-# that is itself hardly more than rounding, what rounding costs.
+# How far a slip may be from the run that it explains: this part of the run's distance from the truth. If that distance
+# is itself hardly more than rounding, then as far as rounding explains.
 REPRODUCED = 0.05
 REPRODUCED_ROUNDED = 0.3
 ROUNDED = 2.0  # times the noise
@@ -47,7 +47,7 @@ SLIPS: dict[str, Callable[[Scene], Iterator[Slip]]] = {
 
 
 def find_hints(run: Trace, name: str, truth: Truth) -> list[str]:
-    """Slips that reproduce ``run[name]``; none if no known one does."""
+    """The known slips that reproduce ``run[name]``."""
     if name.startswith(GRADIENT):
         return [_backward(name)]
     layer, part = split_name(name)
@@ -68,16 +68,16 @@ def find_hints(run: Trace, name: str, truth: Truth) -> list[str]:
                 left = float((actual - candidate).norm())
                 if left <= allowed:
                     found.append((left, text))
-        except LackingError:  # no more can be tried
+        except LackingError:  # the run lacks what the other slips need
             pass
     closest = min((left for left, _ in found), default=0.0)
     texts = list(dict.fromkeys(text for left, text in found if left <= 4 * closest or ANOTHER in text))
-    # A fit of any weight at all explains every mistake in a linear layer, and so only what nothing else does.
+    # Some weight or other explains every mistake in a linear layer: that counts only if nothing else explains it.
     return _merged([text for text in texts if ANOTHER not in text] or texts)
 
 
 def _backward(name: str) -> str:
-    """Of a gradient that is the first to differ: the way forward is right, and so is the way back until there."""
+    """The hint for a gradient that differs first: the forward pass is right, and so is the backward pass down to it."""
     if name.startswith(PARAMETER):
         return f"only the gradient by {name.removeprefix(PARAMETER)} is wrong: the backward pass of what it belongs to"
     value = name.removeprefix(GRADIENT)
@@ -85,7 +85,7 @@ def _backward(name: str) -> str:
 
 
 def _merged(texts: list[str]) -> list[str]:
-    """Where several eps fit, one hint of them all."""
+    """The texts, with one for all eps if several of them fit."""
     eps = [text for text in texts if text.startswith(EPS)]
     if len(eps) < 2:
         return texts

@@ -1,6 +1,6 @@
-"""How each kind of model lays out its values: what is packed, padded or transposed inside, and what its inputs mean.
+"""How each kind of model lays out its values: what it pads or transposes inside, and what its inputs mean.
 
-Letters: B batch, S sequence, C hidden size, N packed tokens.
+Letters: B batch, S sequence, C hidden size.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ import torch
 from torch import Tensor, nn
 
 from longformer.errors import LongformerError
-from longformer.models.encoder import LongformerModel, Packing, pack
-from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.kernels import Tokens
+from longformer.models.encoder import LongformerModel
+from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
-Longformer = LongformerModel | LongformerForQuestionAnswering | LongformerForMaskedLM
-TARGETS = ("start_positions", "end_positions")  # arguments of question answering's forward that give it a loss
+Longformer = LongformerModel | Head
+TARGETS = LongformerForQuestionAnswering.targets  # of the head whose loss the command knows
 
 
 class Layout(ABC):
     """How one kind of model lays out its values.
 
-    root: the module with whose call a run begins. key_mask: (B, S) bool, False at padding. global_mask: (B, S) bool.
+    root: the module whose call begins a run.
+    tokens: padding and global tokens of the run, with their index; nothing where a model has no such things.
     """
 
     def __init__(self, root: nn.Module, table: Table) -> None:
         self.root, self.table = root, table
-        self.key_mask: Tensor | None = None
-        self.global_mask: Tensor | None = None
+        self.tokens = Tokens()
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """Metadata: ``implementation``, and what else is particular to it."""
+        """Metadata: ``implementation``, and whatever else is special about it."""
 
     @abstractmethod
     def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        """Learn the layout of the run that begins with these arguments; returns the inputs, to be recorded."""
+        """Learn the layout of the run that begins with these arguments. Returns the inputs that are to be recorded."""
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        """What ``model``, called with these arguments, takes for its loss alone; nothing if that is not known."""
+        """Those of ``model``'s arguments that only its loss takes; nothing if that is not known."""
         return {}
 
     @abstractmethod
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        """A module's results, several if it works by pieces of the sequence, to (B, S, ...)."""
+        """A module's results, of which there are several if it works by pieces of the sequence, to (B, S, ...)."""
 
 
 def choose_layout(model: nn.Module, table: Table | None) -> Layout:
@@ -55,17 +56,17 @@ def choose_layout(model: nn.Module, table: Table | None) -> Layout:
     if table is not None:
         return PlainLayout(model, table)
     if isinstance(model, Longformer):
-        return PackedLayout(model)
+        return OurLayout(model)
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if type(model).__module__.startswith("transformers.") and kind == "longformer":
         return PaddedLayout(model)
     raise LongformerError(
-        f"{type(model).__name__} is neither our Longformer nor transformers'; say by table= which modules to record"
+        f"{type(model).__name__} is neither our Longformer nor transformers'; say with table= which modules to record"
     )
 
 
 class PlainLayout(Layout):
-    """A module with a table of its own: batch and sequence as they are."""
+    """A module with a table of its own: batch and sequence are as they come."""
 
     def describe(self) -> dict[str, str]:
         return {"implementation": type(self.root).__qualname__}
@@ -79,7 +80,7 @@ class PlainLayout(Layout):
 
 
 class LongformerLayout(Layout):
-    """What both Longformers share: the base model, its arguments, the masks that follow from them."""
+    """What both Longformers share: the base model, its arguments, and the tokens that follow from them."""
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = model.config
@@ -88,7 +89,6 @@ class LongformerLayout(Layout):
         super().__init__(
             getattr(model, BASE) if is_head else model, longformer_table(prefix, config.num_attention_heads)
         )
-        self.size = (0, 0)
 
     def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments
@@ -97,9 +97,8 @@ class LongformerLayout(Layout):
             raise LongformerError("trace() records what a Longformer makes of input_ids; none were given")
         if ids.dim() != 2:
             raise LongformerError(f"input_ids has shape {tuple(ids.shape)}; it must be (B, S)")
-        self.size = (ids.shape[0], ids.shape[1])
         inputs = effective_inputs(bound)
-        self.key_mask, self.global_mask = inputs["attention_mask"] != 0, inputs["global_attention_mask"] != 0
+        self.tokens = tokens_of(inputs)
         return inputs
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
@@ -113,10 +112,11 @@ class LongformerLayout(Layout):
 
 
 def effective_inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A base model's arguments as a trace has them, int64 on the CPU: masks of 0 and 1, global only where no padding.
+    """A base model's arguments as a trace has them: int64, on the CPU, masks of 0 and 1, and no padding global.
 
-    ``given``: ``input_ids`` (B, S) and, if any, ``attention_mask``, ``global_attention_mask``, ``token_type_ids`` and
-    ``position_ids``.
+    Args:
+        given: ``input_ids`` (B, S) and, if there are any, ``attention_mask``, ``global_attention_mask``,
+            ``token_type_ids`` and ``position_ids``.
     """
     ids, mask, global_mask = (given.get(name) for name in ("input_ids", "attention_mask", "global_attention_mask"))
     assert ids is not None
@@ -133,35 +133,24 @@ def effective_inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().long() for name, value in inputs.items() if value is not None}
 
 
-class PackedLayout(LongformerLayout):
-    """Ours: tokens packed into (N, C) within the base model, see :func:`longformer.models.encoder.pack`."""
+def tokens_of(inputs: Mapping[str, Tensor]) -> Tokens:
+    """Padding and global tokens of :func:`effective_inputs`, with the index of the global ones."""
+    keep, is_global = (inputs[name] != 0 for name in ("attention_mask", "global_attention_mask"))
+    return Tokens.of(keep, is_global).with_index(counted=True)
 
-    root: LongformerModel
-    packing: Packing
+
+class OurLayout(LongformerLayout):
+    """Ours: batch and sequence are as they come, from the first module to the last."""
 
     def describe(self) -> dict[str, str]:
         return {"implementation": "longformer"}  # and "kernel", which is chosen when the model runs
 
-    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        inputs = super().begin(arguments, keywords)
-        ids = inputs["input_ids"]
-        positions = inputs.get("position_ids")
-        positions = self.root._positions(ids) if positions is None else positions
-        types = inputs.get("token_type_ids")
-        stacked = torch.stack([ids, positions, torch.zeros_like(ids) if types is None else types])
-        self.packing = pack(stacked, self.key_mask, self.global_mask, multiple=self.root._multiple())
-        return inputs
-
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
-        joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        # The heads work on (B, S, C); all that the encoder has is packed.
-        if value.name.startswith(("layer.", "embeddings")):
-            return self.packing.unpack(joined, self.size[0])
-        return joined
+        return pieces[0]
 
 
 class PaddedLayout(LongformerLayout):
-    """transformers': padded to a multiple of the window within the base model, (S, B, C) in projections."""
+    """transformers': padded to a multiple of the window inside the base model, and (S, B, C) in projections."""
 
     def describe(self) -> dict[str, str]:
         return {"implementation": "transformers"}
@@ -169,4 +158,5 @@ class PaddedLayout(LongformerLayout):
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
         joined = torch.cat(pieces, 0 if value.axes == "sbc" else 1) if len(pieces) > 1 else pieces[0]
         joined = joined.transpose(0, 1) if value.axes == "sbc" else joined
-        return joined if value.kind == "plain" else joined[:, : self.size[1]]
+        assert self.tokens.keep is not None
+        return joined if value.kind == "plain" else joined[:, : self.tokens.keep.shape[1]]

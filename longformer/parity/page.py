@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: no network, no files beside it."""
+"""A comparison as one HTML page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import html
 import json
 import math
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 import torch
 
-from longformer.checkpoints.weights import write_text
-from longformer.parity.chart import chart
+from longformer.files import write_text
 from longformer.parity.comparison import Compared, Comparison
 from longformer.parity.contest import Contest
 from longformer.parity.format import metadata_object
-from longformer.parity.measure import row_ratios
+from longformer.parity.measure import GRADIENTS, MULTIPLE, Error, row_ratios
 from longformer.parity.report import furthest, place, summary
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, split_name
 
 BINS = 512  # columns of a heat map: with more tokens, neighbours share one, and the worst of them is shown
-EXAMPLES = 8  # of a batch
+EXAMPLES = 8  # of a batch that are shown, at most
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LOWEST, STEPS = -1.0, 6  # level 0 is a tenth of the noise; this many levels are a factor of ten
+LOWEST, STEPS = -1.0, 6  # level 0 is a tenth of the noise; so many levels are a factor of ten
+WIDTH, HEIGHT = 1000, 300
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 24  # margins
+LABELS = 12  # layers that are named below the chart, at most
 
 
 def write_page(path: str, contest: Contest) -> None:
@@ -36,9 +39,9 @@ def page(contest: Contest) -> str:
     comparison = contest.comparison
     activations = [value for value in comparison.values if not value.name.startswith(GRADIENT)]
     gradients = [value for value in comparison.values if _is_of_activation(value.name)]
-    charts = chart(activations, comparison)
+    charts = _chart(activations, comparison)
     if gradients:
-        charts += f"<h2>Error of gradients, from the last layer to the first</h2>{chart(gradients, comparison)}"
+        charts += f"<h2>Error of gradients, from the last layer to the first</h2>{_chart(gradients, comparison)}"
     parts = {
         "TITLE": html.escape(" and ".join(comparison.names)),
         "VERDICT": html.escape(comparison.verdict),
@@ -50,7 +53,7 @@ def page(contest: Contest) -> str:
         "DATA": _script(_data(contest)),
     }
     template = (files("longformer.parity") / "page.html").read_text(encoding="utf-8")
-    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)  # in one go: a part may hold such a mark
+    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)  # all at once: a part may hold such a mark
 
 
 def _is_of_activation(name: str) -> bool:
@@ -58,7 +61,7 @@ def _is_of_activation(name: str) -> bool:
 
 
 def _data(contest: Contest) -> dict[str, Any]:
-    """What the page's script draws maps and text from."""
+    """The data from which the page's script draws maps and text."""
     comparison, inputs = contest.comparison, contest.truth.trace.inputs
     ids = inputs["input_ids"]
     texts = contest.tokens or [[str(number) for number in row] for row in ids.tolist()]
@@ -81,13 +84,13 @@ def _data(contest: Contest) -> dict[str, Any]:
 
 
 def _script(data: Any) -> str:
-    """JSON inside a script element: a document's own ``</script>`` must not end it."""
+    """JSON for a script element, escaped: a ``</script>`` in the document must not end that element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
-    """For each run and example, a string a head: a character a token, how many times the noise its error is."""
+    """For each run, example and head, a string: one character a token says how many times the noise the error is."""
     truth, part = contest.truth, split_name(value.name.removeprefix(GRADIENT))[1]
     by_token = len(value.shape) in (3, 4) and part not in (GLOBAL_ROWS, PROBABILITIES[2])
     if not by_token or value.name.startswith(PARAMETER) or value.name not in truth.trace:
@@ -105,6 +108,93 @@ def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
         levels = levels.clamp(0, len(LEVELS) - 1).int()
         maps.append([["".join(LEVELS[i] for i in row) for row in example] for example in levels.tolist()])
     return maps
+
+
+class _Axes:
+    """Where things lie in the chart: a value by its number, an error on a logarithmic scale."""
+
+    def __init__(self, count: int, numbers: Sequence[float]) -> None:
+        self.low, self.high = math.floor(math.log10(min(numbers))), math.ceil(math.log10(max(numbers)))
+        self.high = max(self.high, self.low + 1)
+        self.across = (WIDTH - LEFT - RIGHT) / max(1, count - 1)
+
+    def x(self, i: int) -> str:
+        """From the left."""
+        return f"{LEFT + i * self.across:.1f}"
+
+    def y(self, number: float) -> str:
+        """From the top. What is 0 or not finite lies at an edge."""
+        power = self.low if number <= 0 else self.high if not math.isfinite(number) else math.log10(number)
+        power = min(max(power, self.low), self.high)
+        return f"{TOP + (HEIGHT - TOP - BOTTOM) * (self.high - power) / (self.high - self.low):.1f}"
+
+
+def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
+    """An SVG of the error of each value in both runs, root mean square, with what rounding may cost, and a legend."""
+    pairs = [(value, value.a, value.b) for value in values if value.a is not None and value.b is not None]
+    errors = [error for _, a, b in pairs for error in (a, b)]
+    factor = MULTIPLE * (GRADIENTS if pairs and pairs[0][0].name.startswith(GRADIENT) else 1.0)
+    numbers = [x for error in errors for x in (error.rms, error.noise, factor * error.noise)]
+    numbers = [x for x in numbers if math.isfinite(x) and x > 0]
+    if not numbers:
+        return "<p>No value could be measured against the truth.</p>"
+    axes = _Axes(len(pairs), numbers)
+    runs = {"a": [a for _, a, _ in pairs], "b": [b for _, _, b in pairs]}
+    alike = [error.noise for error in runs["a"]] == [error.noise for error in runs["b"]]
+    allowed = {"both": runs["a"]} if alike else runs
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="error against depth">']
+    parts += [_band(kind, run, factor, axes) for kind, run in allowed.items()]
+    parts += _grid(axes, [value.name for value, _, _ in pairs])
+    for kind, run in runs.items():
+        points = " ".join(f"{axes.x(i)},{axes.y(error.rms)}" for i, error in enumerate(run))
+        parts.append(f'<polyline class="line {kind}" points="{points}"/>')
+    for i, (value, a, b) in enumerate(pairs):
+        number = comparison.values.index(value)
+        for j, (kind, error) in enumerate((("a", a), ("b", b))):
+            parts.append(
+                f'<circle class="point {kind}{" far" if error.far else ""}" cx="{axes.x(i)}" cy="{axes.y(error.rms)}" '
+                f'r="3.5" data-value="{number}" data-run="{j}"><title>{html.escape(comparison.names[j])}, '
+                f"{html.escape(value.name)}: {error.rms:.3g}, {error.ratio:.3g} times the noise</title></circle>"
+            )
+    parts.append("</svg>")
+    return "".join(parts) + _legend(comparison.names, list(allowed), factor)
+
+
+def _band(kind: str, run: Sequence[Error], factor: float, axes: _Axes) -> str:
+    """The area from the noise to the largest error that is allowed."""
+    low = [f"{axes.x(i)},{axes.y(error.noise)}" for i, error in enumerate(run)]
+    high = [f"{axes.x(i)},{axes.y(factor * error.noise)}" for i, error in enumerate(run)]
+    return f'<polygon class="allowed {kind}" points="{" ".join([*low, *reversed(high)])}"/>'
+
+
+def _grid(axes: _Axes, names: Sequence[str]) -> list[str]:
+    parts = []
+    for power in range(axes.low, axes.high + 1):
+        y = axes.y(10.0**power)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">1e{power}</text>')
+    starts: dict[int, int] = {}
+    for i, name in enumerate(names):
+        layer = split_name(name.removeprefix(GRADIENT))[0]
+        if layer is not None:
+            starts.setdefault(layer, i)
+    for count, (layer, i) in enumerate(starts.items()):
+        x = axes.x(i)
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        if count % math.ceil(len(starts) / LABELS) == 0:
+            parts.append(f'<text x="{float(x) + 2:.1f}" y="{HEIGHT - BOTTOM + 14}">layer {layer}</text>')
+    return parts
+
+
+def _legend(names: tuple[str, str], allowed: Sequence[str], factor: float) -> str:
+    lines = "".join(
+        f'<span><i class="{kind}"></i>{html.escape(name)}</span>' for kind, name in zip("ab", names, strict=True)
+    )
+    bands = "".join(f'<i class="allowed {kind}"></i>' for kind in allowed)
+    return (
+        f'<p class="soft legend">{lines}<span>{bands}what rounding costs, up to the {factor:g} times that are allowed'
+        "</span>Distance from the float64 run, root mean square. Click a point for its map.</p>"
+    )
 
 
 def _findings(comparison: Comparison) -> str:
@@ -137,7 +227,7 @@ def _table(comparison: Comparison) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    """Metadata of both runs side by side, less what would fill pages."""
+    """Metadata of both runs side by side, without what would fill pages."""
     runs = [comparison.about[name] for name in comparison.names]
     keys = dict.fromkeys(key for run in runs for key in run if key not in ("weights", "tokens", "config"))
     rows = ""

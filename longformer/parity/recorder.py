@@ -1,6 +1,6 @@
-"""``trace``: record what a model computes, by forward hooks, and leave nothing behind.
+"""``trace``: record what a model computes, with forward hooks, and leave nothing behind.
 
-Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens, N packed tokens.
+Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
 """
 
 from __future__ import annotations
@@ -17,76 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from longformer.checkpoints.names import todays_name
-from longformer.checkpoints.weights import some
-from longformer.errors import LongformerError
+from longformer.errors import LongformerError, listed
 from longformer.kernels import choose
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
-from longformer.parity.format import FORMAT, INPUT, VERSION, TraceFile, TraceWriter, describe_model
-from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PackedLayout, PlainLayout, choose_layout
-from longformer.parity.modes import check_mode, kernel_of
-from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order, order_of
+from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
+from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
 
 Sink = Callable[[str, Tensor], None]
-
-
-class Trace(Mapping[str, Tensor]):
-    """What was recorded: names to tensors, in the order of computation.
-
-    inputs: what the model was given, by argument: (B, S) int64 for a Longformer.
-    metadata: strings, as in a trace file.
-    """
-
-    def __init__(self) -> None:
-        self.tensors: Mapping[str, Tensor] = {}
-        self.inputs: dict[str, Tensor] = {}
-        self.metadata: dict[str, str] = {}
-        self._backward: Callable[[Tensor], None] | None = None
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        given = self.metadata.get("order")
-        return iter(sorted(self.tensors, key=order if given is None else order_of(json.loads(given))))
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def backward(self, loss: Tensor) -> None:
-        """Record the gradients of the scalar ``loss``, inside a ``trace(..., gradients=True)``.
-
-        By every recorded activation as ``gradient.<name>``, 0 at padding, and by every parameter that it depends on
-        as ``gradient.parameter.<name>``. The parameters' own ``.grad`` stays as it is.
-        """
-        if self._backward is None:
-            raise LongformerError("gradients are recorded only inside `with trace(model, gradients=True)`")
-        self._backward(loss)
-
-    def save(self, path: str | Path) -> None:
-        """Write a trace file. Raises DataError where it cannot be written."""
-        names = [INPUT + name for name in self.inputs] + list(self.tensors)
-        writer = TraceWriter(path, names, self.metadata)
-        try:
-            for name, tensor in self.inputs.items():
-                writer.write(INPUT + name, tensor)
-            for name in self:
-                writer.write(name, self[name])
-            writer.close()
-        finally:
-            writer.discard()
-
-
-def read_trace(path: str | Path) -> Trace:
-    """A trace file, whose tensors are read when they are asked for.
-
-    Raises:
-        DataError: no such file, corrupt, no trace, or of another version of the format.
-    """
-    file = TraceFile(path)
-    trace = Trace()
-    trace.tensors, trace.inputs, trace.metadata = file, file.inputs, file.metadata
-    return trace
 
 
 @contextmanager
@@ -101,31 +40,30 @@ def trace(
     metadata: Mapping[str, str] | None = None,
     digests: bool = True,
 ) -> Iterator[Trace]:
-    """Record the intermediate values of one forward pass that is run inside.
+    """Record the intermediate values of the one forward pass that you run inside.
 
         with trace(model) as t:
             model(input_ids)
         t["layer.0.query"]  # (B, H, S, D)
 
-    Every value is a copy on the CPU, in the dtype in which it was computed and, for a Longformer, of the input's own
-    length: (B, S, ...), whatever the implementation pads or leaves out inside. On a GPU our model computes one document
-    after the other meanwhile, and not the batch at once. After the block, by an exception too,
-    the model is as before.
+    Every value is a copy on the CPU, in the dtype in which it was computed. A Longformer's values have the length of
+    the input, (B, S, ...), whatever the implementation pads or leaves out inside. Since hooks are on it, our model runs
+    as the plain model. After the block the model is as before, also if there was an exception.
 
     Args:
         model: ours, transformers' Longformer, or any module together with a ``table``.
         table: which modules are recorded under which names; None for a Longformer.
         only: names or patterns such as ``"layer.*.output"`` of the values to record; None is all.
-        probabilities: record attention probabilities too. Our model then computes its attention by ``impl="banded"``,
-            which has them, and each layer's result is checked against that of the implementation it had.
+        probabilities: record attention probabilities too. Our model then computes its attention with
+            ``impl="banded"``, which has them, and each layer's result is checked against the layer's own ``impl``.
         gradients: allow :meth:`Trace.backward` inside.
-        path: write a trace file as the values come, instead of holding them in memory; read it after the block.
+        path: write a trace file as the values come, instead of holding them in memory. Read it after the block.
         metadata: strings for the trace file, beside those that are found out.
-        digests: put the weights' digests into the metadata; they take a second for every 300M parameters or so.
+        digests: put the weights' digests into the metadata; this takes a second for every 300M parameters or so.
 
     Raises:
-        LongformerError: a model that the table does not fit, that runs twice inside, or not at all; a pattern of
-            ``only`` that matches nothing; or, with ``probabilities``, implementations that disagree.
+        LongformerError: the table does not fit the model; the model runs twice inside, or not at all; a pattern of
+            ``only`` matches nothing; or, with ``probabilities``, two implementations disagree.
         DataError: ``path`` cannot be written.
     """
     layout = choose_layout(model, table)
@@ -165,7 +103,7 @@ def trace(
 
 
 class Recorder:
-    """Hooks on one model, and what they hand to ``sink``."""
+    """The hooks on one model. They hand what they see to ``sink``, and the inputs to ``input_sink``."""
 
     def __init__(
         self,
@@ -192,17 +130,17 @@ class Recorder:
         self._kernels: dict[str, None] = {}
         if probabilities and not isinstance(layout, LongformerLayout):
             raise LongformerError("attention probabilities are recorded of a Longformer, not of a module with a table")
-        check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
+        _check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
 
     def names_in_order(self) -> Iterator[str]:
-        """Names of the values in the order in which they are computed, without gradients."""
+        """Names of the values, without gradients, in the order in which they are computed."""
         for name, value in self._value_of.items():
             yield name
             if value.kind == "attention":
                 yield name.removesuffix("local_output") + GLOBAL_ROWS
 
     def possible_names(self) -> list[str]:
-        """All tensors that this recording may give."""
+        """Names of all tensors that this recording may give."""
         names = list(self._value_of)
         layers = [name.removesuffix("local_output") for name in names if name.endswith(".local_output")]
         names += [layer + part for layer in layers for part in (GLOBAL_ROWS, *PROBABILITIES)]
@@ -221,9 +159,6 @@ class Recorder:
             stack.callback(self.model.register_forward_pre_hook(self._targets, with_kwargs=True).remove)
             begin = self.layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
-            if isinstance(self.layout, PackedLayout):  # which a GPU would have departed from
-                stack.callback(setattr, self.layout.root, "at_once", self.layout.root.at_once)
-                self.layout.root.at_once = False
             for path, value in self.values.items():
                 stack.callback(modules[path].register_forward_hook(self._hook(value)).remove)
                 if self.probabilities and value.kind == "attention":
@@ -232,7 +167,7 @@ class Recorder:
             yield
 
     def _switch(self, stack: ExitStack, attention: nn.Module) -> None:
-        """Let an attention module compute by what has its probabilities."""
+        """Let an attention module compute its probabilities."""
         if isinstance(attention, LongformerSelfAttention):
             self._impl = attention.impl
             stack.callback(setattr, attention, "impl", attention.impl)
@@ -253,7 +188,7 @@ class Recorder:
 
     def _targets(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         for name, tensor in self.layout.targets(module, arguments, keywords).items():
-            if self.gradients:  # without, they say nothing of what is recorded
+            if self.gradients:  # without gradients, nothing that is recorded depends on them
                 self.input_sink(name, tensor)
 
     def _hook(self, value: Value) -> Callable[[nn.Module, Any, Any], None]:
@@ -270,7 +205,7 @@ class Recorder:
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
             if isinstance(module, LongformerSelfAttention):
-                self._kernels[kernel_of(module, arguments[0], first)] = None
+                self._kernels[_kernel_of(module, arguments[0], first)] = None
                 self.notes["kernel"] = ", ".join(self._kernels)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
@@ -283,7 +218,7 @@ class Recorder:
         return record
 
     def _flush(self) -> None:
-        """Hand on what has come."""
+        """Hand on what has come so far."""
         for name in sorted(self._pieces, key=order):
             self._emit(self._value_of[name], self.layout.rows(self._pieces.pop(name), self._value_of[name]), "")
 
@@ -292,15 +227,14 @@ class Recorder:
             if self.layout.table.heads is None:
                 raise LongformerError(f"the table records {value.name} by heads, but does not say how many")
             rows = rows.unflatten(-1, (self.layout.table.heads, -1)).transpose(1, 2)  # (B, H, S, D)
-        if prefix and value.kind != "plain" and self.layout.key_mask is not None:
-            padding = ~self.layout.key_mask
+        tokens = self.layout.tokens
+        if prefix and value.kind != "plain" and tokens.keep is not None:
+            padding = ~tokens.keep
             rows = rows.masked_fill(padding[:, None, :, None] if rows.dim() == 4 else padding[..., None], 0)
-        if value.kind == "attention":
-            mask = self.layout.global_mask
-            if mask is not None and bool(mask.any()):
-                global_name = value.name.removesuffix("local_output") + GLOBAL_ROWS
-                self._give(prefix + global_name, probs.global_rows(rows, mask))
-                rows = rows.masked_fill(mask[:, None, :, None], 0)
+        if value.kind == "attention" and tokens.is_global is not None and tokens.global_index is not None:
+            global_name = value.name.removesuffix("local_output") + GLOBAL_ROWS
+            self._give(prefix + global_name, probs.global_rows(rows, tokens.global_index))
+            rows = rows.masked_fill(tokens.is_global[:, None, :, None], 0)
         self._give(prefix + value.name, rows)
 
     def _give(self, name: str, tensor: Tensor) -> None:
@@ -315,37 +249,34 @@ class Recorder:
         names = sorted(self._given, key=order)
         for pattern in self.only or ():
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise LongformerError(f"only={pattern!r} matches no value; there are {some(names)}")
+                raise LongformerError(f"only={pattern!r} matches no value; there are {listed(names)}")
 
     def _record_probabilities(self, value: Value, module: nn.Module, arguments: Any, output: Any) -> None:
         layout = self.layout
-        assert isinstance(layout, LongformerLayout) and layout.key_mask is not None and layout.global_mask is not None
         layer = value.name.removesuffix("local_output")
+
+        def by_heads(name: str) -> Tensor:
+            rows = layout.rows(self._pieces[name], self._value_of[name])
+            return rows.unflatten(-1, (layout.table.heads or 1, -1)).transpose(1, 2)
+
         if not isinstance(module, LongformerSelfAttention):
-            found = probs.of_reference(output, layout.key_mask, layout.global_mask)
+            found = probs.of_reference(output, layout.tokens)
         else:
-            query, key, v = (
-                layout.rows(self._pieces[layer + part], self._value_of[layer + part])
-                .unflatten(-1, (layout.table.heads or 1, -1))
-                .transpose(1, 2)
-                for part in ("query", "key", "value")
-            )
-            masks = layout.key_mask, layout.global_mask
+            query, key, values = (by_heads(layer + part) for part in ("query", "key", "value"))
+            projected = probs.Projected(query, key, values, layout.tokens)
             if self.check:
-                rows = layout.rows(self._pieces[value.name], value).unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
-                probs.check_agreement(value.name, module, self._impl, query, key, v, rows, *masks)
-            states = layout.rows([arguments[0].detach()], value)
-            found = probs.of_ours(module, query, key, states, *masks)
+                probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
+            found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value))
             # As check_agreement has it run: without gradients and dropout.
             self.notes["kernel"] = f"banded, which agrees with {choose(query, impl=self._impl).impl}"
         for name, tensor in found.items():
             self._give(layer + name, tensor)
 
     def _with_gradient(self, value: Value, output: Tensor) -> Tensor:
-        """A copy of ``output`` to compute on with, whose gradient is recorded.
+        """A copy of ``output`` with which the model goes on, and whose gradient is recorded.
 
-        A copy, since a projection may give a view, and a view that the model goes on to change in place is cut out of
-        the graph together with the hooks on it.
+        It is a copy because a projection may give a view. If the model then changes that view in place, autograd drops
+        it from the graph, and the hooks on it too.
         """
 
         def record(gradient: Tensor) -> None:
@@ -368,9 +299,43 @@ class Recorder:
 
 
 def _with_first(output: Any, first: Tensor) -> Any:
-    """A module's output, of which the tensor, or the first of several, is another."""
+    """A module's output with ``first`` in place of its tensor, or of the first of its tensors."""
     if isinstance(output, Tensor):
         return first
     if hasattr(output, "_fields"):
         return output._replace(**{output._fields[0]: first})
     return type(output)([first, *output[1:]])
+
+
+def _check_mode(model: nn.Module, values: Mapping[str, Value], *, probabilities: bool, gradients: bool) -> None:
+    """Raise LongformerError, before ``model`` runs, if it is in a mode that cannot be recorded.
+
+    Args:
+        values: by the path of the module that gives them.
+    """
+    parts = dict(model.named_modules())
+    for path, value in values.items():
+        part = parts[path]
+        dropout_p = getattr(part, "dropout_p", getattr(part, "dropout", 0))  # ours and transformers' name for it
+        if probabilities and value.kind == "attention" and part.training and dropout_p:
+            raise LongformerError(
+                f"attention probabilities are recorded without dropout, and {path} is in training mode with a "
+                f"dropout of {dropout_p}: call model.eval(), or set the config's attention_probs_dropout_prob to 0"
+            )
+    twice = [path for path, part in parts.items() if getattr(part, "gradient_checkpointing", False) and part.training]
+    if gradients and twice:
+        raise LongformerError(
+            f"{twice[0] or 'the model'} has gradient_checkpointing, by which layers run a second time in the backward "
+            "pass, but a value has one result: set it to False to record gradients, or call model.eval()"
+        )
+
+
+def _kernel_of(attention: LongformerSelfAttention, hidden: Tensor, output: Tensor) -> str:
+    """Which kernel computed ``output`` from ``hidden``. If ``impl`` is "auto", the layer's queries decided."""
+    weights = [part.weight for part in (attention.query, attention.key, attention.value)]
+    return choose(
+        output.new_empty(1, 1, 1, attention.head_dim),
+        impl=attention.impl,
+        dropout_p=attention.dropout_p if attention.training else 0.0,
+        backward=torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, *weights)),
+    ).impl

@@ -18,7 +18,7 @@ COLOURS = {IDENTICAL: "green", "rounding": "green", DIFFERENT: "red", NON_FINITE
 
 
 def table(comparison: Comparison, *, everything: bool = False) -> str:
-    """The verdict, where it begins and why; then a row a value."""
+    """The verdict, the first value that it is true of, and why; then a row for each value."""
     heads = [f"{_short(name)} / noise" for name in comparison.names]
     lines = [*verdict(comparison), ""]
     shown = _shown(comparison, everything)
@@ -92,13 +92,13 @@ def place(position: Position) -> str:
             parts.append(f"{name} {number}")
     text = ", ".join(parts) or f"index {list(position.index)}"
     kinds = ", ".join(position.kinds)
-    said = " ".join(part for part in (repr(position.text) if position.text is not None else "", kinds) if part)
+    about = " ".join(part for part in (repr(position.text) if position.text is not None else "", kinds) if part)
     difference = "" if math.isnan(position.difference) else f": {position.difference:.3g}"
-    return f"{text}{f' ({said})' if said else ''}{difference}"
+    return f"{text}{f' ({about})' if about else ''}{difference}"
 
 
 def _shown(comparison: Comparison, everything: bool) -> list[Compared | None]:
-    """All values, or those around the first divergence, the results, and of the rest none."""
+    """All values; or, of many, the results and those around the first divergence, with None where some are left out."""
     values = comparison.values
     if everything or len(values) <= 24:
         return list(values)
@@ -117,12 +117,12 @@ def _shown(comparison: Comparison, everything: bool) -> list[Compared | None]:
 
 
 def _is_inner(name: str) -> bool:
-    """Whether a value is one of many alike: a layer's, or a parameter's gradient."""
+    """Whether a value is one of many of its kind: a layer's, or a parameter's gradient."""
     return name.startswith(PARAMETER) or split_name(name.removeprefix(GRADIENT))[0] is not None
 
 
 def furthest(comparison: Comparison) -> Compared:
-    """The value that is furthest from the truth in either run, measured by its noise."""
+    """The value that is furthest from the truth in either run, in multiples of its noise."""
     return max(comparison.values, key=lambda value: max(_number(value.a), _number(value.b)))
 
 
@@ -139,7 +139,7 @@ def _ratio(error: Error | None) -> str:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything, as JSON has it: NaN and infinity are null."""
+    """Everything, for JSON: NaN and infinity are null."""
     first = comparison.first
     return {
         "verdict": comparison.verdict,
@@ -203,5 +203,5 @@ def _finite(x: float) -> float | None:
 
 
 def dumps(value: Any) -> str:
-    """JSON of the kind that every reader takes."""
+    """JSON that every reader takes: no NaN, no infinity."""
     return json.dumps(value, indent=1, allow_nan=False)

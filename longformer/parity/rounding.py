@@ -1,47 +1,46 @@
 """What is true, and what rounding costs: a run in float64, and the same run with everything moved by one rounding.
 
-The truth is our model over the same weights in float64, its attention by definition (``impl="reference"``). What a
-precision must lose is estimated by moving every number that the model keeps: each weight, and each result of each
-module, is multiplied by 1 + ε·u, with u uniform in [-1, 1] and ε one unit in the last place of that precision at 1, in
-a few runs of the same float64 model; nothing is moved by less than the precision's smallest number. A head's query and
-key are moved once more, each token's as a whole: where the products that make up a score are of one sign, its roundings
-do not average out among them. How far a value moves then, root mean square over the runs, is the *noise* of the value:
-it knows the depth, the weights and the input, and takes nothing from the implementations under test.
+The truth is our model with the same weights in float64 and attention as it is defined (``impl="reference"``). What must
+a precision lose? To estimate that, the same float64 model runs a few times more, and every number that it keeps is
+moved: each weight and each result of each module is multiplied by 1 + ε·u, where u is uniform in [-1, 1] and ε is one
+unit in the last place of that precision at 1. Nothing is moved by less than the precision's smallest number. The query
+and key of each token in each head are moved once more, as a whole: if the products that make up a score have one sign,
+their roundings do not average out. How far a value then moves, root mean square over the runs, is the *noise* of the
+value. It depends on the depth, the weights and the input, and on nothing in the implementations under test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longformer.kernels import global_attention
-from longformer.models.attention import Document, LongformerSelfAttention
+from longformer.models.attention import LongformerSelfAttention
 from longformer.models.encoder import LongformerModel
+from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer, choose_layout
-from longformer.parity.recorder import Recorder, Trace, trace
+from longformer.parity.recorder import Recorder, trace
 from longformer.parity.table import PARAMETER
 
 Inputs = Mapping[str, Tensor]
 
-RUNS = 4  # perturbed runs: a noise of 64 numbers a row and 4 runs is known to 6%
-DENSE = 1024  # tokens up to which the truth's attention is dense: beyond, S² numbers in float64 are too many
+RUNS = 4  # perturbed runs: with 64 numbers in a row, 4 runs give its noise to 6%
+DENSE = 1024  # tokens up to which the truth's attention is dense: beyond that, S² numbers in float64 are too many
 
 
 class Truth:
     """The run in float64 and the noise around it.
 
     Args:
-        model: ours; its weights are the true ones, in whatever precision they are kept.
-        inputs: arguments of its forward, by name.
-        loss: of what the model gives, for gradients; None is no gradients.
+        model: ours. Its weights are the true ones, in whatever precision they are kept.
+        inputs: the arguments of its forward, by name.
+        loss: makes a loss from what the model gives, for gradients; None is no gradients.
         probabilities: whether attention probabilities are recorded.
-        runs: perturbed runs for each noise.
+        runs: how many perturbed runs the noise comes from.
         folder: where the run is written as a trace file, layer by layer; None holds it in memory.
     """
 
@@ -82,16 +81,12 @@ class Truth:
         with torch.device("meta"):
             double = type(model)(model.config, impl=self.kernel, **arguments)
         double.load_state_dict({name: weight.cpu().double() for name, weight in self.weights.items()}, assign=True)
-        for part in double.modules():
-            if isinstance(part, LongformerSelfAttention):
-                part._global_rows = partial(_global_rows, part)  # type: ignore[method-assign]
-                part._short_global_rows = lambda rows, documents: {}  # type: ignore[method-assign]
         return double.eval()
 
     def noise(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """By value: the mean square of what one rounding of everything moves, for each row, shape[:-1] of the value.
+        """For each value, how far one rounding of everything moves each row: mean squares of shape[:-1] of the value.
 
-        A value's row is its last axis: the channels of a token, or of a token in one head.
+        A row is the last axis of a value: the channels of a token, or of a token in one head.
         """
         if dtype not in self._noise:
             self._noise[dtype] = self._estimate(dtype)
@@ -106,7 +101,7 @@ class Truth:
 
         generator = torch.Generator().manual_seed(0)
         for _ in range(self.runs):
-            # Its hooks come before the recorder's, which so sees what was moved. Kernels cannot be checked then.
+            # These hooks come before the recorder's, so that it sees what was moved. Kernels cannot be checked then.
             with perturbed(self._model, self.weights, dtype, generator), self._grad_mode():
                 recorder = Recorder(self._model, choose_layout(self._model, None), check=False, **self._options())
                 recorder.sink = add
@@ -115,30 +110,11 @@ class Truth:
         for name, noise in total.items():
             weight = f"{name.removesuffix('bias')}weight"
             if name.startswith(PARAMETER) and name.endswith(".bias") and weight in total:
-                # A bias is a weight whose input is 1. Its gradient may be 0 in exact arithmetic, as a key's is, since
-                # it moves all scores of a row alike; what a computer then gives is the rounding of its terms, as large
-                # as in the weight beside it, though moving the terms' common factors leaves it 0.
+                # A bias is a weight whose input is 1. Its gradient can be 0 in exact arithmetic: a key's bias moves all
+                # scores of a row alike. A computer then gives the rounding of the terms, which is as large as in the
+                # weight beside it. The perturbed runs do not show that: what they move are factors of all terms.
                 total[name] = torch.maximum(noise, total[weight].mean())
         return total
-
-
-def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: Document) -> Tensor:
-    """(G, C): a document's global rows over its ``hidden`` (L, C), by the formula as it stands.
-
-    Ours rearranges it where that is cheaper, to which end it never computes the keys. The truth must not, for its own
-    sake, and since the noise comes from moving what the modules compute.
-    """
-    query, key, value = (
-        projection(x).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(0, 1)[None]  # (1, H, ., D)
-        for projection, x in (
-            (attention.query_global, hidden[document.global_index]),
-            (attention.key_global, hidden),
-            (attention.value_global, hidden),
-        )
-    )
-    key_mask = None if document.key_mask is None else document.key_mask[None]
-    out = global_attention(query, key, value, key_mask=key_mask, impl="reference")
-    return out[0].transpose(0, 1).flatten(1)
 
 
 def row_mean_square(x: Tensor) -> Tensor:
@@ -150,14 +126,14 @@ def row_mean_square(x: Tensor) -> Tensor:
 def perturbed(
     model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, generator: torch.Generator
 ) -> Iterator[None]:
-    """Inside: ``model``'s weights, and what its modules give, moved by up to a unit of ``dtype``. Then as before."""
+    """While this is open, ``model``'s weights and its modules' results are moved by up to a unit of ``dtype``."""
     info = torch.finfo(dtype)
 
     def uniform(shape: torch.Size) -> Tensor:
         return torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)
 
     def move(x: Tensor) -> Tensor:
-        # Below the smallest normal number the units shrink no more: what float16 makes of small gradients.
+        # Below the smallest normal number the units do not shrink: small gradients in float16 are such numbers.
         return x + uniform(x.shape) * (x.abs() * info.eps).clamp(min=info.tiny * info.eps)
 
     def move_heads(x: Tensor, heads: int) -> Tensor:
@@ -170,7 +146,7 @@ def perturbed(
         moved = move(output)
         if module in scored:
             moved = move_heads(moved, scored[module])
-        if moved.requires_grad:  # the way back is rounded too
+        if moved.requires_grad:  # the backward pass is rounded too
             moved.register_hook(move)
         return moved
 

@@ -1,4 +1,4 @@
-"""What the command compares: ``ours:bfloat16``, ``transformers``, a trace file; on a model and an input."""
+"""What the command runs: ``ours:bfloat16``, ``transformers`` and the like, on a model and an input."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import HEADS, LongformerForQuestionAnswering
+from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer
-from longformer.parity.recorder import Trace, trace
+from longformer.parity.recorder import trace
 from longformer.parity.samples import SUFFIX, Sample, Settings
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -30,10 +31,15 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run a model. implementation: "ours" or "transformers"; the latter has no ``impl``.
+    """A way to run a model.
+
+    Args:
+        implementation: "ours" or "transformers"; the latter takes no ``impl``.
+        dtype: one of ``DTYPES``.
+        impl: implementation of our kernels.
 
     Raises:
-        DataError: an implementation, dtype or kernel that is not there.
+        DataError: there is no such dtype or kernel, or it cannot be used here.
     """
 
     implementation: str
@@ -48,8 +54,8 @@ class Contender:
         try:
             choose(torch.empty(1, 1, 1, 1, dtype=getattr(torch, self.dtype)), impl=self.impl)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
-            why = str(error).removeprefix(f'impl is "{self.impl}", and ')
-            raise DataError(f"kernel {self.impl!r} cannot be had: {why}{self._remedy()}") from None
+            reason = str(error).removeprefix(f'impl is "{self.impl}", and ')
+            raise DataError(f"kernel {self.impl!r} cannot be used: {reason}{self._remedy()}") from None
 
     def _remedy(self) -> str:
         if self.impl != "triton" or os.environ.get("TRITON_INTERPRET") == "1":
@@ -61,7 +67,7 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """From ``ours[:DTYPE][:KERNEL]`` or ``transformers[:DTYPE]``. Raises DataError for anything else."""
+        """Read ``ours[:DTYPE][:KERNEL]`` or ``transformers[:DTYPE]``. Raises DataError for anything else."""
         implementation, *parts = text.split(":")
         dtypes = [part for part in parts if part in DTYPES]
         kernels = [part for part in parts if part not in DTYPES]
@@ -77,7 +83,7 @@ class Contender:
             raise DataError(f"{text!r}: {error}") from None
 
     def load(self, name_or_path: str) -> nn.Module:
-        """The model at ``name_or_path``, a folder or a name on the hub, to be run this way."""
+        """The model at ``name_or_path``, a folder or a name on the hub, ready to be run in this way."""
         dtype = getattr(torch, self.dtype)
         if self.implementation == "ours":
             return load_ours(name_or_path, dtype=dtype, impl=self.impl)
@@ -85,7 +91,7 @@ class Contender:
 
 
 class Kind(NamedTuple):
-    """Which class serves a checkpoint, with what arguments, and which of the checkpoint's parts it leaves out."""
+    """Which class serves a checkpoint, with which arguments, and which of the checkpoint's parts it leaves out."""
 
     model: type[Longformer]
     arguments: dict[str, Any]
@@ -93,12 +99,12 @@ class Kind(NamedTuple):
 
 
 def kind_of(name_or_path: str) -> Kind:
-    """Question answering for a checkpoint that has this head, else masked language modelling, else the base model."""
+    """The first of the heads that a checkpoint has, in the order of ``HEADS``; else the base model."""
     names = {todays_name(name) for name in read_tensors(find_weights(name_or_path))}
     parts = [part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in names)]
-    for head, model in (("qa_outputs", LongformerForQuestionAnswering), ("lm_head", LongformerForMaskedLM)):
-        if head in parts:
-            return Kind(model, {}, [part for part in parts if part != head])
+    for part, head in HEADS.items():
+        if part in parts:
+            return Kind(head, {}, [other for other in parts if other != part])
     has_pooler = "pooler" in parts
     return Kind(LongformerModel, {"add_pooling_layer": has_pooler}, [part for part in parts if part != "pooler"])
 
@@ -141,7 +147,7 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def model_folder(name_or_path: str, seed: int | None) -> Iterator[str]:
-    """A folder or name as it is; for a ``config.json``, a folder with weights drawn from ``seed``, for the time."""
+    """A folder or name as it is; for a ``config.json``, a temporary folder with weights drawn from ``seed``."""
     path = Path(name_or_path)
     if path.suffix != ".json":
         yield name_or_path
@@ -155,7 +161,7 @@ def model_folder(name_or_path: str, seed: int | None) -> Iterator[str]:
 
 
 def draw(config: LongformerConfig, seed: int) -> LongformerForQuestionAnswering:
-    """A model of random weights, in which nothing is 0 or 1 so that nothing can be forgotten unseen."""
+    """A model of random weights. None of them is 0 or 1, so that it shows if one is forgotten."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         model = LongformerForQuestionAnswering(config)
@@ -176,12 +182,17 @@ def record(
     settings: Settings,
     *,
     only: tuple[str, ...] = (),
-    said_model: str | None = None,
+    model_name: str | None = None,
 ) -> Trace:
-    """Run ``model``, a folder or a name, and write its trace file layer by layer; ``said_model`` is the name in it."""
+    """Run ``model``, a folder or a name, and write its trace file, layer by layer.
+
+    Args:
+        only: as for :func:`trace`.
+        model_name: what the file calls the model; None is ``model``.
+    """
     torch.manual_seed(settings.seed or 0)
     module = contender.load(model)
-    metadata = {"model": said_model or model, "seed": str(settings.seed or 0)}
+    metadata = {"model": model_name or model, "seed": str(settings.seed or 0)}
     if sample.tokens is not None:
         metadata["tokens"] = json.dumps(sample.tokens)
     with (

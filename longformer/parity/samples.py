@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +12,9 @@ from torch import Tensor
 from longformer.checkpoints.folder import read_config
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, DataError
+from longformer.files import read_json, read_text
+from longformer.parity.format import read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
-from longformer.parity.recorder import read_trace
 from longformer.tokenizer import LongformerTokenizer
 
 SUFFIX = ".safetensors"
@@ -117,12 +116,7 @@ def _global_mask(ids: Tensor, config: LongformerConfig) -> Tensor:
 
 
 def _inputs_of_json(path: str, config: LongformerConfig) -> dict[str, Tensor]:
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
+    values = read_json(path, object)
     if not isinstance(values, dict) or "input_ids" not in values:
         raise DataError(f'{path} must hold an object like {{"input_ids": [[0, 20920, 232, 2]]}}')
     known = (*ARGUMENTS, *TARGETS)
@@ -162,12 +156,7 @@ def _rows(path: str, name: str, value: Any) -> list[list[int]]:
 
 
 def _inputs_of_text(path: str, model: str, question: str | None) -> dict[str, Tensor]:
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte at offset {error.start}; convert it with iconv") from None
+    text = read_text(path)
     tokenizer = LongformerTokenizer.from_pretrained(model)
     pair = (text,) if question is None else (question, text)
     encoding = tokenizer(*pair, return_tensors="pt")

@@ -1,7 +1,7 @@
-"""The slips that ports make in what surrounds attention: each value computed again with one mistake made on purpose.
+"""The slips that ports make around attention: each value is computed again with one mistake made on purpose.
 
-Every function yields what a mistake is called and what the value would be. Letters: B batch, S sequence, C hidden size,
-H heads, D head dimension.
+Every function yields pairs: what the mistake is called, and what the value would be.
+Letters: B batch, S sequence, C hidden size, H heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
+from longformer.kernels import Tokens
+from longformer.parity.layout import tokens_of
 
 EPS = "LayerNorm's eps is "
 ANOTHER = "a linear layer, but not with these weights"
@@ -22,15 +24,15 @@ Slip = tuple[str, Tensor]
 
 
 class LackingError(Exception):
-    """A run has not what is needed to try a slip."""
+    """A run lacks what is needed to try a slip."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where a run departed: its values, the true ones, the true weights, the layer, and the masks.
+    """Where a run departed from the truth: its values, the true ones, the true weights, the layer, and the inputs.
 
     Raises:
-        LackingError: where a value is asked for that the run has not, or in another shape.
+        LackingError: a value is asked for that the run lacks, or has in another shape.
     """
 
     run: Mapping[str, Tensor]
@@ -67,14 +69,9 @@ class Scene:
         return x.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
 
     @property
-    def key_mask(self) -> Tensor:
-        """(B, S) bool, False at padding."""
-        return self.inputs["attention_mask"] != 0
-
-    @property
-    def global_mask(self) -> Tensor:
-        """(B, S) bool."""
-        return self.inputs["global_attention_mask"] != 0
+    def tokens(self) -> Tokens:
+        """Padding and global tokens, with the index of the global ones."""
+        return tokens_of(self.inputs)
 
 
 def embeddings(scene: Scene) -> Iterator[Slip]:
@@ -154,7 +151,7 @@ def projection(role: str) -> Callable[[Scene], Iterator[Slip]]:
 def _another_weight(
     scene: Scene, name: str, x: Tensor, y: Tensor, shape: Callable[[Tensor], Tensor] = lambda y: y
 ) -> Iterator[Slip]:
-    """Whether ``y`` is an affine function of ``x`` at all: then the formula is right, and the weight is another."""
+    """The best fit of ``y`` by a linear layer of ``x``: if it is exact, the formula is right, and the weight is not."""
     rows = x.flatten(0, -2)
     rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
     if len(torch.unique(rows, dim=0)) < 1.2 * rows.shape[1]:  # too few tokens: any y would fit
@@ -191,15 +188,10 @@ def sublayer(
 
 def context(scene: Scene) -> Tensor:
     """(B, S, C): local output and global rows, merged again."""
-    local = scene.value("local_output")
-    mask = scene.global_mask & scene.key_mask
-    if bool(mask.any()):
-        rows = scene.value("global_rows")
-        local = local.clone()
-        for b in range(len(mask)):
-            index = mask[b].nonzero().flatten()
-            local[b, :, index] = rows[b, :, : len(index)]
-    return local.transpose(1, 2).flatten(2)
+    states, tokens = scene.value("local_output").transpose(1, 2).clone(), scene.tokens  # (B, S, H, D)
+    if tokens.is_global is not None and tokens.global_index is not None:
+        states[tokens.is_global] = scene.value("global_rows").transpose(1, 2)[tokens.global_index >= 0]
+    return states.flatten(2)
 
 
 def intermediate(scene: Scene) -> Iterator[Slip]:

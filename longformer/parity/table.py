@@ -1,6 +1,6 @@
-"""Which modules compute the values that a trace records, and how what they give becomes a value.
+"""Which modules compute the values of a trace, and how their results become values.
 
-Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens, N packed tokens.
+Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from longformer.checkpoints.weights import some
-from longformer.errors import LongformerError
+from longformer.errors import LongformerError, listed
 
 NUMBER = "{n}"
 Kind = Literal["plain", "tokens", "heads", "attention"]
@@ -24,10 +23,10 @@ class Value:
     """A value of a trace.
 
     Args:
-        name: under which it is recorded; ``{n}`` stands for the number that ``{n}`` matched in the module's path.
-        kind: its shape. ``"tokens"``: (B, S, C). ``"heads"``: (B, H, S, D), of a module that gives (B, S, H·D).
-            ``"attention"``: the same, of which the rows of global tokens are recorded apart. ``"plain"``: as it comes.
-        axes: ``"bsc"``, or ``"sbc"`` if the module gives the sequence first.
+        name: in the trace; ``{n}`` stands for the number that ``{n}`` matched in the module's path.
+        kind: its shape. ``"tokens"``: (B, S, C). ``"heads"``: (B, H, S, D), from a module that gives (B, S, H·D).
+            ``"attention"``: like heads, but the rows of global tokens are recorded apart. ``"plain"``: as it comes.
+        axes: of the module's result: ``"bsc"``, or ``"sbc"`` if it has the sequence first.
     """
 
     name: str
@@ -37,14 +36,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Table:
-    """Modules by path to values, in the order in which they are computed: that of a trace's names.
+    """Values by the paths of their modules, in the order in which they are computed, which is also the trace's.
 
-    Entries that follow one another and have ``{n}`` are one stack of layers: all of the first, then all of the next.
+    Neighbouring entries that have ``{n}`` are one stack of layers: all values of the first layer, then of the next.
 
     Args:
-        values: ``{n}`` in a path stands for any number; every path must match at least one module.
+        values: ``{n}`` in a path stands for any number. Every path must match at least one module.
         optional: the same, for modules that a model may lack.
-        heads: H, needed where a value is of kind ``"heads"``.
+        heads: H, needed if a value is of kind ``"heads"``.
     """
 
     values: Mapping[str, Value]
@@ -52,10 +51,10 @@ class Table:
     heads: int | None = None
 
     def fit(self, model: nn.Module) -> dict[str, Value]:
-        """Paths of ``model``'s modules to their values, ``{n}`` filled in, in order of computation.
+        """The values by the paths of ``model``'s modules, with ``{n}`` filled in, in order of computation.
 
         Raises:
-            LongformerError: a path that matches no module, or two modules for one value.
+            LongformerError: a path matches no module, or two modules give one value.
         """
         paths = [path for path, _ in model.named_modules()]
         placed: dict[str, tuple[tuple[int, int, int], Value]] = {}
@@ -72,18 +71,20 @@ class Table:
         fitted = {path: value for path, (_, value) in sorted(placed.items(), key=lambda item: item[1][0])}
         if missing:
             raise LongformerError(
-                f"the table does not fit {type(model).__name__}: it has no module {some(missing)}; its modules are "
-                f"{some([path for path in paths if path])}"
+                f"the table does not fit {type(model).__name__}: it has no module {listed(missing)}; its modules are "
+                f"{listed([path for path in paths if path])}"
             )
         names = [value.name for value in fitted.values()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise LongformerError(f"the table gives several modules of {type(model).__name__} one name: {some(twice)}")
+            raise LongformerError(
+                f"the table gives several modules of {type(model).__name__} one name: {listed(twice)}"
+            )
         return fitted
 
 
 def _matches(pattern: str, value: Value, paths: list[str]) -> dict[str, tuple[int, Value]]:
-    """Paths that match to the number in them, 0 without one, and their value."""
+    """The paths that match, each with the number in it (0 if there is none) and its value."""
     expression = re.compile(re.escape(pattern).replace(r"\{n\}", "([0-9]+)", 1).replace(r"\{n\}", r"\1"))
     found = {}
     for path in paths:
@@ -94,8 +95,8 @@ def _matches(pattern: str, value: Value, paths: list[str]) -> dict[str, tuple[in
     return found
 
 
-# Longformer's, in order of computation. transformers' modules and ours have the same paths, since checkpoints made
-# them so; the axes are transformers', our layers have all tokens packed in one (N, C).
+# Longformer's, in order of computation. transformers' modules and ours have the same paths, since checkpoints name
+# them. The axes are those of transformers' modules; ours always give (B, S, C).
 _LAYER = "encoder.layer.{n}."
 LONGFORMER = {
     "embeddings": Value("embeddings", "tokens"),
@@ -144,7 +145,7 @@ def split_name(name: str) -> tuple[int | None, str]:
 
 
 def order(name: str) -> tuple[int, int, int, str]:
-    """Sort key: the order in which a Longformer computes its values, its gradients last, and those backwards."""
+    """Sort key: the order in which a Longformer computes its values, and then its gradients, from the last layer on."""
     if name.startswith(PARAMETER):  # after those of all activations
         return (2, 0, 0, name)
     layer, step = _place(name.removeprefix(GRADIENT))
@@ -152,7 +153,7 @@ def order(name: str) -> tuple[int, int, int, str]:
 
 
 def order_of(names: Sequence[str]) -> Callable[[str], tuple[int, int, str]]:
-    """The same kind of key for what ``names``, as a table of one's own orders them, have; others come behind."""
+    """A sort key like :func:`order` for a table of one's own, which has its values in the order ``names``."""
     places = {name: i for i, name in enumerate(names)}
 
     def key(name: str) -> tuple[int, int, str]:

@@ -1,4 +1,4 @@
-"""For tests: assertions whose messages say where two computations part."""
+"""For tests: assertions whose messages say where two computations differ."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import click
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.weights import some
-from longformer.errors import DataError
+from longformer.errors import DataError, listed
 from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
+from longformer.parity.format import Trace
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
-from longformer.parity.recorder import Trace
 from longformer.parity.report import table
 from longformer.parity.rounding import RUNS, Truth, row_mean_square
 
-FACTOR = 2.0  # times as far from the truth as the expected value that an actual one may be
+FACTOR = 2.0  # how many times further from the truth than the expected value the actual one may be
 
 
 def assert_parity(
@@ -30,12 +29,12 @@ def assert_parity(
 ) -> None:
     """Assert that two computations agree up to rounding.
 
-    With traces and a :class:`Truth` this is :func:`compare`, and the message its report. With tensors, or mappings of
-    tensors, the truth is a float64 result: ``actual`` may then be ``factor`` times as far from it as ``expected`` is,
-    root mean square, both over the whole and, eightfold, in any row. Without a truth, ``expected`` is taken for it, and
-    ``actual`` may be off by as many units in the last place of its precision as ``compare`` would allow times noise;
-    that serves single operations, and not what has gone through layers. Infinity must stand in all at the same place;
-    NaN is refused wherever it is.
+    With traces and a :class:`Truth` this is :func:`compare`, and the message is its report. With tensors, or mappings
+    of tensors, the truth is a float64 result. Then ``actual`` may be ``factor`` times as far from it as ``expected``
+    is, root mean square over the whole value, and in any row eight times as far as that. Without a truth, ``expected``
+    counts as the truth, and ``actual`` may be off by MULTIPLE units in the last place of its precision. That is right
+    for single operations, but not for what has gone through layers. Infinity must be in all at the same place. NaN is
+    refused everywhere.
 
     Raises:
         AssertionError: they do not agree; the message names the value, the place and the size.
@@ -55,9 +54,9 @@ def assert_parity(
     lacking = [name for name in ours if true is not None and name not in true]
     if lacking:
         raise DataError(
-            f"the truth lacks {some(lacking)}, by which that should be judged; it has {some(list(true or {}))}"
+            f"the truth lacks {listed(lacking)}, so that nothing can judge it; the truth has {listed(list(true or {}))}"
         )
-    for name in ours:  # in the order in which they are given: a trace's is that of computation
+    for name in ours:  # in the given order, which in a trace is that of computation
         _assert_tensor(name, ours[name], theirs[name], None if true is None else true[name], factor)
 
 
@@ -86,7 +85,7 @@ def _assert_tensor(name: str, actual: Tensor, expected: Tensor, truth: Tensor | 
         return
     truth = rest[0]
     ours, theirs = actual.double() - truth.double(), expected.double() - truth.double()
-    # One rounding is the least that any result is off, and an expected one that is exact by luck is no measure.
+    # Any result is off by at least one rounding. An expected one that happens to be exact measures nothing.
     least = spacing(truth.double(), actual.dtype).square().mean() / 12
     allowed = factor * float((theirs.square().mean() + least).sqrt())
     if not _rms(ours) <= allowed:
@@ -107,16 +106,18 @@ def assert_within_rounding(
 ) -> None:
     """Assert that ``actual`` is ``function(*arguments)`` up to what rounding of its precision must cost.
 
-    The truth is ``function`` of the arguments in float64. What rounding costs is how far that result moves if every
-    floating tensor among the arguments is moved by a unit in the last place of ``actual``'s precision, ``runs`` times.
+    The truth is ``function`` of the arguments in float64. What rounding costs is how far this result moves when every
+    floating-point tensor among the arguments is moved by up to a unit in the last place of ``actual``'s precision.
 
         assert_within_rounding(fast_softmax(x), torch.softmax, x, -1)
 
     Args:
-        actual: of the precision that is judged.
+        actual: in the precision that is judged.
         function: the right formula, in plain torch.
-        arguments: its arguments, as ``actual`` was computed from them.
-        multiple: how many times that noise is allowed over the whole; in one row (last axis) three times as many.
+        arguments: its arguments, from which ``actual`` was computed.
+        multiple: how many times this noise is allowed over the whole value; in a row (the last axis) about three times
+            as many.
+        runs: how often the arguments are moved.
 
     Raises:
         AssertionError: it is further; the message says by how much and where.
@@ -140,14 +141,14 @@ def assert_within_rounding(
         infinite = ~torch.isfinite(truth)
         result, truth = _finite("actual", actual.detach(), {"the truth": truth})
         moves = [function(*(moved(x) for x in doubles)).masked_fill(infinite, 0) - truth for _ in range(runs)]
-    # The result itself is rounded once, which a function that does not move (a maximum of equal numbers) forgets.
+    # The result itself is rounded once. A function that does not move, such as a maximum of equal numbers, lacks that.
     own = row_mean_square(spacing(truth, actual.dtype)) / 12
     noise = own + torch.stack([row_mean_square(move) for move in moves]).mean(dim=0)
     off = result.double() - truth
     expected = float(noise.mean().sqrt()) if noise.numel() else 0.0
     if not math.isfinite(expected):
         raise AssertionError(
-            "moved by a rounding of its arguments, the function is not finite: nothing is to be judged"
+            "when its arguments are moved by one rounding, the function is not finite: nothing can be judged"
         )
     ratio = _rms(off) / expected if expected else (math.inf if _rms(off) else 0.0)
     row_ratio = float(row_ratios(off, truth, noise).max()) if off.numel() else 0.0
@@ -166,15 +167,15 @@ def _check_shape(name: str, x: Tensor, y: Tensor) -> None:
 
 
 def _finite(name: str, actual: Tensor, others: Mapping[str, Tensor]) -> list[Tensor]:
-    """All, with 0 where all have the same infinity. Raises AssertionError for any other number that is not finite."""
+    """The tensors, with 0 where all have the same infinity. Raises AssertionError for others that are not finite."""
     tensors = [actual, *others.values()]
     infinite = torch.stack([~torch.isfinite(x) for x in tensors]).any(dim=0)
-    same = torch.stack([x == actual for x in tensors]).all(dim=0)  # which NaN is to nothing
+    same = torch.stack([x == actual for x in tensors]).all(dim=0)  # NaN equals nothing
     bad = infinite & ~same
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
-        said = ", ".join(f"{other} {float(x[place])}" for other, x in others.items())
-        raise AssertionError(f"{name}{list(place)} is {float(actual[place])}, {said}; {int(bad.sum())} are not finite")
+        rest = ", ".join(f"{other} {float(x[place])}" for other, x in others.items())
+        raise AssertionError(f"{name}{list(place)} is {float(actual[place])}, {rest}; {int(bad.sum())} are not finite")
     return [x.masked_fill(infinite, 0) for x in tensors]
 
 

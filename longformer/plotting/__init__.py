@@ -1,7 +1,9 @@
 """Pictures with matplotlib (the extra ``plot``): patterns, probabilities, error against depth, cost against length.
 
-Every function draws into axes, or a figure, that it is given, so that pictures can be put together at will. What is
-drawn is what the kernels compute: masks come from :func:`longformer.kernels.attention_pairs`.
+Every function draws into axes, or a figure, that it is given, so that you can put pictures together as you like. What
+is drawn is what the kernels compute: who attends to whom comes from :class:`longformer.kernels.AttentionPattern`.
+
+Read in this order: ``patterns`` (also how a pattern is given), ``probabilities``, ``curves``.
 """
 
 from longformer.plotting.curves import draw_cost, draw_depth

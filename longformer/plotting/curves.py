@@ -19,10 +19,10 @@ LINES = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#4a4a4a")
 
 
 def draw_depth(axes: Axes, comparison: Comparison, *, gradients: bool = False) -> None:
-    """Draw how far both runs of a parity comparison are from the truth, value by value, as the network computes them.
+    """Draw how far both runs of a parity comparison are from the truth, value by value, in order of computation.
 
-    Each run's root mean square error is a line, what rounding may cost an area, and a value that is farther off than
-    that a cross. Values that are 0 off, or not finite, are left out.
+    A line is each run's root mean square error, an area is what rounding may cost, and a cross is a value that is
+    farther off than that. Errors that are 0, or not finite, are left out.
 
     Args:
         axes: matplotlib axes to draw into.
@@ -30,7 +30,7 @@ def draw_depth(axes: Axes, comparison: Comparison, *, gradients: bool = False) -
         gradients: draw the gradients instead of the activations.
 
     Raises:
-        LongformerError: no value that was measured against a truth.
+        LongformerError: no value was measured against a truth.
     """
     from longformer.parity.measure import GRADIENTS, MULTIPLE
     from longformer.parity.table import GRADIENT, split_name
@@ -41,8 +41,10 @@ def draw_depth(axes: Axes, comparison: Comparison, *, gradients: bool = False) -
         if value.a is not None and value.b is not None and value.name.startswith(GRADIENT) == gradients
     ]
     if not values:
-        what = "gradient" if gradients else "activation"
-        raise LongformerError(f"no {what} was measured against a truth; give compare() one, and record it in both runs")
+        kind = "gradient" if gradients else "activation"
+        raise LongformerError(
+            f"no {kind} was measured against a truth; give compare() one, and record {kind}s in both runs"
+        )
     places = range(len(values))
     allowed = MULTIPLE * (GRADIENTS if gradients else 1.0)
     noise = [max(value.a.noise, value.b.noise) for value in values if value.a and value.b]
@@ -66,10 +68,10 @@ def draw_cost(axes: Axes, report: Mapping[str, Any] | str | Path, quantity: str 
     Args:
         axes: matplotlib axes to draw into.
         report: of ``longformer bench scaling``: the JSON file that it wrote, or what that file holds.
-        quantity: "time" of a forward in milliseconds, or peak "memory" above inputs and output in megabytes.
+        quantity: "time" of a forward pass in milliseconds, or peak "memory" beside inputs and output in megabytes.
 
     Raises:
-        LongformerError: another quantity, a file that cannot be read, or a report that has no such measurement.
+        LongformerError: the quantity is another one, the file cannot be read, or the report lacks the measurement.
     """
     if quantity not in ("time", "memory"):
         raise LongformerError(f'quantity is {quantity!r}; it must be "time" or "memory"')

@@ -1,11 +1,13 @@
 """Patterns of attention, and how far stacked layers see.
 
-Letters: H heads, S sequence.
+Every function takes an :class:`longformer.kernels.AttentionPattern`, or the window of one beside ``dilation`` and
+``causal``. Letters: H heads, S sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +17,29 @@ from torch import Tensor
 
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.kernels import attention_pairs
-from longformer.plotting.checks import LONGEST, Window, check_dilation, check_window, is_count
+from longformer.kernels import AttentionPattern
+from longformer.kernels.pattern import EVERYTHING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+Window = tuple[int, int]
+Pattern = AttentionPattern | Window
+Patterns = LongformerConfig | Pattern | Sequence[Pattern]
+
 COLOURS = ("#ffffff", "#7aa6c2", "#d9822b")  # unseen, local, global
 UNSEEN, LOCAL, GLOBAL = 0, 1, 2
-GRIDDED = 64  # rows up to which single cells are told apart by lines
+GRIDDED = 64  # rows up to which lines divide the cells
+LONGEST = 4096  # rows of an S × S picture
 
 
 def attention_kinds(
     seq_len: int,
-    window: Window,
+    pattern: Pattern,
     *,
-    dilation: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] | None = None,
     causal: bool = False,
     global_tokens: Sequence[int] = (),
 ) -> Tensor:
@@ -43,21 +50,21 @@ def attention_kinds(
 
     Args:
         seq_len: S.
-        window, dilation, causal: as for :func:`longformer.kernels.sliding_window_attention`.
-        global_tokens: positions that see everything and are seen by everyone; if causal, nothing that is later.
+        pattern: an AttentionPattern, or the window (left, right) of one.
+        dilation, causal: of the pattern, if only its window is given, as for
+            :func:`longformer.kernels.sliding_window_attention`; a dilation of None is 1.
+        global_tokens: positions that see every token and that every token sees; if causal, nothing that is later.
 
     Raises:
         LongformerError: an argument out of range.
     """
     if not is_count(seq_len, 1) or seq_len > LONGEST:
         raise LongformerError(f"seq_len is {seq_len!r}; a picture of all pairs takes an int from 1 to {LONGEST}")
-    check_window(window)
-    gaps = check_dilation(dilation)
+    pattern = as_pattern(pattern, dilation, causal)
     is_global = _global_mask(seq_len, global_tokens)
-    arguments: dict[str, Any] = {"dilation": gaps, "causal": causal}
-    kinds = attention_pairs(seq_len, window, **arguments)[0].long()
-    # What a global token sees is what would see a global token, turned around.
-    everything = attention_pairs(seq_len, (seq_len, seq_len), causal=causal)[0]
+    kinds = pattern.pairs(seq_len)[0].long()
+    # The rows of a global token see all that its column is seen by, turned around.
+    everything = replace(EVERYTHING, causal=pattern.causal).pairs(seq_len)[0]
     kinds[(everything & (is_global[:, None] | is_global)).expand_as(kinds)] = GLOBAL
     return kinds
 
@@ -65,9 +72,9 @@ def attention_kinds(
 def draw_pattern(
     axes: Axes,
     seq_len: int,
-    window: Window,
+    pattern: Pattern,
     *,
-    dilation: int = 1,
+    dilation: int | None = None,
     causal: bool = False,
     global_tokens: Sequence[int] = (),
     title: str = "",
@@ -76,7 +83,8 @@ def draw_pattern(
 
     Args:
         axes: matplotlib axes to draw into.
-        seq_len, window, dilation, causal, global_tokens: as for :func:`attention_kinds`.
+        seq_len, pattern, dilation, causal, global_tokens: as for :func:`attention_kinds`. If the heads of the pattern
+            differ, the first is drawn.
         title: written above.
 
     Raises:
@@ -84,7 +92,7 @@ def draw_pattern(
     """
     from matplotlib.colors import ListedColormap
 
-    kinds = attention_kinds(seq_len, window, dilation=(dilation,), causal=causal, global_tokens=global_tokens)[0]
+    kinds = attention_kinds(seq_len, pattern, dilation=dilation, causal=causal, global_tokens=global_tokens)[0]
     image = axes.imshow(kinds.numpy(), cmap=ListedColormap(COLOURS), vmin=UNSEEN, vmax=GLOBAL, interpolation="nearest")
     if seq_len <= GRIDDED:
         axes.set_xticks([i - 0.5 for i in range(seq_len + 1)], labels=[])
@@ -98,22 +106,25 @@ def draw_pattern(
 def draw_patterns(
     figure: Figure,
     seq_len: int,
-    windows: LongformerConfig | Window | Sequence[Window],
+    patterns: Patterns,
     *,
     dilation: int | Sequence[int] | None = None,
     causal: bool = False,
     global_tokens: Sequence[int] = (),
 ) -> list[list[Axes]]:
-    """Draw a model's patterns: a row of pictures for layers, a column for heads; where all heads are alike, one row.
+    """Draw a model's patterns: a row of pictures for layers, a column for heads; one row only if all heads are alike.
 
-    Neighbouring layers of one window and dilation, and neighbouring heads of one dilation, share a picture.
+    Neighbouring layers of one pattern share a picture, and so do neighbouring heads of one dilation.
 
     Args:
         figure: matplotlib figure to draw into.
         seq_len: S.
-        windows: a model's config, or (left, right) of the layers from the first to the last, or of all.
-        dilation: one for all heads, or one a head, in every layer; None is a config's own, and 1 without a config.
-        causal, global_tokens: as for :func:`attention_kinds`.
+        patterns: a model's config; or the patterns of its layers, from the first to the last, or one pattern for all.
+            Each is an AttentionPattern, or the window (left, right) of one.
+        dilation: for windows or a config: one for all heads, or one for each head, in every layer. None is the
+            config's own, and 1 for windows.
+        causal: for windows or a config, as for :func:`attention_kinds`.
+        global_tokens: as for :func:`attention_kinds`.
 
     Returns:
         The axes, by layers and heads.
@@ -121,28 +132,21 @@ def draw_patterns(
     Raises:
         LongformerError: an argument out of range.
     """
-    each = _layers(windows, dilation)
-    layers, heads = _runs(each), _runs(list(zip(*(gaps for _, gaps in each), strict=True)))
+    each = _layers(patterns, dilation, causal)
+    layers, heads = _runs(each), _runs(list(zip(*(_gaps(pattern) for pattern in each), strict=True)))
     if len(heads) == 1:
         grid = figure.subplots(1, len(layers), squeeze=False)
         panels = grid.T
     else:
         panels = grid = figure.subplots(len(layers), len(heads), squeeze=False)
-    for row, ((window, gaps), which_layers) in zip(panels, layers, strict=True):
+    for row, (pattern, which_layers) in zip(panels, layers, strict=True):
         for axes, (_, which_heads) in zip(row, heads, strict=True):
-            gap = gaps[which_heads[0]]
-            names = ["" if len(layers) == 1 else _numbered("layer", which_layers), f"window {window}"]
+            gap = _gaps(pattern)[which_heads[0]]
+            names = ["" if len(layers) == 1 else _numbered("layer", which_layers), _window_name(pattern)]
             if len(heads) > 1 or gap > 1:
                 names += [_numbered("head", which_heads) if len(heads) > 1 else "", f"dilated by {gap}"]
-            draw_pattern(
-                axes,
-                seq_len,
-                window,
-                dilation=gap,
-                causal=causal,
-                global_tokens=global_tokens,
-                title=", ".join(filter(None, names)),
-            )
+            title = ", ".join(filter(None, names))
+            draw_pattern(axes, seq_len, replace(pattern, dilation=gap), global_tokens=global_tokens, title=title)
     for axes in grid[:, 0]:
         axes.set_ylabel("query")
     for axes in grid[-1]:
@@ -152,7 +156,7 @@ def draw_patterns(
 
 def receptive_field(
     seq_len: int,
-    windows: LongformerConfig | Window | Sequence[Window],
+    patterns: Patterns,
     token: int,
     *,
     dilation: int | Sequence[int] | None = None,
@@ -161,12 +165,12 @@ def receptive_field(
 ) -> Tensor:
     """Which tokens of each layer can change what ``token`` becomes in the last one: (layers + 1, S) bool.
 
-    Row 0 is the embeddings, row n what layer n gives, where of the last there is only ``token`` itself. A layer joins
+    Row 0 is the embeddings, row n what layer n gives. Of the last layer there is only ``token`` itself. A layer joins
     what any of its heads sees (paper §3.1, "Sliding Window").
 
     Args:
-        seq_len, causal, global_tokens: as for :func:`attention_kinds`.
-        windows, dilation: as for :func:`draw_patterns`.
+        seq_len, global_tokens: as for :func:`attention_kinds`.
+        patterns, dilation, causal: as for :func:`draw_patterns`.
         token: 0 <= token < S.
 
     Raises:
@@ -174,13 +178,12 @@ def receptive_field(
     """
     if not is_count(token, 0) or token >= seq_len:
         raise LongformerError(f"token is {token!r}; it must be a position from 0 to {seq_len - 1}")
-    arguments: dict[str, Any] = {"causal": causal, "global_tokens": global_tokens}
     reached = torch.zeros(seq_len, dtype=torch.bool)
     reached[token] = True
     rows = [reached]
-    for (window, gaps), layers in reversed(_runs(_layers(windows, dilation))):
-        gaps = tuple(dict.fromkeys(gaps))  # heads of one dilation see the same
-        seen = (attention_kinds(seq_len, window, dilation=gaps, **arguments) != UNSEEN).any(dim=0)
+    for pattern, layers in reversed(_runs(_layers(patterns, dilation, causal))):
+        pattern = replace(pattern, dilation=tuple(dict.fromkeys(_gaps(pattern))))  # heads of one dilation see the same
+        seen = (attention_kinds(seq_len, pattern, global_tokens=global_tokens) != UNSEEN).any(dim=0)
         for _ in layers:
             rows.append(rows[-1] | seen[rows[-1]].any(dim=0))  # the residual connection keeps a token's own place
     return torch.stack(rows[::-1])
@@ -189,7 +192,7 @@ def receptive_field(
 def draw_receptive_field(
     axes: Axes,
     seq_len: int,
-    windows: LongformerConfig | Window | Sequence[Window],
+    patterns: Patterns,
     token: int,
     *,
     dilation: int | Sequence[int] | None = None,
@@ -197,10 +200,10 @@ def draw_receptive_field(
     global_tokens: Sequence[int] = (),
     title: str = "",
 ) -> AxesImage:
-    """Draw :func:`receptive_field`, whose arguments these are, the embeddings at the bottom."""
+    """Draw :func:`receptive_field`, which takes the same arguments, with the embeddings at the bottom."""
     from matplotlib.colors import ListedColormap
 
-    reached = receptive_field(seq_len, windows, token, dilation=dilation, causal=causal, global_tokens=global_tokens)
+    reached = receptive_field(seq_len, patterns, token, dilation=dilation, causal=causal, global_tokens=global_tokens)
     colours = ListedColormap(COLOURS[:2])
     shown = reached.numpy()
     image = axes.imshow(shown, cmap=colours, vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="nearest")
@@ -217,7 +220,7 @@ def save_patterns(path: str | Path) -> None:
 
     figure = Figure(figsize=(12, 3.3), layout="constrained")
     panels = figure.subplots(1, 4)
-    draw_pattern(panels[0], 24, (23, 23), title="full: S² pairs")
+    draw_pattern(panels[0], 24, EVERYTHING, title="full: S² pairs")
     draw_pattern(panels[1], 24, (3, 3), title="sliding window (3, 3)")
     draw_pattern(panels[2], 24, (3, 3), dilation=2, title="dilated by 2")
     draw_pattern(panels[3], 24, (3, 3), global_tokens=(0, 1, 2), title="window and 3 global tokens")
@@ -227,25 +230,55 @@ def save_patterns(path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _layers(
-    windows: LongformerConfig | Window | Sequence[Window], dilation: int | Sequence[int] | None
-) -> list[tuple[Window, tuple[int, ...]]]:
-    """Of each layer its window, and the dilations of its heads."""
-    if isinstance(windows, LongformerConfig) and dilation is None:
-        return [(windows.window(layer), windows.dilation(layer)) for layer in range(windows.num_hidden_layers)]
-    gaps = check_dilation(1 if dilation is None else dilation)
-    return [(window, gaps) for window in _windows(windows)]
+def as_pattern(pattern: Pattern, dilation: int | Sequence[int] | None = None, causal: bool = False) -> AttentionPattern:
+    """The pattern that is given, or that of a window, dilation and causality. Raises LongformerError for neither."""
+    if isinstance(pattern, AttentionPattern):
+        if dilation is not None or causal:
+            given = f"dilation={dilation!r}" if dilation is not None else "causal=True"
+            raise LongformerError(f"{given} is given beside {pattern}, which says it itself: leave it out")
+        return pattern
+    if pattern is None:
+        raise LongformerError("window is None; it must be (left, right), or pass AttentionPattern(None) for everything")
+    try:
+        gaps = 1 if dilation is None else dilation if isinstance(dilation, int) else tuple(dilation)
+        return AttentionPattern(pattern, gaps, causal)
+    except ValueError as error:
+        raise LongformerError(str(error)) from None
 
 
-def _windows(windows: LongformerConfig | Window | Sequence[Window]) -> list[Window]:
-    if isinstance(windows, LongformerConfig):
-        return [windows.window(layer) for layer in range(windows.num_hidden_layers)]
-    each: list[Any] = [windows] if len(windows) == 2 and is_count(windows[0], 0) else list(windows)
-    if not each:
-        raise LongformerError("there are no windows; give (left, right) of at least one layer")
-    for window in each:
-        check_window(window)
-    return [tuple(window) for window in each]
+def is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _layers(patterns: Patterns, dilation: int | Sequence[int] | None, causal: bool) -> list[AttentionPattern]:
+    """The pattern of each layer, all with as many dilations as the model has heads, or as are known of them."""
+    if isinstance(patterns, LongformerConfig):
+        config = patterns
+        each = [
+            as_pattern(config.window(layer), config.dilation(layer) if dilation is None else dilation, causal)
+            for layer in range(config.num_hidden_layers)
+        ]
+    else:
+        layers: list[Any] = [patterns] if isinstance(patterns, AttentionPattern) else list(patterns)
+        if len(layers) == 2 and is_count(layers[0], 0):
+            layers = [tuple(layers)]  # one window
+        if not layers:
+            raise LongformerError("there are no windows; give (left, right), or a pattern, of at least one layer")
+        each = [as_pattern(layer, dilation, causal) for layer in layers]
+    heads = max(len(_gaps(pattern)) for pattern in each)
+    try:
+        return [replace(pattern, dilation=pattern.gaps(heads)) for pattern in each]
+    except ValueError as error:
+        raise LongformerError(f"the layers' patterns are not of one number of heads: {error}") from None
+
+
+def _gaps(pattern: AttentionPattern) -> tuple[int, ...]:
+    """The dilations that a pattern names."""
+    return (pattern.dilation,) if isinstance(pattern.dilation, int) else tuple(pattern.dilation)
+
+
+def _window_name(pattern: AttentionPattern) -> str:
+    return "every token" if pattern.window is None else f"window {pattern.window}"
 
 
 def _runs(values: Sequence[Any]) -> list[tuple[Any, range]]:

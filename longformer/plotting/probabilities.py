@@ -14,31 +14,34 @@ from torch import Tensor
 
 from longformer.errors import LongformerError
 from longformer.kernels import BandProbabilities
-from longformer.plotting.checks import LONGEST, Window, check_dilation, check_window, is_count
+from longformer.plotting.patterns import LONGEST, Pattern, Window, as_pattern, is_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
 
-def dense_probabilities(probabilities: BandProbabilities, window: Window, dilation: int | Sequence[int] = 1) -> Tensor:
+def dense_probabilities(
+    probabilities: BandProbabilities, pattern: Pattern, dilation: int | Sequence[int] | None = None
+) -> Tensor:
     """Probabilities by diagonals and global columns as one matrix: (B, H, S, S), 0 where a row sees nothing.
 
     Args:
         probabilities: of :func:`longformer.kernels.sliding_window_probabilities`.
-        window, dilation: what they were computed with.
+        pattern, dilation: what they were computed with: an AttentionPattern, or the window (left, right) of one and
+            its dilation, where None is 1.
 
     Raises:
-        LongformerError: a window or dilations that are not those of ``probabilities``, or more rows than a picture has.
+        LongformerError: a pattern that is not that of ``probabilities``, or more rows than a picture has.
     """
     band, columns, index = probabilities
     seq_len = band.shape[2]
     if seq_len > LONGEST:
         raise LongformerError(f"there are {seq_len} rows; a picture of all pairs takes at most {LONGEST}: cut some out")
-    gaps = torch.tensor(_check_band(band, window, dilation))
-    offsets = torch.arange(-window[0], window[1] + 1)
-    places = torch.arange(seq_len)[:, None] + offsets * gaps[:, None, None]  # (H or 1, S, W)
-    places = places.clamp(0, seq_len - 1).to(band.device)  # outside of the sequence there are zeros to be added
+    (left, right), gaps = _band_of(band, pattern, dilation)
+    offsets = torch.arange(-left, right + 1)
+    places = torch.arange(seq_len)[:, None] + offsets * torch.tensor(gaps)[:, None, None]  # (H, S, W)
+    places = places.clamp(0, seq_len - 1).to(band.device)  # the probabilities outside the sequence are 0
     dense = band.new_zeros(*band.shape[:3], seq_len).scatter_add(3, places.expand_as(band), band)
     return dense.scatter_add(3, index.clamp(min=0)[:, None, None].expand_as(columns), columns)
 
@@ -46,9 +49,9 @@ def dense_probabilities(probabilities: BandProbabilities, window: Window, dilati
 def draw_probabilities(
     axes: Axes,
     probabilities: BandProbabilities,
-    window: Window,
+    pattern: Pattern,
     *,
-    dilation: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] | None = None,
     batch: int = 0,
     head: int | None = None,
     dense: bool = False,
@@ -58,31 +61,30 @@ def draw_probabilities(
 
     Args:
         axes: matplotlib axes to draw into.
-        probabilities: of :func:`longformer.kernels.sliding_window_probabilities`.
-        window, dilation: what they were computed with.
+        probabilities, pattern, dilation: as for :func:`dense_probabilities`.
         batch: which example.
-        head: which head; None is the mean of all, which only heads of one dilation have by diagonals.
-        dense: draw all S × S pairs, each where it belongs.
+        head: which head. None is the mean of all heads; by diagonals, only heads of one dilation have a mean.
+        dense: draw all S × S pairs, each in its place.
         title: written above.
 
     Raises:
         LongformerError: an argument out of range.
     """
     band, columns, index = probabilities
-    gaps = _check_band(band, window, dilation)
+    (left, right), gaps = _band_of(band, pattern, dilation)
     heads = band.shape[1]
     if not is_count(batch, 0) or batch >= band.shape[0]:
         raise LongformerError(f"batch is {batch!r}; it must be an int from 0 to {band.shape[0] - 1}")
     if head is not None and (not is_count(head, 0) or head >= heads):
         raise LongformerError(f"head is {head!r}; it must be an int from 0 to {heads - 1}, or None for the mean of all")
     if dense:
-        shown = dense_probabilities(probabilities, window, dilation)[batch]
+        shown = dense_probabilities(probabilities, pattern, dilation)[batch]
     elif head is None and len(set(gaps)) > 1:
         raise LongformerError(f"heads are dilated by {gaps} and have no common diagonals; choose a head, or dense=True")
     else:
-        beside = columns[batch][..., index[batch] >= 0]
-        gap = beside.new_full((*beside.shape[:2], 1 if beside.shape[2] else 0), math.nan)
-        shown = torch.cat([beside, gap, band[batch]], dim=-1)
+        global_columns = columns[batch][..., index[batch] >= 0]
+        blank = global_columns.new_full((*global_columns.shape[:2], 1 if global_columns.shape[2] else 0), math.nan)
+        shown = torch.cat([global_columns, blank, band[batch]], dim=-1)
     picture = (shown.mean(dim=0) if head is None else shown[head]).detach().float().cpu().numpy()
     image = axes.imshow(picture, cmap="Blues", vmin=0, aspect="equal" if dense else "auto", interpolation="nearest")
     axes.set_ylabel("query")
@@ -90,23 +92,24 @@ def draw_probabilities(
         axes.set_xlabel("key")
     else:
         first = picture.shape[1] - band.shape[3]
-        ticks = {0: -window[0] * gaps[head or 0], window[0]: 0, band.shape[3] - 1: window[1] * gaps[head or 0]}
+        ticks = {0: -left * gaps[head or 0], left: 0, band.shape[3] - 1: right * gaps[head or 0]}
         axes.set_xticks([first + at for at in ticks], [f"{offset:+d}" if offset else "0" for offset in ticks.values()])
         axes.set_xlabel("key − query" + (", beside the global columns" if first else ""))
     axes.set_title(title, fontsize=10)
     return image
 
 
-def _check_band(band: Tensor, window: Window, dilation: int | Sequence[int]) -> tuple[int, ...]:
-    """Dilations, one a head."""
-    check_window(window)
-    if band.shape[3] != window[0] + 1 + window[1]:
+def _band_of(band: Tensor, pattern: Pattern, dilation: int | Sequence[int] | None) -> tuple[Window, tuple[int, ...]]:
+    """The window of a band (B, H, S, W), and each head's dilation. Raises LongformerError if they do not fit it."""
+    pattern = as_pattern(pattern, dilation)
+    heads, seq_len, width = band.shape[1:]
+    left, right = (seq_len - 1, seq_len - 1) if pattern.window is None else pattern.window
+    if width != left + 1 + right:
         raise LongformerError(
-            f"window is {window}, whose band is {window[0] + 1 + window[1]} wide; the probabilities' is "
-            f"{band.shape[3]}: give the window that they were computed with"
+            f"window is {pattern.window}, whose band is {left + 1 + right} wide; the probabilities' is {width}: give "
+            "the window that they were computed with"
         )
-    gaps = check_dilation(dilation)
-    gaps = gaps * band.shape[1] if len(gaps) == 1 else gaps
-    if len(gaps) != band.shape[1]:
-        raise LongformerError(f"dilation is {dilation!r}; it must be an int, or one for each of {band.shape[1]} heads")
-    return gaps
+    try:
+        return (left, right), pattern.gaps(heads)
+    except ValueError as error:
+        raise LongformerError(str(error)) from None

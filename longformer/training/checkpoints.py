@@ -19,9 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from longformer.checkpoints.hub import said
-from longformer.checkpoints.weights import abandoned, replace_file, unfinished
-from longformer.errors import CheckpointError
+from longformer.errors import CheckpointError, in_one_line
+from longformer.files import abandoned, read_json, replace_file, sync, unfinished
 
 CHECKPOINTS = "checkpoints"
 TENSORS = "state.safetensors"
@@ -68,7 +67,7 @@ def update_values(folder: Path, values: Mapping[str, Any]) -> None:
     """
     name = _name(values["step"])
     try:
-        tensors = json.loads((folder / name / STATE).read_text(encoding="utf-8"))["tensors_sha256"]
+        tensors = read_json(folder / name / STATE, error=CheckpointError)["tensors_sha256"]
         _write_values(folder / name, values, tensors)
         sync(folder / name)
     except OSError as error:
@@ -79,7 +78,7 @@ def _not_written(folder: Path, name: str, error: Exception) -> CheckpointError:
     last = saved_steps(folder)
     kept = f"; the last good checkpoint, {last[-1]}, is intact" if last else ""
     return CheckpointError(
-        f"the checkpoint {name} cannot be written into {folder}: {said(error)}{kept}. "
+        f"the checkpoint {name} cannot be written into {folder}: {in_one_line(error)}{kept}. "
         "Make room or mend what is wrong, then go on with --resume"
     )
 
@@ -114,7 +113,7 @@ def load_state(folder: Path) -> RunState | None:
     last = saved[-1]
     remedy = f"; to go on from the one before it, {saved[-2].name}, delete it" if len(saved) > 1 else ""
     try:
-        state = json.loads((last / STATE).read_text(encoding="utf-8"))
+        state = read_json(last / STATE, error=CheckpointError)
         data = (last / TENSORS).read_bytes()
         lacking = [key for key in ("values", "values_sha256", "tensors_sha256") if key not in state]
         if lacking:
@@ -128,7 +127,7 @@ def load_state(folder: Path) -> RunState | None:
             raise CheckpointError(f"it is that of step {values['step']}")
         return RunState(load(data), values)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        what = str(error) if isinstance(error, CheckpointError) else said(error)
+        what = str(error) if isinstance(error, CheckpointError) else in_one_line(error)
         raise CheckpointError(f"the checkpoint {last} is corrupt ({what}){remedy}") from None
 
 
@@ -144,7 +143,7 @@ def rng_of(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 
 def remove_abandoned(folder: Path, names: Sequence[str]) -> None:
-    """Remove what processes that were killed left of checkpoints in ``folder``, a run's, and of ``names`` beside them.
+    """Remove what killed processes left in a run's ``folder``: of its checkpoints, and of the files ``names``.
 
     Raises:
         OSError: something cannot be removed.
@@ -173,17 +172,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or to a folder's list of names."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all, and have the disk hold it. Raises OSError where that fails."""
 
     def write(new: Path) -> None:
         new.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, a log with a JSON object a line, and a picture of the curves."""
+"""What a run tells: a progress bar, a log file with one JSON object on each line, and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from longformer.checkpoints.weights import replace_file
 from longformer.distributed import Processes, together
 from longformer.errors import LongformerError
+from longformer.files import parse_json, replace_file
 from longformer.training.checkpoints import replace_text
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
-MEMORY = 0.98  # share of the average loss shown that is left after a step
+DECAY = 0.98  # of the average loss that the bar shows, a step
 
 
 class Log:
@@ -36,8 +36,7 @@ class Log:
         state: of a resumed run, what :meth:`state` gave then.
         steps: of the whole run.
         every: steps between lines.
-        group: the processes, all of which call every method; the first alone writes and shows. An error of its is
-            raised by all.
+        group: the processes. All of them call every method, the first alone writes and shows, and all raise its errors.
 
     Raises:
         LongformerError: the log cannot be written; of every method that writes.
@@ -97,8 +96,8 @@ class Log:
         self.losses.append(loss)
         self.tokens += tokens
         self.seconds += seconds
-        self.average = MEMORY * self.average + (1 - MEMORY) * loss
-        self.weight = MEMORY * self.weight + (1 - MEMORY)
+        self.average = DECAY * self.average + (1 - DECAY) * loss
+        self.weight = DECAY * self.weight + (1 - DECAY)
         speed = self.tokens / max(1e-9, self.seconds)
         self.bar.update()
         self.bar.set_postfix_str(f"loss {self.average / self.weight:.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s")
@@ -163,10 +162,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     if (folder / LOG).exists():
         for line in (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                value = json.loads(line)
-            except ValueError:
+                value = parse_json(line, LOG)
+            except LongformerError:
                 continue
-            if isinstance(value, dict) and isinstance(value.get("step"), int):
+            if isinstance(value.get("step"), int):
                 lines.append(value)
     return lines
 

@@ -21,6 +21,7 @@ from longformer.checkpoints.folder import CONFIG, dtype_name, write_checkpoint
 from longformer.checkpoints.weights import SAFETENSORS
 from longformer.distributed import Processes, full, together
 from longformer.errors import CheckpointError, LongformerError
+from longformer.files import sync
 from longformer.models.pretrained import Pretrained
 from longformer.training import checkpoints
 from longformer.training.batches import Part, parts_of_step, steps_of_epoch
@@ -259,7 +260,7 @@ class Trainer:
                 # Before a checkpoint says that these are the best.
                 try:
                     for path in (self.folder / SAFETENSORS, self.folder / CONFIG, self.folder):
-                        checkpoints.sync(path)
+                        sync(path)
                 except OSError as error:
                     raise CheckpointError(
                         f"the weights cannot be written into {self.folder}: {error.strerror}; make room or mend what "

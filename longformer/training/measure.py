@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from longformer.answering.squad import bootstrap_ratio_interval
+from longformer.answering.scores import bootstrap_ratio_interval
 from longformer.distributed import Processes, check_agreement, processes, together
 from longformer.errors import LongformerError
 from longformer.models.heads import LongformerForMaskedLM

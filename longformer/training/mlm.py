@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from longformer.distributed import Processes, together
 from longformer.errors import DataError, LongformerError
+from longformer.files import parse_json, read_text
 from longformer.models.heads import IGNORED
 from longformer.models.pretrained import Pretrained
 from longformer.tokenizer import LongformerTokenizer
@@ -30,12 +30,7 @@ def read_documents(path: str | Path) -> list[str]:
     Raises:
         DataError: no such file, not UTF-8, empty, or a line that holds no text; names file and line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     documents = list(_lines(path, text)) if str(path).endswith(".jsonl") else [text]
     documents = [document for document in documents if document.strip()]
     if not documents:
@@ -47,11 +42,8 @@ def _lines(path: str | Path, text: str) -> Iterator[str]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
-        if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        value = parse_json(line, f"{path}, line {number},")
+        if not isinstance(value.get("text"), str):
             raise DataError(f'{path}, line {number}: must be an object with a string "text"')
         yield value["text"]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from longformer.errors import LongformerError
+from longformer.files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -249,11 +250,10 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    text = read_text(path, error=LongformerError)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LongformerError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise LongformerError(f"{path} is not valid TOML: {error}") from None
 
 

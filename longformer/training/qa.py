@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longformer.answering.answerer import QuestionAnswerer, lay_windows
+from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.evaluation import predict
-from longformer.answering.squad import Example, evaluate
+from longformer.answering.scores import evaluate
+from longformer.answering.settings import AnswerSettings
+from longformer.answering.squad import Example
+from longformer.answering.windows import NoTokensError, WindowReader
 from longformer.distributed import Processes
-from longformer.errors import DataError
+from longformer.errors import DataError, LongformerError
 from longformer.models.heads import LongformerForQuestionAnswering
 from longformer.models.pretrained import Pretrained
 from longformer.tokenizer import LongformerTokenizer
@@ -57,12 +61,16 @@ def make_features(examples: Iterable[Example], tokenizer: LongformerTokenizer, o
     rows: list[Feature] = []
     unusable = []
     draw = generator(options.seed, len(tokenizer))
+    # That the model has as many positions was checked when it was loaded. Questions over one context follow each other.
+    reader = WindowReader(tokenizer, sys.maxsize, documents=1)
+    # Windows need not share a whole answer: options.max_answer_tokens is of measuring.
+    settings = AnswerSettings(max_answer_tokens=1, stride=options.stride, max_length=options.max_length)
     for example in examples:
         places = [(a.start, a.start + len(a.text)) for a in example.answers if a.start is not None]
         if not places and not example.is_impossible:
             unusable.append(example.id)
             continue
-        windows = _windows(example, places, tokenizer, options)
+        windows = _windows(example, places, reader, settings)
         if not windows or (places and all(window.spans == [NOWHERE] for window in windows)):
             unusable.append(example.id)
             continue
@@ -76,44 +84,24 @@ def make_features(examples: Iterable[Example], tokenizer: LongformerTokenizer, o
 
 
 def _windows(
-    example: Example, places: Sequence[tuple[int, int]], tokenizer: LongformerTokenizer, options: QAOptions
+    example: Example, places: Sequence[tuple[int, int]], reader: WindowReader, settings: AnswerSettings
 ) -> list[Feature]:
     """A question's windows over its context; none where one of the two has no tokens."""
-    question = tokenizer(example.question.strip(), return_offsets=False, split_special_tokens=True)["input_ids"]
-    context = tokenizer(example.context, split_special_tokens=True)
-    ids, offsets = context["input_ids"][1:-1], context.offsets[1:-1]
-    if len(question) == 2 or not ids:
+    try:
+        reading = reader.read(example.question, example.context, settings)
+    except NoTokensError:
         return []
-    prefix = [*question, tokenizer.sep_token_id]
-    capacity = options.max_length - len(prefix) - 1
-    stride = max(1, capacity - capacity // 4) if options.stride is None else options.stride
-    if capacity < 1:
-        raise DataError(
-            f"question {example.id!r} takes {len(prefix) + 1} of max_length {options.max_length} tokens, which leaves "
-            "none for its context; raise max_length"
-        )
-    if stride > capacity and len(ids) > capacity:
-        raise DataError(
-            f"stride is {stride}, and question {example.id!r} leaves windows of {capacity} tokens: text between them "
-            f"would be missed; give a stride of at most {capacity}, or raise max_length"
-        )
-    spans = [span for span in (_tokens(offsets, *place) for place in places) if span is not None]
+    except LongformerError as error:
+        raise DataError(f"question {example.id!r}: {error}") from None
+    spans = [span for span in (reading.document.tokens_of(*place) for place in places) if span is not None]
     features = []
-    for window in lay_windows(len(ids), capacity, stride):
+    for w, window in enumerate(reading.windows):
+        shift = reading.shift(w)
         inside = [
-            (len(prefix) + first - window.first, len(prefix) + last - window.first)
-            for first, last in spans
-            if window.first <= first and last < window.stop
+            (first + shift, last + shift) for first, last in spans if window.first <= first and last < window.stop
         ]
-        row = [*prefix, *ids[window.first : window.stop], tokenizer.sep_token_id]
-        features.append(Feature(row, inside or [NOWHERE]))
+        features.append(Feature(reading.row(w).tolist(), inside or [NOWHERE]))
     return features
-
-
-def _tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
-    """First and last token that have characters of ``start`` to ``end``; None if none does."""
-    inside = [t for t, (first, stop) in enumerate(offsets) if first < end and stop > start and first < stop]
-    return (inside[0], inside[-1]) if inside else None
 
 
 def fingerprint(features: Iterable[Feature], held: Iterable[Example]) -> str:
@@ -203,8 +191,9 @@ class QuestionAnsweringTask:
             self.held,
             QuestionAnswerer(model, self.tokenizer),
             group,
-            max_answer_tokens=self.options.max_answer_tokens,
-            null_threshold=0.0 if self.no_answers else None,
+            AnswerSettings(
+                max_answer_tokens=self.options.max_answer_tokens, null_threshold=0.0 if self.no_answers else None
+            ),
         )
         scores = evaluate(self.held, answers)
         return {"exact_match": scores["exact_match"], "f1": scores["f1"]}

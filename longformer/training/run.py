@@ -15,6 +15,7 @@ from tqdm import tqdm
 import longformer
 from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.evaluation import QuestionFile, check_questions
+from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
 from longformer.checkpoints.folder import CONFIG
 from longformer.checkpoints.names import todays_name
@@ -22,7 +23,7 @@ from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tenso
 from longformer.distributed import check_agreement, processes, together
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.models.attention import LongformerSelfAttention
-from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.models.pretrained import Pretrained
 from longformer.tokenizer import LongformerTokenizer
 from longformer.training.checkpoints import CHECKPOINTS, remove_abandoned, replace_text
@@ -52,14 +53,15 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
 
     def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
         train, held_by_file = _read_questions(options, say)
-        check_questions(held_by_file, QuestionAnswerer(model, tokenizer), max_answer_tokens=options.max_answer_tokens)
+        settings = AnswerSettings(max_answer_tokens=options.max_answer_tokens)
+        check_questions(held_by_file, QuestionAnswerer(model, tokenizer), settings)
         held = [example for _, examples in held_by_file for example in examples]
         task = QuestionAnsweringTask(train, held, tokenizer, options)
         left_out = f", {len(task.unusable)} questions left out" if task.unusable else ""
         say(f"{len(train)} questions to train on, {len(task.features)} windows{left_out}; {len(held)} to measure on")
         return task
 
-    _train(options, LongformerForQuestionAnswering, "qa_outputs.", prepare, resume)
+    _train(options, LongformerForQuestionAnswering, prepare, resume)
 
 
 def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
@@ -75,13 +77,12 @@ def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
         say(f"{len(train)} documents, {len(task.lengths)} rows to train on; {measured} rows to measure on")
         return task
 
-    _train(options, LongformerForMaskedLM, "lm_head.", prepare, resume)
+    _train(options, LongformerForMaskedLM, prepare, resume)
 
 
 def _train(
     options: TrainingOptions,
-    kind: type[Pretrained],
-    head: str,
+    kind: type[Head],
     prepare: Callable[[Any, LongformerTokenizer, Callable[[str], None]], Task],
     resume: bool,
 ) -> None:
@@ -105,7 +106,7 @@ def _train(
             if group.is_first:
                 changed = _check_folder(options, resume)
             tokenizer = LongformerTokenizer.from_pretrained(options.source, revision=options.revision)
-            model = _load(options, kind, head, tokenizer, say)
+            model = _load(options, kind, tokenizer, say)
             task = prepare(model, tokenizer, say)
             origin = _digest(model)
         check_agreement(
@@ -196,15 +197,14 @@ def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
 
 def _load(
     options: TrainingOptions,
-    kind: type[Pretrained],
-    head: str,
+    kind: type[Head],
     tokenizer: LongformerTokenizer,
     say: Callable[[str], None],
-) -> Pretrained:
+) -> Head:
     weights = read_tensors(find_weights(options.source, revision=options.revision))
-    has_head = any(todays_name(name).startswith(head) for name in weights)
+    has_head = any(todays_name(name).startswith(f"{kind.part}.") for name in weights)
     if not has_head:
-        say(f"{options.source} has no such head ({head.rstrip('.')}): it is drawn afresh")
+        say(f"{options.source} has no such head ({kind.part}): it is drawn afresh")
     torch.manual_seed(options.seed)
     model = kind.from_pretrained(options.source, revision=options.revision, impl=options.impl, new_head=not has_head)
     if options.max_length > model.config.max_tokens:

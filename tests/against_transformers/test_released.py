@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longformer import LongformerForQuestionAnswering, LongformerModel, LongformerTokenizer, QuestionAnswerer
-from longformer.answering.squad import evaluate, read_squad
+from longformer.answering.scores import evaluate
+from longformer.answering.squad import read_squad
 from longformer.checkpoints.weights import find_weights, read_tensors
 
 BASE = "allenai/longformer-base-4096"

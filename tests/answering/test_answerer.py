@@ -15,7 +15,8 @@ from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint, tiny_mod
 from torch import Tensor, nn
 
 from longformer import DataError, LongformerError
-from longformer.answering.answerer import Answer, QuestionAnswerer, Window, group_by_length, lay_windows, top_spans
+from longformer.answering.answerer import Answer, QuestionAnswerer, group_by_length, top_spans
+from longformer.answering.settings import AnswerSettings
 
 CLS, PAD, SEP = 0, 1, 2
 TWICE = "ü"  # a character that the fake tokenizer makes two tokens of
@@ -189,19 +190,6 @@ class TestWindows:
         if TWICE not in document:
             assert sum(answer.probability for answer in answers) == pytest.approx(1)
 
-    @given(st.integers(1, 60), st.integers(1, 20), st.data())
-    def test_every_span_is_scored_once_where_it_is_whole(self, tokens, capacity, data):
-        stride = data.draw(st.integers(1, capacity))
-        windows = lay_windows(tokens, capacity, stride)
-        assert windows[0].first == 0 and windows[-1].stop == tokens
-        for i in range(tokens):
-            for j in range(i, min(i + capacity - stride + 1, tokens)):
-                (window,) = (window for window in windows if window.low < i + j <= window.high)
-                assert window.first <= i and j < window.stop
-
-    def test_a_document_that_fits_is_one_window(self):
-        assert lay_windows(10, 10, 3) == [Window(0, 10, -1, 20)]
-
     @pytest.mark.parametrize("place", [0, 7, 43, 44, 45, 89, 90, 150, 298])
     def test_an_answer_anywhere_in_a_long_document(self, place):
         document = "x" * place + "AB" + "x" * (298 - place)
@@ -303,6 +291,14 @@ class TestBatches:
             answerer.answer_batch([("q", "abc"), ("q", "")])
         assert answerer.model.rows == []
 
+    def test_settings_as_one_thing_or_by_name(self):
+        answerer = uneven(max_tokens=50)
+        settings = AnswerSettings(top_k=3, max_answer_tokens=5)
+        expected = answerer.answer_batch(PAIRS, top_k=3, max_answer_tokens=5)
+        assert answerer.answer_batch(PAIRS, settings=settings) == expected
+        assert answerer.answer(*PAIRS[4], settings=settings) == expected[4]
+        assert answerer.answer(*PAIRS[4], settings=settings, top_k=2) == expected[4][:2]
+
     def test_no_gradients_and_no_dropout_and_training_goes_on(self):
         answerer = uneven()
         answerer.model.train()
@@ -348,6 +344,8 @@ class TestBadInput:
             ({"stride": 31}, "stride is 31; .*max_answer_tokens=30, windows more than 30 apart .*give at most that$"),
             ({"max_length": 0}, "max_length is 0"),
             ({"max_length": 65}, "max_length is 65; the model has positions for 64 tokens"),
+            ({"topk": 3}, "'topk' is no setting of an answer; did you mean 'top_k'"),
+            ({"settings": {"top_k": 3}}, "settings is {'top_k': 3}; it must be AnswerSettings"),
             ({"max_length": 30}, r"5 of the 30 tokens .*; raise max_length \(--max-length\), shorten the question, or"),
         ],
     )
@@ -356,6 +354,10 @@ class TestBadInput:
         with pytest.raises(LongformerError, match=message):
             answerer.answer("q", "a" * 100, **settings)
         assert answerer.model.rows == []
+
+    def test_a_keyword_that_is_no_setting(self):
+        with pytest.raises(LongformerError, match="'batch_token' is no setting of an answer; did you mean 'batch_tok"):
+            uneven().answer_batch([("q", "abc")], batch_token=7)
 
     def test_batch_tokens(self):
         with pytest.raises(LongformerError, match="batch_tokens is 0"):
@@ -474,7 +476,7 @@ def test_global_tokens_of_ones_own_choice(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer(tmp_path)
     model = tiny_model(tokenizer)
     pairs = [("who fell", "Dan fell. Ann did not."), ("who", "Ann stood and Dan fell, all the same.")]
-    own, same = (QuestionAnswerer(model, tokenizer, global_mask=mask) for mask in (None, model.question_mask))
+    own, same = (QuestionAnswerer(model, tokenizer, global_mask=mask) for mask in (None, model.automatic_global_mask))
     assert own.answer_batch(pairs, top_k=3) == same.answer_batch(pairs, top_k=3)
     seen: list[tuple[int, ...]] = []
 
@@ -493,8 +495,8 @@ def test_a_checkpoint_under_another_pattern(tmp_path: Path) -> None:
     folder = save_tiny_checkpoint(tmp_path)
     plain = QuestionAnswerer.from_pretrained(folder)
     config = plain.model.config.replace(attention_window=2, attention_dilation=3)
-    changed = QuestionAnswerer.from_pretrained(folder, config=config, global_mask=plain.model.question_mask)
-    assert changed.model.config == config and changed.global_mask == plain.model.question_mask
+    changed = QuestionAnswerer.from_pretrained(folder, config=config, global_mask=plain.model.automatic_global_mask)
+    assert changed.model.config == config and changed.global_mask == plain.model.automatic_global_mask
     for mine, other in zip(changed.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(mine, other)
     question, document = "who fell", "Dan fell. Ann did not."

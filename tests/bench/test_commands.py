@@ -15,11 +15,14 @@ from longformer import LongformerConfig, LongformerError
 from longformer import cli as command
 from longformer.bench import (
     attention,
+    clocks,
+    formats,
     machine,
     memory,
     model,
     peak,
     precision,
+    problem,
     qa,
     report,
     rivals,
@@ -39,7 +42,7 @@ TINY = LongformerConfig(
     attention_window=16,
     initializer_range=0.2,
 )
-SHAPE = attention.Shape(batch=2, heads=2, seq_len=32, head_dim=8, window=4)
+PROBLEM = problem.Problem(batch=2, heads=2, seq_len=32, head_dim=8, window=4)
 SMALL = ("--heads", "2", "--head-dim", "8", "--window", "4")
 
 
@@ -149,17 +152,59 @@ def test_turns_rotate():
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
 
 
+def test_a_clock_is_given_what_runs_and_its_name():
+    def clock(run, name):
+        return clocks.Time(len(run()) + (10.0 if name == "b" else 0.0))
+
+    contenders = [Contender("a", lambda: [torch.ones(1)]), Contender("b", lambda: [torch.ones(1)] * 2)]
+    assert timing.interleave(contenders, rounds=2, clock=clock) == {"a": [1.0, 1.0], "b": [12.0, 12.0]}
+
+
+def test_rounds_that_warm_up_come_first_and_who_leaves_gets_no_turn():
+    players = ["a", "b", "c"]
+    found = []
+    for number, order in timing.turns(players, rounds=2, warm_up=1):
+        found.append((number, "".join(order)))
+        if number == 0:
+            players.remove("b")
+    assert found == [(-1, "cab"), (0, "abc"), (1, "ca")]
+    assert [number for number, _ in timing.turns(players, rounds=3, warm_up=1, deadline=0)] == [-1, 0]
+    assert list(timing.turns([], rounds=3)) == []
+
+
 # ---- attention
 
 
 @pytest.mark.parametrize("seq_len, window, count", [(1, 0, 0), (7, 2, 0), (7, 9, 3), (40, 5, 0), (40, 5, 9), (6, 1, 6)])
-def test_pairs_are_those_of_the_pattern(seq_len, window, count):
+def test_pairs_and_mask_are_those_of_the_pattern(seq_len, window, count):
     position = torch.arange(seq_len)
     seen = (position[:, None] - position).abs() <= window
-    seen[:, :count] = seen[:count] = True
-    shape = attention.Shape(seq_len=seq_len, window=window, global_tokens=count)
-    assert shape.pairs() == int(seen.sum())
-    assert shape.flop(backward=False) == 4 * 12 * 64 * shape.pairs()
+    seen[:, :count] = True
+    at = problem.Problem(seq_len=seq_len, window=window, global_tokens=count)
+    assert torch.equal(at.mask(), seen)
+    seen[:count] = True
+    assert at.pairs() == int(seen.sum())
+    assert at.forward_flop == 4 * 12 * 64 * at.pairs()
+    assert at.backward_flop == 10 * 12 * 64 * at.pairs()
+
+
+def test_a_large_mask_is_made_a_few_rows_at_a_time(monkeypatch):
+    whole = problem.Problem(seq_len=20, window=3, global_tokens=2).mask()
+    monkeypatch.setattr(problem, "MASK_ROWS", 7)
+    assert torch.equal(problem.Problem(seq_len=20, window=3, global_tokens=2).mask(), whole)
+
+
+def test_a_shortened_problem_has_no_more_global_tokens_than_tokens():
+    long = PROBLEM.replace(seq_len=32, global_tokens=20)
+    assert long.shortened(16) == long.replace(seq_len=16, global_tokens=16)
+    assert long.shortened(64) == long
+
+
+def test_our_attention_is_the_same_with_the_index_made_in_advance():
+    at = PROBLEM.replace(global_tokens=3)
+    inputs = problem.make_inputs(at)
+    plain, indexed = (attention.our_attention(at, inputs, index_given=given).forward() for given in (False, True))
+    torch.testing.assert_close(indexed, plain)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -167,8 +212,8 @@ def test_pairs_are_those_of_the_pattern(seq_len, window, count):
 @pytest.mark.parametrize("count", [0, 5])
 @pytest.mark.parametrize("backward", [False, True])
 def test_rivals_compute_the_same(name, count, backward):
-    shape = SHAPE.replace(global_tokens=count)
-    inputs = attention.make_inputs(shape, backward=backward)
+    shape = PROBLEM.replace(global_tokens=count)
+    inputs = problem.make_inputs(shape, backward=backward)
     ours = attention.contender("longformer", shape, inputs, backward=backward).run()
     assert [x.shape for x in ours] == [inputs.local[1].shape, *([x.shape for x in inputs.leaves] if backward else [])]
     if "Flex" in name and backward:
@@ -186,8 +231,8 @@ def test_rivals_compute_the_same(name, count, backward):
 @pytest.mark.parametrize("count", [0, 5])
 def test_compiled_flex_attention_computes_the_same(count, monkeypatch):
     monkeypatch.undo()
-    shape = SHAPE.replace(global_tokens=count)
-    inputs = attention.make_inputs(shape)
+    shape = PROBLEM.replace(global_tokens=count)
+    inputs = problem.make_inputs(shape)
     flex = attention.contender("FlexAttention, compiled", shape, inputs)
     try:
         (found,) = flex.run()
@@ -208,9 +253,9 @@ def test_flex_attention_is_told_the_blocks_that_it_would_find_itself(seq_len, wi
 
 
 def test_transformers_takes_multiples_of_the_window_only():
-    shape = SHAPE.replace(seq_len=33)
-    with pytest.raises(UnavailableError, match="33 tokens"):
-        attention.contender("transformers", shape, attention.make_inputs(shape))
+    shape = PROBLEM.replace(seq_len=33)
+    with pytest.raises(UnavailableError, match="and 33 is none"):
+        attention.contender("transformers", shape, problem.make_inputs(shape))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +271,7 @@ def test_transformers_takes_multiples_of_the_window_only():
 def test_impossible_shapes(change, says, monkeypatch):
     monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
     with pytest.raises(LongformerError, match=says):
-        SHAPE.replace(**change)
+        PROBLEM.replace(**change)
 
 
 # ---- the commands
@@ -470,7 +515,7 @@ def test_scaling_command(run, tmp_path, children):
     found = json.loads(json_file.read_text())
     times, peaks = found["cases"][:3], found["cases"][3:]
     assert [case["settings"]["seq_len"] for case in times] == [16, 20, 32]
-    assert "20 tokens are none of 8" in times[1]["missing"]["transformers"]
+    assert "the whole window of 8 tokens, and 20 is none" in times[1]["missing"]["transformers"]
     assert "transformers" not in times[2]["missing"]
     assert [result["name"] for result in times[0]["results"]] == ["longformer", *attention.RIVALS]
     assert peaks[0]["results"][0]["bytes"] == [10**7]
@@ -482,22 +527,22 @@ def test_scaling_command(run, tmp_path, children):
 
 
 def test_what_grows_too_much_is_left_out():
-    growth = scaling.Growth(scaling.Limits(seconds=10, memory=1e9))
+    growth = scaling.Growth(most_seconds=10, most_bytes=1e9)
     growth.seconds = {"slow": (100, 4.0), scaling.DENSE: (100, 4.0)}
     growth.memory = {"large": (100, 6e8)}
     assert growth.too_much(["slow", "large", "new", scaling.DENSE], 100) == {}
     assert growth.too_much(["slow", "large", "new", scaling.DENSE], 200) == {
-        "large": "would take 1.2 GB at 200 tokens, 1.0 allowed",
-        scaling.DENSE: "would take 16 s a run at 200 tokens, 10 allowed",
+        "large": "would take 1.2 GB at 200 tokens, 1.0 GB allowed",
+        scaling.DENSE: "would take 16 s a run at 200 tokens, 10 s allowed",
     }
 
 
 def test_scaling_leaves_a_rival_out_and_says_so(children, monkeypatch):
-    monkeypatch.setattr(scaling, "timed", lambda contender: 8.0 if contender.name == scaling.DENSE else 0.0)
-    times, peaks = scaling.measure(SHAPE, [16, 32, 64], ours=["longformer"], rounds=1, most_seconds=10)
+    monkeypatch.setattr(scaling, "timed", lambda one: clocks.Time(8.0 if one.name == scaling.DENSE else 0.0))
+    times, peaks = scaling.measure(PROBLEM, [16, 32, 64], ours=["longformer"], rounds=1, most_seconds=10)
     for records in (times, peaks):
         assert [scaling.DENSE in record.missing for record in records] == [False, True, True]
-    assert not any(task["name"] == scaling.DENSE and task["shape"]["seq_len"] > 16 for task in children)
+    assert not any(task["name"] == scaling.DENSE and task["problem"]["seq_len"] > 16 for task in children)
 
 
 # ---- memory
@@ -543,8 +588,8 @@ def test_a_rival_without_memory_is_missing_and_ours_is_an_error(monkeypatch):
 def test_a_child_counts_what_a_run_allocates():
     shape = {"heads": 2, "seq_len": 2048, "head_dim": 8, "window": 4}
     scores = 2 * 2048**2 * 4
-    dense = peak.in_subprocess({"what": "attention forward", "name": "longformer (reference)", "shape": shape})
-    blocked = peak.in_subprocess({"what": "attention forward", "name": "longformer", "shape": shape})
+    dense = peak.in_subprocess({"what": "attention forward", "name": "longformer (reference)", "problem": shape})
+    blocked = peak.in_subprocess({"what": "attention forward", "name": "longformer", "problem": shape})
     assert scores < dense < 10 * scores
     assert blocked < scores / 4
 
@@ -567,7 +612,7 @@ SHORT = {"config": TINY.to_dict(), "tokens": 30, "global_tokens": 3}
 @pytest.mark.parametrize(
     "task",
     [
-        {"what": "attention forward", "name": "longformer", "shape": {"heads": 1, "seq_len": 64, "window": 4}},
+        {"what": "attention forward", "name": "longformer", "problem": {"heads": 1, "seq_len": 64, "window": 4}},
         {"what": "model forward", "name": "longformer", "variant": "int8", **SHORT},
         {"what": "model forward", "name": "transformers", "variant": "bfloat16", **SHORT},
         {"what": "training step", "name": "longformer", "dropout_p": 0.1, **SHORT},
@@ -584,12 +629,12 @@ def test_every_task_of_a_child(task, monkeypatch, capsys):
 
 def test_a_child_says_why_it_cannot_take_part(monkeypatch, capsys):
     shape = {"heads": 1, "seq_len": 30, "head_dim": 8, "window": 4}
-    task = {"what": "attention forward", "name": "transformers", "shape": shape, "threads": 1}
+    task = {"what": "attention forward", "name": "transformers", "problem": shape, "threads": 1}
     monkeypatch.setattr(sys, "argv", ["peak", json.dumps(task)])
     with pytest.raises(SystemExit) as stopped:
         peak.main()
     assert stopped.value.code == peak.MISSING
-    assert "30 tokens" in capsys.readouterr().out
+    assert "and 30 is none" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -598,7 +643,7 @@ def test_a_child_says_why_it_cannot_take_part(monkeypatch, capsys):
         (peak.MISSING, "is not installed\n", "", UnavailableError, "is not installed"),
         (-9, "", "", UnavailableError, "killed by signal 9"),
         (1, "", "Traceback\nKeyError: 'x'\n", LongformerError, "measuring a of b failed: KeyError: 'x'"),
-        (1, "", "", LongformerError, "it said nothing"),
+        (1, "", "", LongformerError, "it printed no error"),
     ],
 )
 def test_how_a_child_may_end(code, out, err, error, says, monkeypatch):
@@ -621,7 +666,7 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     "arguments, says",
     [
         (("attention", "--length", "0"), "0 is not in the range"),
-        (("attention", "--globals", "1,x"), "neither a number nor numbers with commas between"),
+        (("attention", "--globals", "1,x"), "neither a number nor numbers with commas between them"),
         (("attention", "--globals", "-1"), "give at least 0"),
         (("attention", "--length", "4", "--globals", "5"), "global_tokens is 5; give 0 to seq_len = 4"),
         (("attention", "--dtype", "float8"), "'float8' is no dtype of the kernels; there are float64"),
@@ -632,10 +677,11 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (("model", "--lengths", "4097"), "4097 tokens are more than the 4096"),
         (("model", "--lengths", "16", "--globals", "13"), "13 global tokens of 16 are impossible"),
         (("memory", "--length", "5000"), "5000 tokens are more than the 4096"),
-        (("model", "--config", "nowhere/config.json"), "no config at nowhere"),
+        (("model", "--config", "nowhere/config.json"), "no file at 'nowhere/config.json'"),
         (("qa", "nowhere.json", "--tokenizer", "."), "nowhere.json"),
         (("attention", "--json", "nowhere/a.json"), "to write a.json into; make it first"),
         (("attention", "--plot", "."), ". is a folder; give a file to write to"),
+        (("gpu", "--json", "nowhere/gpu.json"), "to write gpu.json into; make it first"),
     ],
 )
 def test_errors(run, arguments, says):
@@ -657,6 +703,33 @@ def test_a_report_without_a_ratio_is_still_json(tmp_path):
     found = report.Report("memory", {}, machine.describe(), [record], {})
     assert [result["ratio"] for result in found.to_dict()["cases"][0]["results"]] == [None, None]
     assert "0.0 MB" in found.table()
+
+
+@pytest.mark.parametrize(
+    "shown, text",
+    [
+        (formats.seconds(0.0123456), "12.3 ms"),
+        (formats.seconds(0.9876), "987.6 ms"),
+        (formats.seconds(1234.567), "1,234.57 s"),
+        (formats.milliseconds(0.12345), "0.123 ms"),
+        (formats.megabytes(1234567890), "1,234.6 MB"),
+        (formats.gigabytes(1234567890), "1.2 GB"),
+        (formats.thousands(16384), "16,384"),
+        (formats.ratio(1.005e3), "1,005.00"),
+        (formats.share(0.456), "46%"),
+        (formats.difference(1.23e-7), "1.2e-07"),
+        (formats.rate(97419.6, "tokens"), "97,420 tokens/s"),
+        (formats.rate(1.5349, "questions"), "1.53 questions/s"),
+        (formats.speeds({"float32": 433.4, "bfloat16": 2602.8}), "float32 433, bfloat16 2,603"),
+        (formats.versions({"torch": "2", "flash-attn": None, "numpy": "3"}), "torch 2, numpy 3"),
+    ],
+)
+def test_how_numbers_are_written(shown, text):
+    assert shown == text
+
+
+def test_what_does_not_exist_is_written_as_nothing():
+    assert [formats.ratio(None), formats.share(None), formats.difference(None), formats.rate(None, "runs")] == [""] * 4
 
 
 def test_table_columns():

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longformer import CheckpointError, ConfigError, LongformerConfig, LongformerForQuestionAnswering, LongformerModel
-from longformer.checkpoints.names import RENAMED_ENDS, RENAMED_STARTS, fit_names, todays_name
+from longformer.checkpoints.names import RENAMED, fit_names, todays_name
 
 CONFIG = LongformerConfig(
     vocab_size=40,
@@ -209,8 +209,9 @@ def of_2020(state: State) -> State:
 def respelt(state: State, start: str) -> State:
     """As the original repository and TensorFlow's conversions have it."""
     names = {name: name.replace("longformer.", start, 1) for name in state}
-    for old, new in RENAMED_ENDS.items():
-        names = {name: spelt.replace(new, old) for name, spelt in names.items()}
+    for old, new in RENAMED.items():
+        if old.startswith("*"):
+            names = {name: spelt.replace(new[1:], old[1:]) for name, spelt in names.items()}
     return {names[name]: tensor for name, tensor in state.items()}
 
 
@@ -239,7 +240,7 @@ def test_names_of_other_years(
 def test_todays_names_stay() -> None:
     names = LongformerForQuestionAnswering(CONFIG).state_dict()
     assert [todays_name(name) for name in names] == list(names)
-    assert all(todays_name(new) == new for table in (RENAMED_STARTS, RENAMED_ENDS) for new in table.values())
+    assert all(todays_name(new) == new for new in RENAMED.values())
 
 
 def test_names_are_accounted_for() -> None:

@@ -38,7 +38,7 @@ from torch.distributed.run import get_args_parser
 from torch.nn.attention.flex_attention import flex_attention
 
 import longformer.parity
-from longformer.bench import machine, memory, rivals, scaling
+from longformer.bench import formats, machine, memory, rivals, scaling
 from longformer.cli import main
 
 # Page and first line of a block to the reason why it is not run.
@@ -323,7 +323,7 @@ def test_the_tables_are_the_files() -> None:
     for case in tables.read("attention")["cases"]:
         row = next(line for line in table.splitlines() if line.startswith(f"| {case['name']} |"))
         for result in case["results"]:
-            assert tables._seconds(result["median"]) in row
+            assert formats.seconds(result["median"]) in row
     for document in DOCUMENTS:
         assert "<!-- bench:" not in tables.fill((ROOT / document).read_text(encoding="utf-8"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import zlib
@@ -11,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explained import dense, dense_of_model
+from explained import dense, dense_of_model, kept, read_small_numbers, unpack
 from safetensors import safe_open
 from tiny_checkpoint import save_tiny_checkpoint
 
-from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer, cli_options
+from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer
 from longformer.cli import main
 from longformer.explain import Explanation, explain, write_page, write_picture
-from longformer.explain.packing import FLOOR, STEP, Limits, read_small_numbers, small_numbers, tokens, unpack
+from longformer.explain.packing import FLOOR, STEP, Limits, small_numbers
 from longformer.explain.page import entries, page
 from longformer.explain.picture import full_rows, pattern_bins
-from longformer.explain.probabilities import Attention, LayerPattern
+from longformer.explain.probabilities import Attention
 from longformer.explain.rollout import rollout
 
 QUESTION = " Who fell? "
@@ -61,16 +62,6 @@ def pair(request, answerer: QuestionAnswerer, dilated: QuestionAnswerer) -> tupl
     return model, explain(model, QUESTION, SHORT)
 
 
-def kept(found: Explanation, layer: int, head: int, token: int) -> tuple[dict[int, float], float]:
-    """Of a row, tokens to probabilities, and the share that it says it carries."""
-    rows = unpack(found.packed[layer])
-    row = head * len(found.passage.ids) + token
-    span = slice(rows.first[row], rows.first[row + 1])
-    columns = tokens(rows.slot[span], token, found.patterns[layer], head)
-    assert len(set(columns.tolist())) == len(columns)
-    return dict(zip(columns.tolist(), rows.probability[span].tolist(), strict=True)), float(rows.share[row])
-
-
 class TestAttention:
     def test_all_of_a_short_document_is_the_models(self, pair):
         answerer, short = pair
@@ -91,8 +82,8 @@ class TestAttention:
     def test_means(self, pair):
         answerer, short = pair
         true = dense_of_model(answerer, torch.from_numpy(short.passage.ids)).mean(dim=1)
-        for pattern, mean, expected in zip(short.patterns, short.means, true, strict=True):
-            torch.testing.assert_close(dense(pattern, mean), expected)
+        for mean, expected in zip(short.means, true, strict=True):
+            torch.testing.assert_close(dense(mean), expected)
 
     @pytest.mark.parametrize("wanted", [400, 900])
     def test_the_largest_are_kept_and_their_share_is_true(self, answerer, wanted):
@@ -109,7 +100,7 @@ class TestAttention:
             assert share == pytest.approx(carried.sum(), abs=0.5 / 255 + 1e-5)
             lost = np.delete(expected, list(row))
             assert lost.max() <= carried.min() * (1 + 1e-5)
-            if token in found.patterns[layer].global_index:
+            if token in found.means[layer].global_index:
                 assert len(row) == found.limits.most_global or lost.max() < FLOOR * (1 + STEP)
                 continue
             if len(row) > found.limits.least:
@@ -144,15 +135,15 @@ class TestAttention:
         answerer = QuestionAnswerer.from_pretrained(folder)
         found = explain(answerer, QUESTION, SHORT)
         true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).mean(dim=1)
-        for pattern, mean, expected in zip(found.patterns, found.means, true, strict=True):
-            torch.testing.assert_close(dense(pattern, mean), expected)
+        for mean, expected in zip(found.means, true, strict=True):
+            torch.testing.assert_close(dense(mean), expected)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "mixed", "int8"])
     def test_lower_precision(self, checkpoint, dtype):
         dtype = torch.bfloat16 if dtype == "bfloat16" else dtype
         found = explain(QuestionAnswerer.from_pretrained(checkpoint, dtype=dtype), QUESTION, SHORT)
-        for pattern, mean in zip(found.patterns, found.means, strict=True):
-            torch.testing.assert_close(dense(pattern, mean).sum(dim=1), torch.ones(len(found.passage.ids)))
+        for mean in found.means:
+            torch.testing.assert_close(dense(mean).sum(dim=1), torch.ones(len(found.passage.ids)))
 
 
 class TestRollout:
@@ -166,14 +157,14 @@ class TestRollout:
             band[index], columns[index] = 0, 0
             total = band.sum(dim=1, keepdim=True) + columns.sum(dim=1, keepdim=True)
             total[index] = 1
-            attention = Attention(offsets, band / total, columns / total, rows / rows.sum(dim=1, keepdim=True))
-            layers.append((LayerPattern(window, (gap,), torch.tensor(index)), attention))
+            rows = rows / rows.sum(dim=1, keepdim=True)
+            layers.append(Attention(torch.tensor(index), offsets, band / total, columns / total, rows))
         targets = torch.zeros(2, seq_len)
         targets[0, 5:8] = 1 / 3
         targets[1, 9] = 1
         found, expected = rollout(layers, targets), targets
         for n, layer in enumerate(reversed(layers)):
-            matrix = dense(*layer)
+            matrix = dense(layer)
             torch.testing.assert_close(matrix.sum(dim=1), torch.ones(seq_len))
             expected = expected @ (0.5 * matrix + 0.5 * torch.eye(seq_len))
             torch.testing.assert_close(found[n], expected)
@@ -338,13 +329,13 @@ class TestPicture:
 
     def test_what_it_draws(self, pair):
         _, short = pair
-        pattern, mean = short.patterns[0], short.means[0]
-        matrix = dense(pattern, mean).numpy()
-        np.testing.assert_allclose(pattern_bins(pattern, mean, len(matrix)), matrix, rtol=1e-6)
-        halved = pattern_bins(pattern, mean, -(-len(matrix) // 2))
+        mean = short.means[0]
+        matrix = dense(mean).numpy()
+        np.testing.assert_allclose(pattern_bins(mean, len(matrix)), matrix, rtol=1e-6)
+        halved = pattern_bins(mean, -(-len(matrix) // 2))
         padded = np.pad(matrix, (0, len(matrix) % 2))
         np.testing.assert_allclose(halved, padded.reshape(len(halved), 2, -1, 2).max(axis=(1, 3)), rtol=1e-6)
-        np.testing.assert_allclose(full_rows(pattern, mean, 3, 6), matrix[3:7].mean(axis=0), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(full_rows(mean, 3, 6), matrix[3:7].mean(axis=0), rtol=1e-5, atol=1e-8)
 
     def test_without_matplotlib(self, short, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -384,7 +375,9 @@ class TestCommand:
             (["Who?", "d.txt", "-o", "p.pdf"], "must end in .html"),
             (["Who?", "d.txt", "--png", "p.html"], "must end in .png"),
             (["Who?", "d.txt", "-o", "folder.html"], "is a folder"),
-            (["Who?", "doc.html", "-o", "./doc.html"], "is the document itself"),
+            (["Who?", "doc.html", "-o", "./doc.html"], "is read by this command, and would be overwritten"),
+            (["Who?", "d.txt", "-o", "p.html", "--png", "link.png"], "is the same file as p.html"),
+            (["Who?", "link.png", "-o", "p.html", "--png", "link.png"], "is read by this command"),
             (["Who?", "d.txt"], "say what to write"),
             (["Who?", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
@@ -399,13 +392,14 @@ class TestCommand:
         Path("empty.txt").write_text("")
         Path("bytes.txt").write_bytes(b"a\xff")
         Path("folder.html").mkdir()
+        Path("link.png").symlink_to("p.html")
         with pytest.raises(SystemExit) as end:
             main(["explain", *arguments])
         assert end.value.code == 2 and message in capsys.readouterr().err
         assert not Path("p.html").exists() and Path("doc.html").read_text(encoding="utf-8") == SHORT
 
     def test_a_folder_that_may_not_be_written(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(cli_options.os, "access", lambda *_: False)  # permissions do not hold root back
+        monkeypatch.setattr(os, "access", lambda *_: False)  # permissions do not hold root back
         with pytest.raises(SystemExit) as end:
             main(["explain", "Who?", "--text", SHORT, "-o", str(tmp_path / "p.html")])
         assert end.value.code == 2 and "cannot be written into" in capsys.readouterr().err

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from browser import find_browser
-from explained import dense_of_model
+from explained import dense_of_model, kept
 from tiny_checkpoint import save_tiny_checkpoint
 
 from longformer import QuestionAnswerer
 from longformer.explain import Explanation, explain, write_page
-from longformer.explain.packing import FLOOR, STEP, tokens, unpack
+from longformer.explain.packing import FLOOR, STEP
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
 
@@ -80,12 +80,8 @@ def shown(page: Any) -> dict[int, float]:
 def expected(found: Explanation, token: int, layers: list[int], heads: list[int]) -> dict[int, float]:
     weights: dict[int, float] = {}
     for layer in layers:
-        rows = unpack(found.packed[layer])
         for head in heads:
-            row = head * len(found.passage.ids) + token
-            span = slice(rows.first[row], rows.first[row + 1])
-            columns = tokens(rows.slot[span], token, found.patterns[layer], head)
-            for column, p in zip(columns.tolist(), rows.probability[span].tolist(), strict=True):
+            for column, p in kept(found, layer, head, token)[0].items():
                 weights[column] = weights.get(column, 0) + p / len(layers) / len(heads)
     return weights
 

@@ -19,7 +19,6 @@ from kernel_cases import random_qkv, run
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import longformer.models.encoder
 from longformer import LongformerConfig, LongformerModel, kernels
 from longformer.kernels import (
     AttentionPattern,
@@ -569,7 +568,6 @@ def test_a_model_by_these_kernels_computes_what_it_does_by_a_cpus(
     weights = torch.randn(2, seq_len, 64)  # a plain sum of squares after LayerNorm is constant
     results = []
     for run_, inputs in ((usual, (ids, mask)), (model, batch), (compiled, batch)):
-        monkeypatch.setattr(longformer.models.encoder, "AT_ONCE", ("cpu", "cuda") if run_ is model else ())
         model.zero_grad()
         out = run_(*inputs)[0]
         (out * weights.to(out.device)).sum().backward()

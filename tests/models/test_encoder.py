@@ -1,4 +1,4 @@
-"""LongformerModel by itself: what goes in and comes out, packing, windows, dropout, determinism, bad input."""
+"""LongformerModel by itself: what goes in and comes out, padding, windows, dropout, determinism, bad input."""
 
 from __future__ import annotations
 
@@ -8,60 +8,15 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import EVERY_DTYPE
+from tiny_models import CONFIG, PAD, assert_close, build, padded, random_ids, states
 from torch import Tensor, nn
 
-import longformer.models.attention
-import longformer.models.encoder
 from longformer import ConfigError, LongformerConfig, LongformerError, LongformerModel
-from longformer.models.attention import Document, LongformerSelfAttention, Padded
-
-CONFIG = LongformerConfig(
-    vocab_size=60,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=48,
-    max_position_embeddings=66,
-    type_vocab_size=2,
-    initializer_range=0.2,
-    attention_window=8,
-)
-PAD = CONFIG.pad_token_id
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def build(
-    config: LongformerConfig = CONFIG, *, dtype: torch.dtype = torch.float64, **arguments: Any
-) -> LongformerModel:
-    """In ``eval()`` mode, every weight drawn, biases too."""
-    torch.manual_seed(1)
-    model = LongformerModel(config, **arguments)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.normal_(std=config.initializer_range)
-            if name.endswith("LayerNorm.weight"):
-                weight.add_(1)
-    torch.manual_seed(0)
-    return model.to(dtype).eval()
 
 
 @pytest.fixture(scope="module")
 def model() -> LongformerModel:
     return build()
-
-
-def random_ids(*shape: int) -> Tensor:
-    return torch.randint(3, CONFIG.vocab_size, shape)
-
-
-def states(model: LongformerModel, *arguments: Any, **named: Any) -> Tensor:
-    with torch.no_grad():
-        return model(*arguments, **named).last_hidden_state
-
-
-def assert_close(x: Tensor, y: Tensor) -> None:
-    """Equal but for float64's rounding."""
-    torch.testing.assert_close(x, y, rtol=0, atol=1e-13)
 
 
 # ---- shapes and names
@@ -162,15 +117,7 @@ def test_masks_of_any_dtype(model: LongformerModel, dtype: torch.dtype) -> None:
     assert torch.equal(states(model, ids, mask.to(dtype), globals_.to(dtype)), states(model, ids, mask, globals_))
 
 
-# ---- packing
-
-
-def padded(rows: list[Tensor], shifts: list[int], seq_len: int) -> tuple[Tensor, Tensor]:
-    ids, mask = torch.full((len(rows), seq_len), PAD), torch.zeros(len(rows), seq_len, dtype=torch.long)
-    for i, (row, shift) in enumerate(zip(rows, shifts, strict=True)):
-        ids[i, shift : shift + len(row)] = row
-        mask[i, shift : shift + len(row)] = 1
-    return ids, mask
+# ---- padding
 
 
 @pytest.mark.parametrize("impl", EVERY_DTYPE)
@@ -197,13 +144,6 @@ def test_what_stands_at_padding_changes_nothing(model: LongformerModel) -> None:
     assert not torch.equal(a[mask == 0], b[mask == 0])
 
 
-def test_padding_of_one_kind_has_one_state(model: LongformerModel) -> None:
-    ids, mask = padded([random_ids(20), random_ids(7)], [0, 5], 20)
-    padding = states(model, ids, mask)[mask == 0]
-    assert torch.isfinite(padding).all()
-    assert bool((padding == padding[0]).all())
-
-
 def test_a_row_of_padding(model: LongformerModel) -> None:
     ids, mask = padded([random_ids(20), random_ids(0)], [0, 0], 20)
     both = states(model, ids, mask)
@@ -211,119 +151,6 @@ def test_a_row_of_padding(model: LongformerModel) -> None:
     assert_close(both[:1], states(model, ids[:1]))
     alone = states(model, ids[1:], mask[1:])
     assert_close(both[1:], alone)
-
-
-def test_padding_costs_no_rows(model: LongformerModel) -> None:
-    """However long the padding, all of one kind is one row."""
-    seen = []
-    hook = model.encoder.layer[0].register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
-    ids, mask = padded([random_ids(10), random_ids(3)], [0, 0], 40)
-    states(model, ids, mask)
-    hook.remove()
-    assert seen == [(10 + 3 + 1, 32)]
-
-
-@pytest.mark.parametrize("lengths", [[9, 4, 7], [6, 6], [7, 7], [1]])
-def test_rows_put_behind_to_round_their_number_change_nothing(
-    lengths: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = random_ids(len(lengths), max(lengths))
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    results = []
-    for multiple in (1, 7):
-        model = build()
-        monkeypatch.setattr(LongformerModel, "_multiple", lambda _self, value=multiple: value)
-        counts = []
-        model.encoder.layer[0].register_forward_pre_hook(lambda _, args, seen=counts: seen.append(len(args[0])))
-        out = model(ids, mask.long(), (torch.arange(max(lengths)) < 1).expand_as(ids)).last_hidden_state
-        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-        assert counts[0] % multiple == 0
-        results.append([out, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
-    for plain, rounded in zip(*results, strict=True):
-        torch.testing.assert_close(rounded, plain, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("impl", ["auto", "triton", "banded"])
-@pytest.mark.parametrize("globals_", [(), (0, 0), (3, 3), (1, 0), (4, 2)])
-def test_at_once_as_on_a_gpu_it_is_the_same(
-    impl: str, globals_: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outputs and all gradients; parameters that nothing uses have none either way."""
-    device = "cpu"
-    if impl == "triton":
-        pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # where there is no GPU, its interpreter
-    dtype = torch.float32 if impl == "triton" else torch.float64
-    ids, mask = padded([random_ids(20), random_ids(17), random_ids(0)], [0, 3, 0], 24)
-    mask[0, 12] = 0  # a hole, and a row of padding only
-    for b, count in enumerate(globals_):
-        mask[b].masked_fill_((mask[b] > 0) & (mask[b].cumsum(0) <= count), 2)
-    ids, mask = ids.to(device), mask.to(device)
-    results, shapes = [], []
-    for devices in ((), (device,)):
-        monkeypatch.setattr(longformer.models.encoder, "AT_ONCE", devices)
-        model = build(CONFIG.replace(**NO_DROPOUT), dtype=dtype, impl=impl).to(device)
-        model.encoder.layer[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
-        model.encoder.gradient_checkpointing = impl == "auto"
-        model.train(impl == "auto")
-        with torch.no_grad():
-            inferred = model(ids, mask).last_hidden_state
-        out = model(ids, mask).last_hidden_state
-        (out * torch.linspace(-1, 1, out.numel(), dtype=dtype, device=device).view_as(out)).sum().backward()
-        results.append([inferred, out, *(weight.grad for weight in model.parameters())])
-    assert {len(shape) for shape in shapes} == {2, 3}
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
-    for one_by_one, at_once in zip(*results, strict=True):
-        assert (one_by_one is None) == (at_once is None)
-        if one_by_one is not None:
-            torch.testing.assert_close(at_once, one_by_one, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize(("lengths", "dims"), [([20, 1], 3), ([30, 1, 1], 2), ([25], 2)])
-def test_what_is_computed_at_once(lengths: list[int], dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one document by itself, and no batch that is mostly padding."""
-    monkeypatch.setattr(longformer.models.encoder, "AT_ONCE", ("cpu",))
-    model, seen = build(), []
-    model.encoder.layer[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].dim()))
-    states(model, *padded([random_ids(length) for length in lengths], [0] * len(lengths), max(lengths)))
-    assert seen == [dims]
-
-
-@pytest.mark.parametrize(
-    ("training", "autocast", "dtype", "rows"),
-    [
-        (True, True, torch.float32, 64),
-        (True, False, torch.bfloat16, 64),
-        (True, False, torch.float32, 9),
-        (False, True, torch.float32, 9),
-    ],
-)
-def test_the_number_of_rows_is_rounded_where_training_compiles_products_for_it(
-    training: bool, autocast: bool, dtype: torch.dtype, rows: int
-) -> None:
-    model = build(dtype=dtype).train(training)
-    seen: list[int] = []
-    model.encoder.layer[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = model(random_ids(1, 9)).last_hidden_state
-    assert seen == [rows]
-    assert out.shape == (1, 9, CONFIG.hidden_size)
-
-
-@pytest.mark.parametrize("devices", [(), ("cpu",)])
-def test_the_feed_forward_in_parts_is_the_same(
-    model: LongformerModel, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(longformer.models.encoder, "AT_ONCE", devices)
-    ids, seen = random_ids(2, 30), []
-    whole = states(model, ids)
-    wide = longformer.models.encoder.linear_gelu
-    monkeypatch.setattr(longformer.models.encoder, "FEED_FORWARD_ROWS", 7)
-    monkeypatch.setattr(
-        longformer.models.encoder, "linear_gelu", lambda x, *layer: seen.append(len(x)) or wide(x, *layer)
-    )
-    assert_close(states(model, ids), whole)
-    assert seen == CONFIG.num_hidden_layers * [*8 * [7], 4]
 
 
 # ---- global attention and windows
@@ -374,19 +201,6 @@ def test_dilations_of_each_head_and_layer(impl: str) -> None:
     assert reach(heads, 1) == [0, 1, 2, 3, 6]
     layers = build(CONFIG.replace(attention_window=2, attention_dilation=(1, 4)), impl=impl)
     assert reach(layers, 20) == [15, 16, 17, 19, 20, 21, 23, 24, 25]
-
-
-@pytest.mark.parametrize("impl", ["auto", "banded"])
-def test_dilation_in_a_graph_and_outside(impl: str) -> None:
-    config = CONFIG.replace(attention_dilation=[1, (1, 2, 3, 4)])
-    attention = build(config, impl=impl).encoder.layer[1].attention.self
-    hidden = torch.randn(30, 32, dtype=torch.float64)
-    globals_ = torch.tensor([0, 1, 17])
-    mask = torch.zeros(1, 30, dtype=torch.bool).index_fill_(1, globals_, True)
-    with torch.no_grad():
-        packed = attention(hidden, [Document(30, None, globals_)])
-        padded = attention(hidden[None], Padded.of(None, mask))[0]
-    assert_close(packed, padded)
 
 
 @pytest.mark.parametrize(
@@ -487,112 +301,6 @@ def test_dropout_is_active_in_training_and_seeded(impl: str, dropout: dict[str, 
     assert torch.equal(run(1), run(1))
     assert not torch.allclose(run(1), run(2))
     assert not torch.allclose(run(1), states(model.eval(), ids))
-
-
-@pytest.mark.parametrize("count", [0, 2, 20], ids=["local", "global", "many global"])
-def test_attention_dropout_changes_nothing_on_average(count: int) -> None:
-    """Also where keys and values are not projected, whose biases must then be dropped in part."""
-    attention = build(CONFIG.replace(attention_probs_dropout_prob=0.5)).encoder.layer[0].attention.self
-    assert isinstance(attention, LongformerSelfAttention)
-    hidden = torch.randn(30, 32, dtype=torch.float64)
-    documents = [Document(30, None, torch.arange(count) if count else None)]
-    with torch.no_grad():
-        expected = attention(hidden, documents)
-        attention.train()
-        draws = torch.stack([attention(hidden, documents) for _ in range(400)])
-    error = draws.mean(dim=0) - expected
-    deviation = draws.std(dim=0) / 20  # of the mean of 400
-    assert bool((deviation > 0).all())
-    assert float((error / deviation).abs().max()) < 5.5  # of 960 draws of a normal deviation
-
-
-def test_dropout_of_a_global_row_with_and_without_projection() -> None:
-    """Both ways have the same spread, not the mean alone."""
-    attention = build(CONFIG.replace(attention_probs_dropout_prob=0.5)).encoder.layer[0].attention.self.train()
-    hidden = torch.randn(30, 32, dtype=torch.float64)
-    few, many = (Document(30, None, index) for index in (torch.tensor([4, 9]), torch.arange(30)))
-    with torch.no_grad():
-        plain = torch.stack([attention._global_rows(hidden, few) for _ in range(2000)])
-        projected = torch.stack([attention._global_rows(hidden, many)[few.global_index] for _ in range(2000)])
-    torch.testing.assert_close(plain.std(dim=0), projected.std(dim=0), rtol=0.15, atol=0)
-
-
-def test_hooks_see_what_a_module_takes_and_gives() -> None:
-    """Also of the layers that are otherwise computed together, in parts, or not called at all."""
-    model = build(dtype=torch.float32).eval()
-    layer = model.encoder.layer[0]
-    ids = random_ids(1, 40)
-    seen: dict[str, list[Tensor]] = {}
-    kept: list[tuple[Tensor, Tensor]] = []
-
-    def remember(name: str, tensor: Tensor) -> None:
-        seen.setdefault(name, []).append(tensor.clone())
-
-    with torch.no_grad():
-        plain = states(model, ids)
-        handles = [
-            layer.intermediate.dense.register_forward_pre_hook(lambda _, args: remember("before", args[0])),
-            layer.output.register_forward_hook(lambda _, args, out: remember("output", out)),
-            layer.attention.output.dense.register_forward_hook(lambda _, args, out: kept.append((out, out.clone()))),
-        ]
-        torch.testing.assert_close(states(model, ids), plain)
-        for handle in handles:
-            handle.remove()
-    assert {name: len(calls) for name, calls in seen.items()} == {"before": 1, "output": 1}
-    ((given, as_it_was),) = kept
-    assert torch.equal(given, as_it_was)
-
-
-def test_another_layer_in_place_of_a_projection_is_called() -> None:
-    """An adapter around ``value_global`` counts at every length, though plain layers' weights are read at some."""
-    attention = build().encoder.layer[0].attention.self
-
-    class Doubled(nn.Module):
-        def __init__(self, layer: nn.Linear) -> None:
-            super().__init__()
-            self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
-
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * self.layer(x)
-
-    hidden, documents = torch.randn(30, 32, dtype=torch.float64), [Document(30, None, torch.tensor([3]))]
-    before = attention(hidden, documents)[3]
-    attention.value_global = Doubled(attention.value_global)  # type: ignore[assignment]
-    torch.testing.assert_close(attention(hidden, documents)[3], 2 * before)
-
-
-def test_short_documents_are_projected_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their outputs and gradients are those of documents taken one by one, whatever else is in the batch."""
-    attention = build(CONFIG).encoder.layer[0].attention.self
-    documents = [
-        Document(7, None, torch.tensor([0, 3])),
-        Document(0, None, None),
-        Document(9, torch.arange(9) != 4, torch.tensor([8])),
-        Document(5, None, None),
-        Document(1, None, torch.tensor([0])),
-    ]
-    hidden = torch.randn(25, 32, dtype=torch.float64)  # the last three rows are padding
-    grad = torch.randn_like(hidden)
-    projections = [attention.query_global, attention.key_global, attention.value_global]
-    results = []
-    for short in (0, 9, 10):
-        monkeypatch.setattr(longformer.models.attention, "SHORT", {8: short})
-        calls = []
-
-        def counted(x: Tensor, calls: list[int] = calls) -> Tensor:
-            calls.append(len(x))
-            return type(attention.key_global).forward(attention.key_global, x)
-
-        attention.key_global.forward = counted  # a hook would have every document projected
-        states = hidden.clone().requires_grad_()
-        out = attention(states, documents)
-        assert calls == {0: [], 9: [8], 10: [17]}[short]  # tokens that are projected
-        attention.zero_grad()
-        out.backward(grad)
-        results.append([out.detach(), states.grad, *(p.grad for layer in projections for p in layer.parameters())])
-    for other in results[1:]:
-        for actual, expected in zip(other, results[0], strict=True):
-            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -82,8 +82,8 @@ def test_names(model: LongformerForQuestionAnswering) -> None:
 
 
 def test_the_question_is_global(model: LongformerForQuestionAnswering) -> None:
-    assert torch.equal(model.question_mask(IDS), QUESTION)
-    assert model.question_mask(IDS).dtype == torch.bool
+    assert torch.equal(model.automatic_global_mask(IDS), QUESTION)
+    assert model.automatic_global_mask(IDS).dtype == torch.bool
     for explicit in (QUESTION, QUESTION.long()):
         assert torch.equal(model(IDS, MASK).start_logits, model(IDS, MASK, explicit).start_logits)
 
@@ -111,7 +111,7 @@ def test_padding_before_the_question(model: LongformerForQuestionAnswering) -> N
 def test_an_empty_question_and_an_empty_context(model: LongformerForQuestionAnswering) -> None:
     """For the model both are input like any other; ``QuestionAnswerer`` refuses them."""
     ids = torch.tensor([[0, SEP, SEP, 21, SEP], [0, 11, SEP, SEP, SEP]])
-    assert model.question_mask(ids).sum(dim=1).tolist() == [1, 2]
+    assert model.automatic_global_mask(ids).sum(dim=1).tolist() == [1, 2]
     assert torch.isfinite(model(ids).start_logits).all()
 
 
@@ -134,7 +134,7 @@ def test_a_row_without_three_separators(model: LongformerForQuestionAnswering, r
 def test_the_separator_is_the_config_s() -> None:
     other = build(CONFIG.replace(sep_token_id=5))
     ids = torch.where(IDS == SEP, 5, IDS)
-    assert torch.equal(other.question_mask(ids), QUESTION)
+    assert torch.equal(other.automatic_global_mask(ids), QUESTION)
     with pytest.raises(LongformerError, match=r"row 0 of input_ids has 0 separators \(id 5\)"):
         other(IDS)
 

@@ -17,8 +17,8 @@ from longformer import LongformerForMaskedLM, LongformerModel
 from longformer.cli import main
 from longformer.kernels import dispatch
 from longformer.parity import read_trace
+from longformer.parity.contest import expected_shapes
 from longformer.parity.runs import draw
-from longformer.parity.shapes import expected_shapes
 
 IDS = [[0, 20, 21, 2, 2, 30, 31, 32, 33, 34, 35, 2], [0, 22, 2, 2, 40, 41, 2]]
 
@@ -208,7 +208,7 @@ def test_parts_that_are_not_compared_are_named(command: Any) -> None:
     masked_lm("words", pooler=True)
     done = command("compare", "ours", "transformers", "ids.json", "--model", "words")
     assert done.status == 0
-    assert "note: the checkpoint has parts that were not run and so not compared: pooler" in done.out
+    assert "note: the checkpoint has parts that were not run and not compared: pooler" in done.out
 
 
 def test_the_input_may_name_the_model(command: Any) -> None:
@@ -330,10 +330,13 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     ("arguments", "message"),
     [
         (["compare", "ours", "theirs", "ids.json", "--model", "model"], "'theirs' is neither a trace file"),
-        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be had"),
+        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be used"),
         (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
-        (["compare", "ours", "ours:float64:triton", "ids.json", "--model", "model"], "kernel 'triton' cannot be had: "),
+        (
+            ["compare", "ours", "ours:float64:triton", "ids.json", "--model", "model"],
+            "kernel 'triton' cannot be used: ",
+        ),
         (["compare", "ours", "ours:", "ids.json", "--model", "model"], "'ours:' is neither a trace file"),
         (["compare", "ours", "transformers", "ids.json"], "--model is missing"),
         (["compare", "ours", "transformers", "ids.json", "--model", "absent"], "there is no folder 'absent'"),
@@ -341,7 +344,7 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "x/y.html"], "no folder 'x'"),
         (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "y.txt"], "must end in .html"),
         (["record", "model", "ids.json", "-o", "trace.bin"], "must end in .safetensors"),
-        (["record", "model", "absent.json", "-o", "t.safetensors"], "absent.json cannot be read: No such file"),
+        (["record", "model", "absent.json", "-o", "t.safetensors"], "no file at 'absent.json'"),
         (["record", "model", "bad.json", "-o", "t.safetensors"], "bad.json is not valid JSON"),
         (["record", "model", "list.json", "-o", "t.safetensors"], "list.json must hold an object like"),
         (["record", "model", "mask.json", "-o", "t.safetensors"], "attention_mask has rows of [2], input_ids of [3]"),
@@ -394,7 +397,7 @@ def test_triton_where_it_does_not_serve(command: Any, monkeypatch: pytest.Monkey
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     done = command(*arguments)
     assert done.status == 2
-    assert "kernel 'triton' cannot be had: its kernels want a tensor on a GPU; \"auto\" takes the next" in done.err
+    assert "kernel 'triton' cannot be used: its kernels want a tensor on a GPU; \"auto\" takes the next" in done.err
     assert "TRITON_INTERPRET=1" in done.err and "trace(model, path=...)" in done.err
     assert not list(Path().glob("*.safetensors"))
 

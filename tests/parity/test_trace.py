@@ -13,11 +13,10 @@ import torch
 from reference import TINY, build, encode, padded_batch, question_row
 from torch import Tensor, nn
 
-import longformer.models.encoder
 from longformer import LongformerForMaskedLM
 from longformer.errors import LongformerError
-from longformer.kernels import attention_pairs, choose, dispatch
-from longformer.kernels.reference import masked_softmax
+from longformer.kernels import AttentionPattern, attention_pairs, choose, dispatch
+from longformer.kernels.softmax import masked_softmax
 from longformer.parity import Table, Trace, Value, assert_parity, read_trace, trace
 
 PER_LAYER = [
@@ -109,28 +108,6 @@ def test_rows_behind_the_tokens_in_training_are_not_recorded() -> None:
         torch.testing.assert_close(value, evaluated[name], rtol=0.05, atol=0.05)
 
 
-def test_a_device_that_computes_a_batch_at_once_does_not_while_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = build(TINY).ours, inputs()
-    one_by_one = run(model, batch)
-    monkeypatch.setattr(longformer.models.encoder, "AT_ONCE", ("cpu",))
-    recorded = run(model, batch)
-    assert list(recorded) == list(one_by_one)
-    assert all(torch.equal(value, one_by_one[name]) for name, value in recorded.items())
-    assert model.longformer.at_once
-
-
-def test_long_inputs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    import longformer.models.encoder
-
-    pair, batch = build(TINY), inputs()
-    whole = run(pair.ours, batch)
-    monkeypatch.setattr(longformer.models.encoder, "FEED_FORWARD_ROWS", 16)
-    pieces = run(pair.ours, batch)
-    assert list(pieces) == list(whole)
-    for name, value in whole.items():
-        torch.testing.assert_close(pieces[name], value)
-
-
 def test_probabilities() -> None:
     pair, batch = build(TINY), inputs(holes=True)
     ours, reference = (run(model, batch, probabilities=True) for model in (pair.ours, pair.reference))
@@ -177,12 +154,17 @@ def test_probabilities_of_a_kernel_that_is_wrong_are_refused(monkeypatch: pytest
     import longformer.models.attention
 
     pair, batch = build(TINY), inputs()
-    right = longformer.models.attention.sliding_window_attention
+    right = longformer.models.attention.attend
 
-    def wrong(query: Tensor, key: Tensor, value: Tensor, window: Any, **settings: Any) -> Tensor:
-        return right(query, key, value, (window[0] - 1, window[1]), **settings)
+    def wrong(
+        query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, *rest: Any, **settings: Any
+    ) -> Tensor:
+        left, on_the_right = pattern.window or (0, 0)
+        return right(
+            query, key, value, dataclasses.replace(pattern, window=(left - 1, on_the_right)), *rest, **settings
+        )
 
-    monkeypatch.setattr(longformer.models.attention, "sliding_window_attention", wrong)
+    monkeypatch.setattr(longformer.models.attention, "attend", wrong)
     with pytest.raises(LongformerError, match=r"layer\.0\.local_output: attention with probabilities"):
         run(pair.ours, batch, probabilities=True)
 

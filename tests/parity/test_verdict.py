@@ -15,6 +15,7 @@ from reference import TINY, Pair, build, global_mask, padded_batch, question_row
 from torch import Tensor, nn
 
 from longformer.errors import DataError
+from longformer.kernels import AttentionPattern
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import Trace, Truth, assert_parity, compare, trace
 from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE
@@ -227,7 +228,7 @@ def test_a_value_that_the_truth_lacks_is_not_judged(case: Case) -> None:
     found = compare(a, b, truth=case.truth)
     # All else has the same bits; but the two are not identical.
     assert (found.verdict, found.unjudged) == ("rounding", ["mine"])
-    assert found.notes == ["not judged, since our model has no such value to give the truth: mine"]
+    assert found.notes == ["not judged, since our model, which gives the truth, has no such value: mine"]
     assert summary(found).endswith("; 1 more differ and could not be judged")
     assert "mine" in table(found)
     b.tensors = dict(a.tensors)
@@ -270,7 +271,7 @@ def test_dilation_forgotten(case: Case) -> None:
         if isinstance(attention, LongformerSelfAttention):
             attention.impl = "banded"
     assert compare(expected, run(right, case.inputs), truth=truth).verdict == "rounding"
-    layer(port).attention.self.dilation = (1, 1, 1, 1)
+    layer(port).attention.self.pattern = AttentionPattern(config.window(1))
     found = compare(expected, run(port, case.inputs), truth=truth, names=("original", "port"))
     assert found.first is not None and (found.first.name, found.departed) == ("layer.1.local_output", ("port",))
     assert found.hints == ["the window is not dilated; by head it should be (1, 2, 2, 4)"]

@@ -12,7 +12,12 @@ import pytest
 import torch
 
 from longformer import LongformerConfig, LongformerError, LongformerModel, plotting
-from longformer.kernels import attention_pairs, sliding_window_attention, sliding_window_probabilities
+from longformer.kernels import (
+    AttentionPattern,
+    attention_pairs,
+    sliding_window_attention,
+    sliding_window_probabilities,
+)
 from longformer.parity import Comparison, Truth, compare, trace
 from longformer.parity.measure import MULTIPLE
 
@@ -57,6 +62,30 @@ def test_a_pattern_is_the_kernels_mask(axes: Axes, causal: bool) -> None:
         is_global &= place <= place[:, None]
     assert ((drawn(axes) == 2) == is_global).all()
     assert ((drawn(axes) == 1) == (local & ~is_global)).all()
+
+
+def test_a_pattern_serves_where_a_window_does(axes: Axes) -> None:
+    pattern = AttentionPattern((2, 1), dilation=(1, 3), causal=True)
+    kinds = plotting.attention_kinds(12, (2, 1), dilation=(1, 3), causal=True, global_tokens=(4,))
+    assert torch.equal(plotting.attention_kinds(12, pattern, global_tokens=(4,)), kinds)
+    plotting.draw_pattern(axes, 12, pattern, global_tokens=(4,))
+    assert (drawn(axes) == kinds[0].numpy()).all()
+
+    everything = AttentionPattern(None)
+    assert (plotting.attention_kinds(12, everything) == 1).all()
+    panels = plotting.draw_patterns(Figure(), 12, [pattern, pattern, everything], global_tokens=(4,))
+    assert [[panel.get_title() for panel in row] for row in panels] == [
+        [f"{layers}, head {head}, dilated by {gap}" for head, gap in ((1, gaps[0]), (2, gaps[1]))]
+        for layers, gaps in (("layers 1 to 2, window (2, 1)", (1, 3)), ("layer 3, every token", (1, 1)))
+    ]
+    assert [(drawn(panel) == one.numpy()).all() for panel, one in zip(panels[0], kinds, strict=True)] == [True, True]
+    assert (drawn(panels[1][1])[:4, 5:] == 1).all()
+    local = plotting.attention_kinds(12, pattern)
+    assert torch.equal(plotting.receptive_field(12, pattern, 7)[0], (local[:, 7] == 1).any(dim=0))
+    assert plotting.receptive_field(12, [pattern, everything], 7)[1].all()
+    one = plotting.receptive_field(12, [(2, 1)] * 2, 7, dilation=(1, 3), causal=True)
+    plotting.draw_receptive_field(axes, 12, [pattern] * 2, 7)
+    assert (np.ma.filled(axes.images[1].get_array(), 9) == one.numpy()).all()
 
 
 def test_a_row_of_a_pattern_is_what_its_output_depends_on() -> None:
@@ -150,7 +179,8 @@ def test_probabilities_pair_by_pair(axes: Axes) -> None:
     expected = sliding_window_attention(*wide, value, (2, 1), scale=0.5, impl="reference", **pattern)
     dense = plotting.dense_probabilities(found, (2, 1), (1, 3))
     torch.testing.assert_close(dense, expected, rtol=0, atol=1e-14)
-    plotting.draw_probabilities(axes, found, (2, 1), dilation=(1, 3), dense=True)
+    assert torch.equal(plotting.dense_probabilities(found, AttentionPattern((2, 1), (1, 3))), dense)
+    plotting.draw_probabilities(axes, found, AttentionPattern((2, 1), (1, 3)), dense=True)
     assert np.allclose(drawn(axes), expected[0].mean(0).numpy(), atol=1e-7)
 
 
@@ -199,6 +229,7 @@ def test_cost_is_the_reports_medians(axes: Axes, quantity: str, values: str, sca
     assert (floor is not None) == (quantity == "time")
 
 
+EVERYTHING, HEADS = AttentionPattern(None), AttentionPattern((1, 1), (1, 2))
 PROBABILITIES = sliding_window_probabilities(torch.zeros(1, 2, 9, 4), torch.zeros(1, 2, 9, 4), (2, 1))
 
 
@@ -208,8 +239,18 @@ PROBABILITIES = sliding_window_probabilities(torch.zeros(1, 2, 9, 4), torch.zero
         (lambda axes: plotting.draw_pattern(axes, 5000, (1, 1)), "seq_len is 5000; .* from 1 to 4096"),
         (lambda axes: plotting.draw_pattern(axes, 0, (1, 1)), "seq_len is 0"),
         (lambda axes: plotting.draw_pattern(axes, 9, (1, -1)), r"window is \(1, -1\); it must be \(left, right\)"),
-        (lambda axes: plotting.draw_pattern(axes, 9, (1, 1), dilation=0), r"dilation is \(0,\); .*>= 1"),
+        (lambda axes: plotting.draw_pattern(axes, 9, (1, 1), dilation=0), "dilation is 0; .*>= 1"),
         (lambda axes: plotting.draw_pattern(axes, 9, (1, 1), global_tokens=[9]), "global_tokens has 9; .*from 0 to 8"),
+        (lambda axes: plotting.draw_pattern(axes, 9, None), r"window is None; .*AttentionPattern\(None\)"),
+        (
+            lambda axes: plotting.draw_pattern(axes, 9, AttentionPattern((1, 1)), dilation=2),
+            "dilation=2 is given",
+        ),
+        (lambda axes: plotting.draw_patterns(axes.figure, 9, [EVERYTHING], causal=True), "causal=True is given"),
+        (
+            lambda axes: plotting.draw_patterns(axes.figure, 9, [HEADS, AttentionPattern((1, 1), (1, 2, 3))]),
+            r"not of one number of heads: dilation is \(1, 2\)",
+        ),
         (lambda axes: plotting.draw_patterns(axes.figure, 9, []), "no windows; give"),
         (lambda axes: plotting.draw_patterns(axes.figure, 9, [(1, 1), 3]), "window is 3"),
         (lambda axes: plotting.draw_receptive_field(axes, 9, (1, 1), 9), "token is 9; .*from 0 to 8"),
@@ -217,7 +258,10 @@ PROBABILITIES = sliding_window_probabilities(torch.zeros(1, 2, 9, 4), torch.zero
         (lambda axes: plotting.draw_probabilities(axes, PROBABILITIES, (2, 1), head=2), "head is 2; .*from 0 to 1"),
         (lambda axes: plotting.draw_probabilities(axes, PROBABILITIES, (2, 1), batch=1), "batch is 1; .*from 0 to 0"),
         (lambda axes: plotting.draw_probabilities(axes, PROBABILITIES, (2, 1), dilation=(1, 2)), "choose a head"),
-        (lambda axes: plotting.draw_probabilities(axes, PROBABILITIES, (2, 1), dilation=(1, 2, 3)), "each of 2 heads"),
+        (
+            lambda axes: plotting.draw_probabilities(axes, PROBABILITIES, (2, 1), dilation=(1, 2, 3)),
+            "of the 2 heads",
+        ),
         (lambda axes: plotting.draw_cost(axes, RESULTS / "scaling.json", "money"), "quantity is 'money'; .*\"time\""),
         (lambda axes: plotting.draw_cost(axes, RESULTS / "absent.json"), "absent.json is no report"),
         (lambda axes: plotting.draw_cost(axes, {"cases": []}), "has no time by length; `longformer bench scaling"),

@@ -21,7 +21,7 @@ from training_runs import squad_file
 
 import longformer.models.attention
 from longformer import LongformerConfig
-from longformer.kernels import sliding_window_attention
+from longformer.kernels import AttentionPattern, attend
 from longformer.parity import read_trace
 
 LINES = [f"Ann met Bob in Rome in {year}, and Dan fell down the stairs. " for year in range(1066, 1096)]
@@ -132,12 +132,13 @@ def narrow_window() -> Iterator[None]:
     """One layer's window one token too narrow on each side, whatever model is run."""
     calls = 0
 
-    def attend(query: Any, key: Any, value: Any, window: tuple[int, int], **settings: Any) -> Any:
+    def narrowed(query: Any, key: Any, value: Any, pattern: AttentionPattern, tokens: Any, **settings: Any) -> Any:
         nonlocal calls
-        if calls == LAYER:
-            window = window[0] - 1, window[1] - 1
+        if calls == LAYER and pattern.window is not None:
+            left, right = pattern.window
+            pattern = AttentionPattern((left - 1, right - 1), pattern.dilation)
         calls += 1
-        return sliding_window_attention(query, key, value, window, **settings)
+        return attend(query, key, value, pattern, tokens, **settings)
 
-    with mock.patch.object(longformer.models.attention, "sliding_window_attention", attend):
+    with mock.patch.object(longformer.models.attention, "attend", narrowed):
         yield

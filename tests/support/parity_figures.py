@@ -1,8 +1,10 @@
-"""The figures of ``docs/parity.md``, measured and printed as its tables: ``python tests/parity_figures.py NAME``.
+"""The figures of ``docs/parity.md``, measured and printed as its tables.
+
+``python tests/support/parity_figures.py NAME ...`` prints those that are named, or all.
 
 ``mistakes``: what the tool says of each planted slip. ``depth``: the error after each layer, ours and transformers',
 for the full base architecture and the shipped checkpoint. ``cost``: time and memory of the commands on the base
-architecture; it wants a machine that does nothing else.
+architecture; it needs a machine that does nothing else.
 """
 
 from __future__ import annotations

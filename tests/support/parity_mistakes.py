@@ -1,7 +1,7 @@
-"""The slips that reimplementations make, planted one at a time: how, where each begins, and what is to be said of it.
+"""The slips that reimplementations make, planted one at a time: how, where each begins, and which hint it should get.
 
-Each takes our model with weights of its own, and the batch, spoils something, and gives the trace of what it then
-computes. ``python tests/parity_mistakes.py`` prints what the tool says of each as a table.
+Each takes our model with weights of its own, and the batch, breaks something, and gives the trace of what the model
+then computes. ``python tests/support/parity_mistakes.py`` prints a table of what the tool says of each.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 import longformer.models.attention
 from longformer import LongformerForQuestionAnswering
-from longformer.kernels import attention_pairs, sliding_window_attention
-from longformer.models.encoder import LongformerLayer
+from longformer.kernels import AttentionPattern, Tokens, attend
+from longformer.models.layers import LongformerLayer
 from longformer.parity import Comparison, Trace, Truth, compare, trace
 
 Inputs = dict[str, Tensor]
@@ -77,9 +77,9 @@ def kernel(model: nn.Module, wrong: Callable[..., Tensor]) -> Iterator[None]:
     ]
 
     def choose(*arguments: Any, **settings: Any) -> Tensor:
-        return (wrong if inside else sliding_window_attention)(*arguments, **settings)
+        return (wrong if inside else attend)(*arguments, **settings)
 
-    with mock.patch.object(longformer.models.attention, "sliding_window_attention", choose):
+    with mock.patch.object(longformer.models.attention, "attend", choose):
         yield
     for hook in hooks:
         hook.remove()
@@ -87,26 +87,30 @@ def kernel(model: nn.Module, wrong: Callable[..., Tensor]) -> Iterator[None]:
 
 @mistake("window off by one", "layer.1.local_output", "one token too few on each side")
 def window(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> Trace:
-    left, right = layer(model).attention.self.window
-    layer(model).attention.self.window = left - 1, right - 1
+    left, right = TINY.window(LAYER)
+    layer(model).attention.self.pattern = AttentionPattern((left - 1, right - 1))
     return run(model, inputs)
 
 
 @mistake("window off by one, on one side", "layer.1.local_output", "one token too many on the right")
 def window_right(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> Trace:
-    left, right = layer(model).attention.self.window
-    layer(model).attention.self.window = left, right + 1
+    left, right = TINY.window(LAYER)
+    layer(model).attention.self.pattern = AttentionPattern((left, right + 1))
     return run(model, inputs)
 
 
 @mistake("a global column counted twice", "layer.1.local_output", "counted twice")
 def twice(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> Trace:
-    def wrong(query: Tensor, key: Tensor, value: Tensor, window: Any, **settings: Any) -> Tensor:
-        band = attention_pairs(query.shape[2], window, key_mask=settings["key_mask"])
+    def wrong(
+        query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, tokens: Tokens, **settings: Any
+    ) -> Tensor:
+        assert tokens.is_global is not None
+        band = pattern.pairs(query.shape[2], Tokens(tokens.keep))
+        columns = tokens.is_global[:, None, None, :].expand_as(band)
         scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
-        index = settings["global_mask"][0].nonzero().flatten()
-        both = torch.cat([scores[..., index], scores.masked_fill(~band, -math.inf)], dim=-1).softmax(dim=-1)
-        return both @ torch.cat([value[:, :, index], value], dim=2)
+        seen = [scores.masked_fill(~pairs, -math.inf) for pairs in (columns, band)]
+        out = torch.cat(seen, dim=-1).softmax(dim=-1) @ torch.cat([value, value], dim=2)
+        return out if tokens.keep is None else out * tokens.keep[:, None, :, None]
 
     with kernel(model, wrong):
         return run(model, inputs)
@@ -117,7 +121,7 @@ def scale_before_bias(pair: Pair, model: LongformerForQuestionAnswering, inputs:
     bias = layer(model).attention.self.query.bias.detach().view(1, TINY.num_attention_heads, 1, -1)
 
     def wrong(query: Tensor, *others: Any, **settings: Any) -> Tensor:
-        return sliding_window_attention(query - bias + bias * math.sqrt(query.shape[3]), *others, **settings)
+        return attend(query - bias + bias * math.sqrt(query.shape[3]), *others, **settings)
 
     with kernel(model, wrong):
         return run(model, inputs)
@@ -125,7 +129,7 @@ def scale_before_bias(pair: Pair, model: LongformerForQuestionAnswering, inputs:
 
 @mistake("padded rows not zeroed", "layer.0.local_output", "padded rows are not zeroed")
 def padded_rows(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> Trace:
-    # In the reference, with the line that zeroes them made void: ours has no such rows at all.
+    # In the reference, with the line that zeroes them made void: in ours the kernel gives them.
     with mock.patch.object(torch, "masked_fill", lambda x, mask, value: x):
         return run(pair.reference, inputs)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -16,9 +16,7 @@ from tolerances import CORRELATED_RATIO, ENOUGH, FEW_ROWS, FEW_ROWS_RATIO, GRADI
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import longformer.models.encoder
 from longformer import LongformerConfig, LongformerForQuestionAnswering, LongformerModel
-from longformer.models.encoder import Packing, pack
 
 transformers.logging.set_verbosity_error()  # else it says, on every length, that it pads to a multiple of the window
 transformers.logging.disable_progress_bar()
@@ -145,26 +143,17 @@ def encode(model: nn.Module, inputs: dict[str, Tensor]) -> Encoded:
 
 
 def _encode_ours(model: Ours, inputs: dict[str, Tensor]) -> Encoded:
+    """States of the plain model, which hooks ask for, and results of whatever runs where nobody watches."""
     base = model.longformer if isinstance(model, LongformerForQuestionAnswering) else model
-    packings: list[Packing] = []
-    packed: list[Tensor] = []
-
-    def remember_packing(*arguments: Any, **named: Any) -> Packing:
-        packings.append(pack(*arguments, **named))
-        return packings[-1]
-
-    def remember(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        packed.append(output)
-
-    hooks = [part.register_forward_hook(remember) for part in (base.embeddings, *base.encoder.layer)]
+    states: list[Tensor] = []
+    parts = (base.embeddings, *base.encoder.layer)
+    hooks = [part.register_forward_hook(lambda part, given, output: states.append(output)) for part in parts]
     try:
-        with mock.patch.object(longformer.models.encoder, "pack", remember_packing):
-            results = model(**inputs)
+        model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    (packing,) = packings
-    return Encoded([packing.unpack(state, len(inputs["input_ids"])) for state in packed], list(results))
+    return Encoded(states, list(model(**inputs)))
 
 
 def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> Gradients:

@@ -57,7 +57,7 @@ def test_values_that_cannot_be(change: dict[str, Any], message: str) -> None:
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "o.toml"
-    with pytest.raises(LongformerError, match="cannot be read"):
+    with pytest.raises(LongformerError, match="no file at"):
         QAOptions.read(path)
     path.write_text("epochs = = 1")
     with pytest.raises(LongformerError, match="not valid TOML"):

@@ -113,8 +113,8 @@ def test_an_error_of_one_process_is_raised_by_all(setting: dict[str, Any], tmp_p
         qa_options(output=tmp_path / "out", **{**setting, "file": f}) for f in (setting["file"], str(tmp_path / "no"))
     ]
     first, second = together(run, [(one,) for one in options])
-    assert first == f"LongformerError: process 1 of 2: {tmp_path / 'no'}: no such file"
-    assert second == f"DataError: {tmp_path / 'no'}: no such file"
+    assert first == f"LongformerError: process 1 of 2: no file at {str(tmp_path / 'no')!r}"
+    assert second == f"DataError: no file at {str(tmp_path / 'no')!r}"
 
 
 def test_fewer_questions_a_step_than_processes(setting: dict[str, Any], tmp_path: Path) -> None:

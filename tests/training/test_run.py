@@ -25,7 +25,8 @@ from longformer import (
     LongformerTokenizer,
     QuestionAnswerer,
 )
-from longformer.answering.squad import evaluate, read_squad
+from longformer.answering.scores import evaluate
+from longformer.answering.squad import read_squad
 from longformer.training import MLMOptions, QAOptions
 from longformer.training.log import read_log
 
@@ -232,7 +233,7 @@ def test_what_cannot_be_is_refused_first(source: Path, tmp_path: Path, monkeypat
         with pytest.raises(error, match=message):
             run(qa_options(**values))
 
-    refuse(DataError, "no such file", file=str(tmp_path / "absent.json"))
+    refuse(DataError, "no file at", file=str(tmp_path / "absent.json"))
     refuse(DataError, "no file has an article of that title", hold_out=("other",))
     refuse(DataError, "leaves nothing to train on", hold_out=("many", "last"))
     refuse(CheckpointError, "no folder at", source=tmp_path / "nothing")

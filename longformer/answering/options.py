@@ -1,16 +1,16 @@
-"""What several commands share: options of model and answers, and the checks made before a model is loaded."""
+"""What several commands share: options of model and answers, and what is made of them. Imports nothing slow."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from longformer.errors import DataError
+from longformer.answering.settings import SETTINGS, AnswerSettings
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex")
+
+MODEL_OPTIONS = ("model", "revision", "device", "dtype", "impl")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -70,7 +72,7 @@ def answer_options(command: Command) -> Command:
         click.option(
             "--max-answer-tokens",
             type=click.IntRange(min=1),
-            default=30,
+            default=AnswerSettings.max_answer_tokens,
             show_default=True,
             metavar="N",
             help="Longest answer.",
@@ -78,6 +80,60 @@ def answer_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def document_arguments(command: Command) -> Command:
+    """QUESTION, and the DOCUMENT as a file or a text, for :func:`given_document`."""
+    for argument in (
+        click.option("--text", metavar="TEXT", help="The document itself, instead of a file."),
+        click.argument("document", required=False),
+        click.argument("question"),
+    ):
+        command = argument(command)
+    return command
+
+
+def given_document(document: str | None, text: str | None) -> str:
+    """The text of the document, which is given as a file or as a text. Raises DataError where it cannot be read."""
+    if text is not None:
+        return text
+    assert document is not None
+    from longformer.files import read_document
+
+    return read_document(document)
+
+
+def check_one_document(document: str | None, text: str | None) -> None:
+    """Raise UsageError unless the document is given in one way."""
+    if (document is None) == (text is None):
+        raise click.UsageError("give the document as a file, as - for standard input, or with --text: one of them")
+
+
+def first_given(*names: str) -> str | None:
+    """The first of the parameters ``names`` that stands on the command line, as an option is written."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            return f"--{name.replace('_', '-')}"
+    return None
+
+
+def take_settings(options: dict[str, Any]) -> AnswerSettings:
+    """The settings that are among a command's options, which are taken out of these."""
+    return AnswerSettings(**{name: options.pop(name) for name in SETTINGS if name in options})
+
+
+def checkpoint_files(model: str | None) -> list[Path]:
+    """The files that are read of a checkpoint in a folder; none of a name on the hub."""
+    from longformer.answering.answerer import PRETRAINED
+    from longformer.checkpoints.folder import CONFIG
+    from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
+
+    folder = PRETRAINED if model is None else Path(os.path.expanduser(model))
+    if not folder.is_dir():
+        return []
+    weights = [path for end in ("*.safetensors", "*.bin", "*.index.json") for path in sorted(folder.glob(end))]
+    return [folder / name for name in (CONFIG, *TOKENIZER_FILES) if (folder / name).is_file()] + weights
 
 
 def load_answerer(
@@ -93,36 +149,3 @@ def load_answerer(
     return QuestionAnswerer.from_pretrained(
         model, revision=revision, device=device, dtype=getattr(torch, dtype) if dtype in DTYPES else dtype, impl=impl
     )
-
-
-def read_document(path: str) -> str:
-    """Text of a UTF-8 file, or of standard input for ``-``, with its line ends as they are.
-
-    Raises:
-        DataError: no such file, not readable, or not UTF-8; says at which byte.
-    """
-    name = "standard input" if path == "-" else path
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no file at {name!r}; to give the document itself, use --text") from None
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "convert it, for example with `iconv -f latin1 -t utf-8`"
-        ) from None
-
-
-def check_output(path: str) -> None:
-    """Raises DataError where a file cannot be written at ``path``, before anything is computed for it."""
-    folder = Path(path).parent
-    if Path(path).is_dir():
-        raise DataError(f"{path} is a folder; give a file to write to")
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {str(folder)!r} to write {Path(path).name} into; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{str(folder)!r} cannot be written into; give another place for {Path(path).name}")

@@ -1,0 +1,80 @@
+"""The files of a tokenizer, of every year since 2020: which there are, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+
+from longformer.errors import CheckpointError
+from longformer.files import parse_json, read_json, read_text
+
+# What the two families call their special tokens, where no file says so.
+ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+BERT_TOKENS = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def token_content(given: Any, usual: str) -> Any:
+    """A special token as config files write it: a string, an object with the string in it, or nothing."""
+    given = given.get("content") if isinstance(given, Mapping) else given
+    return usual if given is None else given
+
+
+def read_tokenizer_json(path: Path) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json``. Raises CheckpointError, which names the file, where it is none."""
+    text = read_text(path, error=CheckpointError)
+    parse_json(text, str(path), error=CheckpointError)  # says where it is no JSON, which the library does not
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from None
+
+
+def read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
+    """RoBERTa's byte-level BPE of ``vocab.json`` and ``merges.txt``. Raises CheckpointError where they are none."""
+    words = read_json(vocab, error=CheckpointError)
+    lines = [line.rstrip("\r") for line in read_text(merges, error=CheckpointError).split("\n")]
+    try:
+        pairs = [line.partition(" ")[::2] for line in lines if line and not line.startswith("#version")]
+        tokenizer = Tokenizer(models.BPE(words, pairs))
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{vocab} and {merges} are not a byte-level BPE vocabulary: {error}") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
+
+
+def read_tokenizer_config(files: Mapping[str, Path]) -> dict[str, Any]:
+    """``tokenizer_config.json``, completed from the two files that older checkpoints have beside it.
+
+    Args:
+        files: the files that there are, by their names in ``TOKENIZER_FILES``.
+
+    Raises:
+        CheckpointError: one of them is no JSON object.
+    """
+    read = partial(read_json, error=CheckpointError)
+    config: dict[str, Any] = read(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    if "added_tokens_decoder" in config:  # written by versions that put everything in one file
+        return config
+    if "special_tokens_map.json" in files:
+        config |= read(files["special_tokens_map.json"])
+    if "added_tokens.json" in files:
+        names = {token_content(config.get(f"{role}_token"), usual) for role, usual in ROBERTA_TOKENS.items()}
+        config["added_tokens_decoder"] = {
+            index: {"content": token, "special": token in names, "normalized": token not in names}
+            for token, index in read(files["added_tokens.json"]).items()
+        }
+    return config

@@ -1,0 +1,319 @@
+"""The fast engine for a CPU: the plain model's parameters and numbers, with no padding and fewer passes over memory.
+
+The real tokens of all documents stand one after another in one (N, C) matrix. Four things are done otherwise than in
+the plain layers (:mod:`longformer.models.layers`), each with the same result to rounding:
+
+- attention runs document by document, and padding of one kind is one row;
+- a document's few global rows meet the hidden states themselves instead of their keys and values (:func:`_carried`);
+- at inference the feed-forward's wide layer exists for some rows at a time, and sums are written over their terms;
+- linear layers run through the faster of torch's two libraries (:mod:`longformer.models.linear`).
+
+:func:`may_serve` holds every condition under which the engine may stand in for the plain model. A part that works token
+by token and is not exactly one of ours, such as an adapter around a linear layer, is called as the module that it is.
+
+Letters: B batch, S sequence, N packed tokens, L tokens of one document, H heads, D head dimension, C = H·D hidden size,
+G global tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from longformer.kernels import Tokens, attend, global_attention
+from longformer.kernels.compat import in_transform, is_watched
+from longformer.models.attention import LongformerSelfAttention
+from longformer.models.batch import Document, pack
+from longformer.models.layers import (
+    LongformerAttention,
+    LongformerEmbeddings,
+    LongformerEncoder,
+    LongformerIntermediate,
+    LongformerLayer,
+    LongformerOutput,
+)
+from longformer.models.linear import Linear, linear, linear_gelu
+
+if TYPE_CHECKING:
+    from longformer.models.encoder import LongformerModel
+
+# Documents of fewer tokens are projected to global keys and values, by bytes a number. That is more arithmetic than to
+# carry the queries to the hidden states, but few large products instead of many small ones. Measured on a Xeon.
+SHORT = {2: 512, 4: 128, 8: 128}
+FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists for so many tokens at a time
+# On a CPU bfloat16 products are compiled for each shape and kept. Most of training's are over all rows of a batch, of
+# which there is hardly ever the same number.
+ROUNDED = 64
+PLAIN = ("reference", "flex", "triton")  # implementations of attention under which the plain model runs
+
+
+# ---- when it may serve
+
+
+def may_serve(model: LongformerModel, input_ids: Tensor) -> bool:
+    """Whether the engine gives what the plain model would give, to everybody who looks.
+
+    It does not where somebody watches or has replaced something: hooks of any kind on the model, inside it, or global;
+    a mode that sees all operators; a ``forward`` put on an instance; another class in place of one of the structure's;
+    a parametrisation; a weight that is a subclass of tensor, on another device or on meta; compiling, tracing, a
+    transform of ``torch.func``, forward mode; nor where ``impl`` is one of ``PLAIN``: "reference" asks for the plain
+    model, and the other kernels are made for whole batches.
+    """
+    if torch.compiler.is_compiling() or in_transform() or is_watched() or type(input_ids) is not Tensor:
+        return False
+    if type(model.embeddings) is not LongformerEmbeddings or type(model.encoder) is not LongformerEncoder:
+        return False
+    if not all(_is_ours(layer) for layer in model.encoder.layer):
+        return False
+    return input_ids.device.type == "cpu" and not any(_is_changed(part) for part in model.modules())
+
+
+def _is_ours(layer: nn.Module) -> bool:
+    """Whether the modules of a layer whose work the engine does itself are the plain model's own."""
+    return (
+        type(layer) is LongformerLayer
+        and type(layer.attention) is LongformerAttention
+        and type(layer.attention.self) is LongformerSelfAttention
+        and type(layer.attention.output) is LongformerOutput
+        and type(layer.intermediate) is LongformerIntermediate
+        and type(layer.output) is LongformerOutput
+        and layer.attention.self.impl not in PLAIN
+    )
+
+
+def _is_changed(part: nn.Module) -> bool:
+    """Whether a module is watched, or its work or its weights are another's."""
+    return bool(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or "forward" in part.__dict__
+        or "parametrizations" in part._modules
+        or any(x is not None and not _is_ordinary(x) for x in part._parameters.values())
+    )
+
+
+def _is_ordinary(x: Tensor) -> bool:
+    return (type(x) is nn.Parameter or type(x) is Tensor) and x.device.type == "cpu"
+
+
+# ---- the layers
+
+
+def encode(
+    model: LongformerModel, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, tokens: Tokens
+) -> Tensor:
+    """Three (B, S) of int64 to (B, S, C), as the plain model's embeddings and layers."""
+    encoder = model.encoder
+    inputs = torch.stack([input_ids, position_ids, token_type_ids])
+    packing = pack(inputs, tokens, multiple=_multiple(model))
+    hidden = model.embeddings(*(packing.pack(ids) for ids in inputs))  # (N, C)
+    again = encoder.gradient_checkpointing and encoder.training and torch.is_grad_enabled()
+    for layer in encoder.layer:
+        if again:
+            hidden = checkpoint(_layer, layer, hidden, packing.documents, use_reentrant=False)
+        else:
+            hidden = _layer(layer, hidden, packing.documents)
+    return packing.unpack(hidden, len(input_ids))
+
+
+def _multiple(model: LongformerModel) -> int:
+    """To what the number of packed rows is rounded up."""
+    compiled = model.embeddings.word_embeddings.weight.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return ROUNDED if model.training and compiled else 1
+
+
+def _layer(layer: nn.Module, hidden: Tensor, documents: Sequence[Document]) -> Tensor:
+    """(N, C) to (N, C)."""
+    assert isinstance(layer, LongformerLayer)
+    hidden = _sublayer_end(layer.attention.output, self_attention(layer.attention.self, hidden, documents), hidden)
+    if torch.is_grad_enabled():
+        return _sublayer_end(layer.output, _intermediate(layer.intermediate, hidden), hidden)
+    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    for rows, result in zip(hidden.split(FEED_FORWARD_ROWS), out.split(FEED_FORWARD_ROWS), strict=True):
+        result.copy_(_sublayer_end(layer.output, _intermediate(layer.intermediate, rows), rows))
+    return out
+
+
+def _sublayer_end(part: LongformerOutput, x: Tensor, residual: Tensor) -> Tensor:
+    """(N, in_features) and (N, C) to (N, C)."""
+    update = part.dropout(_linear(part.dense, x))
+    if torch.is_grad_enabled() or update.dtype != residual.dtype or not is_plain(part.dense):
+        return part.LayerNorm(residual + update)
+    return part.LayerNorm(update.add_(residual))
+
+
+def _intermediate(part: LongformerIntermediate, x: Tensor) -> Tensor:
+    """(N, C) to (N, intermediate_size)."""
+    dense = part.dense
+    if part.activation is F.gelu and is_plain(dense):
+        return linear_gelu(x.to(dense.weight.dtype), dense.weight, dense.bias)
+    return part.activation(_linear(dense, x))
+
+
+def is_plain(*parts: nn.Module) -> bool:
+    """Whether all are linear layers of torch's class or ours: then their weights may be used without a call."""
+    return all(type(part) is nn.Linear or type(part) is Linear for part in parts)
+
+
+def _linear(part: nn.Module, x: Tensor) -> Tensor:
+    """(N, in_features) to (N, out_features): by the weights of a plain layer, by a call of any other module."""
+    if not is_plain(part):
+        return part(x)
+    assert isinstance(part, nn.Linear)
+    if torch.is_autocast_enabled("cpu"):  # which casts both sides itself
+        return F.linear(x, part.weight, part.bias)
+    return linear(x.to(part.weight.dtype), part.weight, part.bias)
+
+
+# ---- attention
+
+
+def self_attention(attention: LongformerSelfAttention, hidden: Tensor, documents: Sequence[Document]) -> Tensor:
+    """(N, C) to (N, C). Rows behind the last document are padding, and their result is 0."""
+    lengths = [document.length for document in documents]
+    lengths.append(hidden.shape[0] - sum(lengths))
+    query, key, value = (
+        _split(attention, _linear(part, hidden)).split(lengths)
+        for part in (attention.query, attention.key, attention.value)
+    )
+    rows = hidden.split(lengths)
+    global_rows = _short_global_rows(attention, rows, documents)
+    results = []
+    for i, document in enumerate(documents):
+        if not document.length:
+            continue
+        out = _local_rows(attention, document, query[i], key[i], value[i])
+        if document.global_index is not None:
+            # A global row was computed locally like any other, and is now replaced.
+            new = global_rows[i] if i in global_rows else _global_rows(attention, rows[i], document)
+            replace = out.index_copy if torch.is_grad_enabled() else out.index_copy_
+            out = replace(0, document.global_index, new.to(out.dtype))
+        results.append(out)
+    if lengths[-1]:
+        results.append(query[-1].new_zeros(lengths[-1], hidden.shape[1]))
+    return torch.cat(results) if len(results) > 1 else results[0]
+
+
+def _split(attention: LongformerSelfAttention, x: Tensor) -> Tensor:
+    """(..., C) to (..., H, D)."""
+    return x.unflatten(-1, (attention.num_heads, attention.head_dim))
+
+
+def _as_batch(x: Tensor) -> Tensor:
+    """(L, H, D) to (1, H, L, D)."""
+    return x.transpose(0, 1)[None]
+
+
+def _dropout_p(attention: LongformerSelfAttention) -> float:
+    return attention.dropout_p if attention.training else 0.0
+
+
+def _local_rows(
+    attention: LongformerSelfAttention, document: Document, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Sliding-window attention within a document: three (L, H, D) to (L, C)."""
+    out = attend(
+        _as_batch(query),
+        _as_batch(key),
+        _as_batch(value),
+        attention.pattern,
+        document.tokens,
+        dropout_p=_dropout_p(attention),
+        impl=attention.impl,
+    )
+    return out[0].transpose(0, 1).flatten(1)
+
+
+def _attend_to_all(
+    attention: LongformerSelfAttention, document: Document, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attention of a document's global rows (G, H, D) to all of its (L, H, D) keys and values: (G, C)."""
+    out = global_attention(
+        _as_batch(query),
+        _as_batch(key),
+        _as_batch(value),
+        key_mask=document.tokens.keep,
+        dropout_p=_dropout_p(attention),
+        impl=attention.impl,
+    )
+    return out[0].transpose(0, 1).flatten(1)
+
+
+def _short_global_rows(
+    attention: LongformerSelfAttention, rows: Sequence[Tensor], documents: Sequence[Document]
+) -> dict[int, Tensor]:
+    """Global rows (G, C) of the short documents, by number, from each one's (L, C): projected all at once."""
+    most = SHORT[rows[0].element_size()]
+    short = {i: x.global_index for i, x in enumerate(documents) if x.global_index is not None and x.length < most}
+    if not short:
+        return {}
+    lengths = [documents[i].length for i in short]
+    firsts = [0, *itertools.accumulate(lengths)]
+    hidden = torch.cat([rows[i] for i in short]) if len(short) > 1 else rows[next(iter(short))]
+    places = torch.cat([first + index for first, index in zip(firsts, short.values(), strict=False)])
+    queries = _split(attention, _linear(attention.query_global, hidden[places])).split(
+        [len(index) for index in short.values()]
+    )
+    keys, values = (
+        _split(attention, _linear(part, hidden)).split(lengths)
+        for part in (attention.key_global, attention.value_global)
+    )
+    return {
+        i: _attend_to_all(attention, documents[i], query, key, value)
+        for i, query, key, value in zip(short, queries, keys, values, strict=True)
+    }
+
+
+def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: Document) -> Tensor:
+    """Attention of a document's global rows to all rows of ``hidden`` (L, C), by the global projections: (G, C)."""
+    index = document.global_index
+    assert index is not None
+    query = _split(attention, _linear(attention.query_global, hidden[index]))  # (G, H, D)
+    # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
+    few = len(index) * attention.num_heads < hidden.shape[1] + len(index)
+    if few and is_plain(attention.key_global, attention.value_global):
+        return _carried(attention, hidden, query, document.tokens.keep)
+    keys, values = (_split(attention, _linear(part, hidden)) for part in (attention.key_global, attention.value_global))
+    return _attend_to_all(attention, document, query, keys, values)
+
+
+def _carried(attention: LongformerSelfAttention, hidden: Tensor, query: Tensor, keep: Tensor | None) -> Tensor:
+    """The same without projecting every row: q · (K x + b) = (Kᵀ q) · x + q · b, and Σ p (V x) = V (Σ p x).
+
+    One attention with G·H queries of size C has the hidden states themselves as keys and as values. To carry the
+    biases along, exactly even where dropout keeps Σ p from being 1, a column of ones is put to the hidden states.
+    Without dropout q · b shifts a whole row of scores, which changes no probability, and Σ p is 1.
+    """
+    dropout_p = _dropout_p(attention)
+    heads = (attention.num_heads, attention.head_dim)
+    key, value = attention.key_global, attention.value_global
+    query = torch.bmm(query.transpose(0, 1), key.weight.unflatten(0, heads))  # (H, G, C)
+    hidden = hidden.to(query.dtype)
+    if dropout_p:
+        hidden = F.pad(hidden, (0, 1), value=1.0)
+        query = F.pad(query, (0, 1))
+    sums = global_attention(
+        query.flatten(0, 1)[None, None],
+        hidden[None, None],
+        hidden[None, None],
+        key_mask=keep,
+        scale=1 / math.sqrt(attention.head_dim),
+        dropout_p=dropout_p,
+        impl=attention.impl,
+    )[0, 0].unflatten(0, query.shape[:2])  # (H, G, C)
+    total: Tensor | float = 1.0
+    if dropout_p:
+        sums, total = sums[..., :-1], sums[..., -1:]
+    out = torch.bmm(sums, value.weight.unflatten(0, heads).transpose(1, 2))  # (H, G, D)
+    out = (out + total * value.bias.unflatten(0, heads)[:, None]).transpose(0, 1).flatten(1)
+    # The key's bias changes no probability. Its gradient is 0, and not missing, which optimisers treat otherwise.
+    return out + 0 * key.bias if torch.is_grad_enabled() else out

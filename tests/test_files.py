@@ -1,0 +1,242 @@
+"""Files: what is wrong with one that is read is said in one sentence; one that is written is whole or as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longformer import CheckpointError, ConfigError, DataError, LongformerConfig, LongformerTokenizer, files
+from longformer.answering.squad import read_predictions, read_squad
+from longformer.checkpoints.weights import find_weights
+from longformer.errors import LongformerError
+from longformer.files import (
+    check_outputs,
+    parse_json,
+    read_json,
+    read_text,
+    replace_file,
+    write_file,
+    write_json,
+    write_text,
+)
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (BOM, "is empty"),
+        (b'{"a": ', "is not valid JSON: Expecting value: line 1 column 7"),
+        (b"{} {}", "is not valid JSON: Extra data"),
+        (b'{"a": "\xe9"}', r"is not UTF-8 text: byte 0xe9 at offset 7; convert it, for example with `iconv"),
+        ('{"a": 1}'.encode("utf-16"), r"is not UTF-8 text: byte 0xff at offset 0"),
+        (b"[" * 100_000, "is nested too deep to be read as JSON"),
+        (b'{"a": ' * 100_000, "is nested too deep to be read as JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", r"holds an integer of more than \d+ digits"),
+        (b"[1]", "holds a list; it must be an object"),
+        (b"null", "holds null; it must be an object"),
+        (b"12", "holds 12; it must be an object"),
+        (b'"' + b"x" * 99 + b'"', r'holds "x{56}\.\.\.; it must be an object'),
+    ],
+)
+def test_json_that_is_none(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    for error in (DataError, CheckpointError):
+        with pytest.raises(error, match=rf"file\.json {message}") as caught:
+            read_json(path, error=error)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_every_reader_says_it_alike(tmp_path: Path) -> None:
+    """A file that is nested too deep, wherever JSON is read."""
+    for name in ("config.json", "squad.json", "tokenizer.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b'{"data": ' * 100_000)
+    readers: list[tuple[type[LongformerError], str, Any]] = [
+        (ConfigError, "config.json", lambda: LongformerConfig.from_file(tmp_path / "config.json")),
+        (DataError, "squad.json", lambda: read_squad(tmp_path / "squad.json")),
+        (DataError, "squad.json", lambda: read_predictions(tmp_path / "squad.json")),
+        (CheckpointError, "tokenizer.json", lambda: LongformerTokenizer.from_pretrained(tmp_path)),
+        (CheckpointError, "model.safetensors.index.json", lambda: find_weights(tmp_path)),
+    ]
+    for error, name, read in readers:
+        with pytest.raises(error, match=f"{name} is nested too deep"):
+            read()
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(BOM + b'{"a": "x"}\r\n')
+    assert read_text(tmp_path / "a") == '{"a": "x"}\r\n'
+    assert read_json(tmp_path / "a") == {"a": "x"}
+
+
+def test_configs_and_tokenizers_with_a_byte_order_mark(tmp_path: Path) -> None:
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5}
+    (tmp_path / "vocab.json").write_bytes(BOM + json.dumps(vocabulary).encode())
+    (tmp_path / "merges.txt").write_bytes(BOM + b"#version: 0.2\r\na b\r\n")
+    tokenizer = LongformerTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("aba")["input_ids"] == [0, 5, 3, 2]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    whole = tmp_path / "saved" / "tokenizer.json"
+    whole.write_bytes(BOM + whole.read_bytes())
+    assert LongformerTokenizer.from_pretrained(tmp_path / "saved")("aba")["input_ids"] == [0, 5, 3, 2]
+    LongformerConfig().save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_bytes(BOM + (tmp_path / "config.json").read_bytes())
+    assert LongformerConfig.from_file(tmp_path / "config.json") == LongformerConfig()
+
+
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^no file at '.*absent'$"):
+        read_json(tmp_path / "absent")
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
+
+
+def test_a_file_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGEST", 2**25)
+    with pytest.raises(DataError, match="/dev/zero is too large: 33,554,432 bytes can be read at most"):
+        read_json("/dev/zero")
+
+
+def test_an_index_of_weights_that_is_none(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    for content, message in (
+        ({}, "is no index of weights: its weight_map must give each weight the name of a file"),
+        ({"weight_map": ["a"]}, "is no index of weights"),
+        ({"weight_map": {}}, "is no index of weights"),
+        ({"weight_map": {"a": 3}}, "is no index of weights"),
+        ({"weight_map": {"a": "../a"}}, r"must list files of its own folder in weight_map, not \.\./a"),
+    ):
+        index.write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=message):
+            find_weights(tmp_path)
+
+
+def test_text_that_is_no_file() -> None:
+    assert parse_json("[1]", "the list", list) == [1]
+    with pytest.raises(DataError, match=r"^the list is not valid JSON"):
+        parse_json("[", "the list", list)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+
+    def fail(new: Path) -> None:
+        new.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=r"a\.txt cannot be written: No space left on device"):
+        write_file(tmp_path / "a.txt", fail, error=CheckpointError)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(DataError, match=r"absent/a\.txt cannot be written: No such file"):
+        write_text(tmp_path / "absent" / "a.txt", "")
+
+
+def test_line_ends_and_halves_of_characters(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "a\r\nb\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"a\r\nb\n"
+    for value in ({"id": "Zürich 🦦"}, {"id \ud800": "x"}):
+        write_json(tmp_path / "a.json", value)
+        assert read_json(tmp_path / "a.json") == value
+    write_json(tmp_path / "a.json", {"id": "Zürich"})
+    assert "Zürich" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/file")
+    (tmp_path / "second").symlink_to(tmp_path / "link")
+    for text in ("new", "newer"):  # the first does not find a file there
+        write_text(tmp_path / "second", text)
+        assert (tmp_path / "folder" / "file").read_text() == text
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "second").is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "link", "second"]
+
+
+def test_a_file_that_others_have_open_keeps_what_they_see(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    with (tmp_path / "a").open() as file:
+        write_text(tmp_path / "a", "new")
+        assert file.read() == "old"
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "x" * 200_000)
+    reader.join()
+    assert found == ["x" * 200_000]
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_device_is_written_into() -> None:
+    replace_file("/dev/null", lambda new: new.write_bytes(b"x"))
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1", "link"])
+@pytest.mark.parametrize("before", ["", "before\n"])
+def test_standard_output_that_is_a_file(tmp_path: Path, path: str, before: str) -> None:
+    """Where the shell has redirected it, /dev/stdout leads to a file, which must not be replaced under the shell."""
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    (tmp_path / "out").write_text(before)
+    script = f"from longformer.files import *; check_outputs([{path!r}]); write_text({path!r}, 'x')"
+    with (tmp_path / "out").open("a") as out:
+        subprocess.run([sys.executable, "-c", script], stdout=out, check=True, cwd=tmp_path)
+        out.write("behind")
+    assert (tmp_path / "out").read_text() == f"{before}xbehind"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout == b"x"
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("in.json").write_text("{}")
+    Path("folder").mkdir()
+    Path("soft.json").symlink_to("in.json")
+    Path("hard.json").hardlink_to("in.json")
+    Path("dangling.json").symlink_to("folder/new.json")
+    Path("lost.json").symlink_to("nowhere/new.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", ["in.json", "./in.json", "folder/../in.json", "soft.json", "hard.json", "absolute"])
+def test_an_output_that_is_an_input(there: Path, path: str) -> None:
+    path = str(there / "in.json") if path == "absolute" else path
+    with pytest.raises(DataError, match=r"is read by this command, and would be overwritten; give another file to"):
+        check_outputs([path], ["other.json", "in.json"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["a.json", "./a.json"], r"a\.json is written by this command already; give another file"),
+        (["dangling.json", "folder/new.json"], r"new\.json is the same file as dangling\.json, which is written by"),
+        (["folder"], "folder is a folder; give a file to write to"),
+        (["nowhere/a.json"], r"there is no folder 'nowhere' to write a\.json into; make it first"),
+        (["lost.json"], r"there is no folder '.*nowhere' to write new\.json into"),
+    ],
+)
+def test_outputs_that_cannot_be_written(there: Path, paths: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_outputs(paths)
+
+
+def test_outputs_that_can_be_written(there: Path) -> None:
+    check_outputs(["a.json", "in.json", "dangling.json", "/dev/null"], ["-", "absent.json", "/dev/null"])
+    assert not Path("a.json").exists()
