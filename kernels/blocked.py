@@ -47,8 +47,9 @@ def forward(
     Args:
         fused: leave a tile's attention to torch's own. It has no dropout, see :func:`fused_refusal`.
     """
-    if not fused and _may_overflow(query, key, problem.scale):
-        out, lse = forward(query.float(), key.float(), value.float(), dataclasses.replace(problem))
+    if _may_overflow(query, key, problem.scale):
+        problem = dataclasses.replace(problem)  # the backward pass shall not find these pieces, cut for float32
+        out, lse = forward(query.float(), key.float(), value.float(), problem, fused=fused)
         return out.to(query.dtype), lse
     if fused:
         query, key, value = (_without_gaps(x) for x in (query, key, value))
@@ -83,7 +84,9 @@ def forward(
             # Padding has perhaps nothing to attend to, and is 0 in any case.
             for result, nothing in zip(results, (0.0, math.inf, 1.0), strict=True):
                 result.masked_fill_(~piece.column_mask[:, None], nothing)
-    return out, top.add_(total.log2_()).squeeze(-1)
+    if not fused or any(piece.global_index is not None for piece in pieces):  # otherwise every sum is 1
+        top.add_(total.log2_())
+    return out, top.squeeze(-1)
 
 
 def backward(

@@ -137,28 +137,44 @@ def _select(
     query: Tensor, impl: str, dropout_p: float, backward: bool, gathered: bool = False
 ) -> tuple[Choice, _Kernel]:
     """The implementation for ``query``, with why. Raises ValueError where ``impl`` is unknown or cannot serve it."""
-    choice = _fastest(query, dropout_p, backward) if impl == "auto" else Choice(impl, "asked for")
-    refusal = None
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+    if impl == "auto":
+        choice = _fastest(query, dropout_p, backward)
+    else:
+        choice, refusal = Choice(impl, "asked for"), _refusal(impl, query, dropout_p, backward)
+        if refusal is not None:
+            raise ValueError(f'impl is "{impl}", and {refusal}; "auto" takes the next that works')
     match choice.impl:
         case "reference":
-            kernel = _Kernel(reference.forward)
+            return choice, _Kernel(reference.forward)
         case "banded":  # it has nothing of its own to say about rows without a band
-            kernel = _Kernel(reference.forward if gathered else banded.forward)
+            return choice, _Kernel(reference.forward if gathered else banded.forward)
         case "blocked":
-            kernel = _Kernel(blocked.forward, blocked.backward)
+            return choice, _Kernel(blocked.forward, blocked.backward)
         case "fused":
-            refusal, kernel = blocked.fused_refusal(query, dropout_p), _FUSED
-        case "triton":
-            refusal = triton_refusal(query)
-            kernel = _Kernel(_load("triton_launch").forward, _load("triton_launch").backward) if not refusal else _FUSED
+            return choice, _FUSED
         case "flex":
-            flex = _load("flex")
-            refusal, kernel = flex.refusal(query, dropout_p, backward), _Kernel(flex.forward)
+            return choice, _Kernel(_load("flex").forward)
         case _:
-            raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
-    if refusal is not None:
-        raise ValueError(f'impl is "{impl}", and {refusal}; "auto" takes the next that works')
-    return choice, kernel
+            triton = _load("triton_launch")
+            return choice, _Kernel(triton.forward, triton.backward)
+
+
+def _refusal(impl: str, query: Tensor, dropout_p: float, backward: bool) -> str | None:
+    """Why an implementation cannot serve ``query``; None if it can."""
+    match impl:
+        case "fused":
+            return blocked.fused_refusal(query, dropout_p)
+        case "triton":
+            return triton_refusal(query)
+        case "flex" if torch.compiler.is_compiling():
+            return "FlexAttention is compiled by itself and cannot stand in another graph"
+        case "flex":
+            refusal: str | None = _load("flex").refusal(query, dropout_p, backward)
+            return refusal
+        case _:
+            return None
 
 
 def _fastest(query: Tensor, dropout_p: float, backward: bool) -> Choice:

@@ -51,8 +51,8 @@ def refusal(query: Tensor, dropout_p: float, backward: bool) -> str | None:
         return f"FlexAttention knows {', '.join(map(str, DTYPES))}, and not {dtype}"
     if dropout_p:
         return "FlexAttention has no dropout"
-    if torch.compiler.is_compiling() or compat.in_transform():
-        return "FlexAttention is compiled by itself here, and cannot stand in a graph or under torch.func"
+    if compat.in_transform():
+        return "FlexAttention is compiled by itself here, and cannot stand under torch.func"
     if device == "cuda":
         small = head_dim < LEAST_HEAD_DIM
         return (
