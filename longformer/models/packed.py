@@ -76,8 +76,8 @@ def may_serve(model: LongformerModel, input_ids: Tensor) -> bool:
     It does not where somebody watches or has replaced something: hooks of any kind on the model, inside it, or global;
     a mode that sees all operators; a ``forward`` put on an instance or a class; another class in place of one of the
     structure's; a parametrisation; a weight that is a subclass of tensor, on another device or on meta; compiling,
-    tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of ``PLAIN``: "reference" asks
-    for the plain model, and the other kernels are made for whole batches.
+    tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of ``PLAIN``: "reference"
+    asks for the plain model, and the other kernels are made for whole batches.
     """
     if torch.compiler.is_compiling() or in_transform() or is_watched() or type(input_ids) is not Tensor:
         return False
