@@ -113,7 +113,7 @@ def results(qkv: list[Tensor], grad: Tensor, drawn: Drawn, impl: str | None) -> 
     else:
         out = attend(*inputs, pattern, tokens, impl=impl)
         problem = Problem(pattern, tokens.with_index(counted=True), qkv[0].shape[-1] ** -0.5)
-        lse = dispatch._select(qkv[0], impl, 0.0, True)[1].forward(*qkv, problem)[1]
+        lse = dispatch.select(qkv[0], impl, 0.0, True)[1].forward(*qkv, problem)[1]
     return [out.detach(), *torch.autograd.grad(out, inputs, grad), lse]
 
 
