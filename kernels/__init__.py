@@ -2,7 +2,8 @@
 
 from .api import attention_pairs, global_attention, sliding_window_attention, sliding_window_probabilities
 from .banded import BandProbabilities, banded_product, banded_scores
-from .dispatch import IMPLEMENTATIONS, Choice, attend, attend_globally, choose
+from .call import attend, attend_globally
+from .dispatch import IMPLEMENTATIONS, Choice, choose
 from .pattern import AttentionPattern, Tokens
 
 __all__ = [

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import banded, dispatch
+from . import banded, call
 from .arguments import DTYPES, check_dropout, check_mask, check_qkv, check_scale
 from .banded import BandProbabilities
 from .dispatch import IMPLEMENTATIONS, Choice, choose
@@ -77,7 +77,7 @@ def sliding_window_attention(
     tokens = _tokens(key_mask, global_mask, key)
     check_scale(scale)
     check_dropout(dropout_p)
-    return dispatch.attend(query, key, value, pattern, tokens, scale=scale, dropout_p=dropout_p, impl=impl)
+    return call.attend(query, key, value, pattern, tokens, scale=scale, dropout_p=dropout_p, impl=impl)
 
 
 def global_attention(
@@ -109,7 +109,7 @@ def global_attention(
     check_mask("key_mask", key_mask, key)
     check_scale(scale)
     check_dropout(dropout_p)
-    return dispatch.attend_rows(query, key, value, key_mask, scale=scale, dropout_p=dropout_p, impl=impl)
+    return call.attend_rows(query, key, value, key_mask, scale=scale, dropout_p=dropout_p, impl=impl)
 
 
 def sliding_window_probabilities(
@@ -133,7 +133,7 @@ def sliding_window_probabilities(
     pattern = _pattern(window, dilation, causal, pattern, query.shape[1])
     tokens = _tokens(key_mask, global_mask, key)
     check_scale(scale)
-    return banded.probabilities(query, key, Problem(pattern, tokens, dispatch.scale_of(query, scale)))
+    return banded.probabilities(query, key, Problem(pattern, tokens, call.scale_of(query, scale)))
 
 
 def attention_pairs(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longformer.kernels import choose, compat, sliding_window_attention
 
@@ -51,6 +53,63 @@ def test_a_torch_that_does_not_tell_of_transforms(root: Any, name: str, monkeypa
     assert loaded_again().in_transform()
     monkeypatch.setattr(compat, "in_transform", lambda: True)
     assert torch.equal(sliding_window_attention(query, query, query, (2, 2)), expected)
+
+
+def test_tracing_by_jit_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compat.is_jit_tracing())
+        return x + 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(function, torch.randn(3), check_trace=False)
+    assert seen == [True] and not compat.is_jit_tracing()
+    monkeypatch.delattr(torch._C, "_get_tracing_state")
+    assert not compat.is_jit_tracing()
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_mode_and_a_global_hook_are_seen() -> None:
+    assert not compat.is_watched()
+    with Watching():
+        assert compat.is_watched()
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert compat.is_watched()
+    hook.remove()
+    assert not compat.is_watched()
+
+
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [(torch.utils._python_dispatch, "_get_current_dispatch_mode"), (torch.nn.modules.module, "_has_any_global_hook")],
+)
+def test_a_torch_that_does_not_tell_who_watches(root: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr(root, name)
+        assert compat.is_watched()
+
+
+def test_a_graph_stops_where_a_condition_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        compat.assert_in_graph((x > 0).all(), "all must be above 0")
+        return x + 1
+
+    def compiled() -> Any:
+        torch._dynamo.reset()
+        return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+    below = torch.tensor([1.0, -1.0])
+    assert torch.equal(function(below), below + 1)  # eager mode asks nothing
+    with pytest.raises(RuntimeError, match="all must be above 0"):
+        compiled()(below)
+    monkeypatch.delattr(torch, "_assert_async")
+    assert torch.equal(compiled()(below), below + 1)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> ModuleType:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import dense, patterns, problems, random_qkv
+from kernel_cases import dense, patterns, problems, random_qkv, setting
 from torch import Tensor
 
 from longformer.kernels import AttentionPattern, Tokens, attend, attention_pairs, dispatch
@@ -113,7 +113,7 @@ def results(qkv: list[Tensor], grad: Tensor, drawn: Drawn, impl: str | None) -> 
     else:
         out = attend(*inputs, pattern, tokens, impl=impl)
         problem = Problem(pattern, tokens.with_index(counted=True), qkv[0].shape[-1] ** -0.5)
-        lse = dispatch._select(qkv[0], impl, 0.0, True)[1].forward(*qkv, problem)[1]
+        lse = dispatch.select(qkv[0], impl, 0.0, True)[1].forward(*qkv, problem)[1]
     return [out.detach(), *torch.autograd.grad(out, inputs, grad), lse]
 
 
@@ -134,15 +134,16 @@ def test_every_kernel_is_the_pattern(drawn: Drawn, impl: str, with_index: bool) 
 @given(problems(longest=30))
 def test_the_gpu_kernels_are_the_pattern(drawn: Drawn) -> None:
     """In float32, by Triton's interpreter, which takes a second for such a case."""
-    pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype, atol = setting("triton")
     pattern, tokens, seq_len, heads = drawn
     drawn = (pattern, Tokens(*(None if x is None else x.to(device) for x in tokens)), seq_len, heads)
     qkv = [x.to(device) for x in random_qkv(2, heads, seq_len, 3)]
     grad = torch.randn_like(qkv[0])
     expected = results(qkv, grad, drawn, None)
-    for actual, exact in zip(results([x.float() for x in qkv], grad.float(), drawn, "triton"), expected, strict=True):
-        torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-5)
+    for actual, exact in zip(
+        results([x.to(dtype) for x in qkv], grad.to(dtype), drawn, "triton"), expected, strict=True
+    ):
+        torch.testing.assert_close(actual.double(), exact, rtol=atol, atol=atol)
 
 
 # ---- tokens, and what is refused

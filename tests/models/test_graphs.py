@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
 from longformer import LongformerConfig, LongformerForQuestionAnswering
-from longformer.kernels import dispatch, global_attention, sliding_window_attention
+from longformer.kernels import call, global_attention, sliding_window_attention
 from longformer.kernels.pattern import global_index
 
 CONFIG = LongformerConfig(
@@ -112,8 +112,8 @@ def test_a_compiled_step_computes_the_forward_pass_once(
 ) -> None:
     """And its results and gradients are those of eager mode, by the same seed."""
     calls = []
-    once = dispatch._forward
-    monkeypatch.setattr(dispatch, "_forward", lambda *a: (calls.append(impl), once(*a))[1])
+    once = call._forward
+    monkeypatch.setattr(call, "_forward", lambda *a: (calls.append(impl), once(*a))[1])
     inputs = [x.requires_grad_() for x in random_qkv(2, 2, 60, 8)]
     keep = torch.arange(60)[None] < torch.tensor([[60], [41]])
     globals_ = torch.arange(60)[None].expand(2, 60) % 40 == 3

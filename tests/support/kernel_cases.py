@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -61,6 +62,15 @@ def key_mask(padding: str) -> Tensor:
 def random_qkv(batch: int, heads: int, seq_len: int, head_dim: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """Query, key, value as a model has them: (B, H, S, D) views of (B, S, H, D)."""
     return [torch.randn(batch, seq_len, heads, head_dim, dtype=dtype).transpose(1, 2) for _ in range(3)]
+
+
+def setting(impl: str) -> tuple[str, torch.dtype, float]:
+    """Device and dtype in which tests run an implementation, and how far off rounding may take results of order 1."""
+    if impl != "triton":
+        return "cpu", torch.float64, 1e-12
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
+    # Triton's interpreter runs only where there is no GPU.
+    return "cuda" if torch.cuda.is_available() else "cpu", torch.float32, 2e-5
 
 
 def run(impl: str, qkv: list[Tensor], grad: Tensor, window: tuple[int, int], **arguments: Any) -> list[Tensor]:
