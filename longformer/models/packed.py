@@ -110,10 +110,15 @@ def _is_changed(part: nn.Module) -> bool:
         or part._forward_pre_hooks
         or part._backward_hooks
         or part._backward_pre_hooks
-        or "forward" in part.__dict__
+        or ("forward" in part.__dict__ and not _is_own_method(part, part.__dict__["forward"]))
         or "parametrizations" in part._modules
         or any(x is not None and not _is_ordinary(x) for x in part._parameters.values())
     )
+
+
+def _is_own_method(part: nn.Module, forward: object) -> bool:
+    """Whether ``forward`` is that of the module's class, which accelerate leaves on an instance without its hooks."""
+    return getattr(forward, "__self__", None) is part and getattr(forward, "__func__", None) is type(part).forward
 
 
 def _is_ordinary(x: Tensor) -> bool:
