@@ -33,8 +33,8 @@ class Block(NamedTuple):
 
     rows, columns: of the first tile. Each next tile stands further on by the number of a tile's rows.
     repeats: number of tiles.
-    ceilings: some ranges of a tile's columns, each with the largest values (rows, range) that scores may have there: -inf
-        where a row does not see a column, +inf elsewhere.
+    ceilings: some ranges of a tile's columns, each with the most (rows, range) that a score there may be: -inf where a
+        row does not see a column, +inf elsewhere.
     """
 
     rows: slice
