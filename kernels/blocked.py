@@ -238,7 +238,7 @@ def _band_scores(
 
 
 def _global_scores(piece: Piece, rows: slice, queries: Tensor, keys: Tensor, scale: float, to: Scratch) -> Tensor:
-    """The same (H, rows, G) of all of a block's rows and the global columns."""
+    """Scores (H, rows, G) of all of a block's rows with the global columns, likewise."""
     scores = to.product("scores", queries, keys.transpose(1, 2), scale * LOG2_E)
     hidden = piece.global_hidden(rows)
     return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)

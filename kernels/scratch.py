@@ -18,7 +18,7 @@ class Scratch:
         self.held: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], *, wide: bool = False) -> Tensor:
-        """Uninitialised; valid until ``name`` is taken again."""
+        """Uninitialised memory of this shape. It is valid until ``name`` is taken again."""
         size, name = math.prod(shape), f"{name} wide" if wide else name
         if name not in self.held or self.held[name].numel() < size:
             self.held[name] = self.like.new_empty(size, dtype=self.dtypes[wide])
@@ -56,7 +56,7 @@ class Dropout:
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def kept(self, shape: torch.Size, to: Scratch) -> Tensor:
-        """1 and 0, a number for each entry of a tile."""
+        """A number for each entry of a tile: 1 if it is kept, 0 if it is dropped."""
         size = math.prod(shape)
         draws = torch.empty((size + 3) // 4, dtype=torch.int64, device=self.generator.device)
         draws.random_(-(2**63), None, generator=self.generator)

@@ -19,19 +19,22 @@ from torch import Tensor
 from .pattern import AttentionPattern, Tokens
 from .problem import Problem
 
-# Rows of a tile, by bytes a number: its triangles cost T/W of the arithmetic, but small products are slow.
+# Rows T of a tile, by the bytes of a number. In large tiles much arithmetic falls into the triangles, a share of T/W.
+# Small products are slow.
 ROWS = {2: 128, 4: 64, 8: 64}
 FUSED_ROWS = {2: 256, 4: 64, 8: 64}
-DENSE_ROWS = 256  # and in a sequence that lies whole inside everybody's window
-BLOCK_ROWS = 512  # of neighbouring tiles that are handled together where they can be
-MOST_SCORES = 1 << 20  # the most scores of global rows or columns at a time, so that they stay in the cache
+DENSE_ROWS = 256  # where every row's window holds the whole sequence, so that there are no triangles
+BLOCK_ROWS = 512  # as many rows of neighbouring tiles are handled in one go, where that is possible
+MOST_SCORES = 1 << 20  # of global rows or columns at a time, so that they stay in the processor's cache
 
 
 class Block(NamedTuple):
-    """``repeats`` tiles of equal shape: ``rows`` that meet ``columns``, and again each a tile's rows further on.
+    """A few neighbouring tiles of equal shape.
 
-    ceilings: ranges of a tile's columns with the (rows, range) most that a score there may be: -inf where a row does
-        not see a column, +inf elsewhere.
+    rows, columns: of the first tile. Each next tile stands further on by the number of a tile's rows.
+    repeats: number of tiles.
+    ceilings: some ranges of a tile's columns, each with the most (rows, range) that a score there may be: -inf where a
+        row does not see a column, +inf elsewhere.
     """
 
     rows: slice
@@ -129,10 +132,10 @@ def _band_blocks(
     like: Tensor,
     fused: bool,
 ) -> Iterator[Block]:
-    """Blocks over a sequence: tiles whose band lies whole inside it together, up to ``most`` rows, the others alone."""
+    """Blocks over a sequence. Tiles whose whole band lies inside it share a block of up to ``most`` rows."""
     left, right = window
     step = (FUSED_ROWS if fused else ROWS)[like.element_size()]
-    if length <= min(left, right) + 1:  # it lies whole inside everybody's window
+    if length <= min(left, right) + 1:  # every row's window holds all of it
         step = length if fused else DENSE_ROWS
 
     def ceiling(rows: int, width: int, diagonal: int, lower: bool) -> Tensor:

@@ -27,8 +27,8 @@ from .problem import LOG2_E, Problem
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 256
 LEAST_CAPABILITY = (8, 0)  # of NVIDIA's: the first with bfloat16 and TF32
-PROGRAMS = 512  # enough to fill a device: what few rows are split along many columns for
-FARTHEST = 2**31 - 1  # a window's side beyond every length
+PROGRAMS = 512  # so many fill a device; where few rows give fewer, their columns are split among several programs
+LONGEST_SIDE = 2**31 - 1  # of a window: what 32 bits hold, and beyond every length
 CHUNK = 256  # columns, or rows, are split in multiples of it, whatever the size of blocks
 INTERPRETED = isinstance(kernels.forward, InterpretedFunction)  # TRITON_INTERPRET=1: the kernels run on the CPU
 
@@ -213,7 +213,7 @@ def _runs(query: Tensor, key: Tensor, problem: Problem) -> Iterator[_Run]:
     batch, heads, rows, head_dim = query.shape
     columns, pattern, mask, index = key.shape[2], problem.pattern, problem.tokens.keep, _columns_beside(problem)
     dropped = min(round(problem.dropout_p * 2**31), 2**31 - 1)
-    left, right = _window(problem) or (FARTHEST, FARTHEST)
+    left, right = _window(problem) or (LONGEST_SIDE, LONGEST_SIDE)
     common = {
         "key_mask": None if mask is None else mask.contiguous().view(torch.uint8),
         "index": None if index is None else index.to(torch.int32).contiguous(),
@@ -247,7 +247,7 @@ def _window(problem: Problem) -> tuple[int, int] | None:
     """
     if problem.pattern.window is None:
         return None
-    left, right = (min(side, FARTHEST) for side in problem.pattern.window)
+    left, right = (min(side, LONGEST_SIDE) for side in problem.pattern.window)
     return left, 0 if problem.pattern.causal else right
 
 
@@ -257,7 +257,7 @@ def _columns_beside(problem: Problem) -> Tensor | None:
 
 
 def _parts(programs: int, tokens: int) -> int:
-    """Into how many parts ``tokens`` are split where without it only so many programs would run."""
+    """How many parts ``tokens`` are split into, where only ``programs`` programs would run without it."""
     return max(1, min(PROGRAMS // programs, -(-tokens // CHUNK)))
 
 
@@ -311,13 +311,13 @@ CONFIGS = {
 
 
 def _config(kernel: str, query: Tensor, window: tuple[int, int] | None) -> dict[str, int]:
-    """Size of blocks, warps and stages. A narrow window wants few rows: the rest of its blocks lies off the band."""
+    """Size of blocks, warps and stages. With a narrow window most of a large block would lie outside the band."""
     config = dict(_configs(kernel, query.element_size(), query.shape[-1])[0])
     owned, other = ("BN", "BM") if kernel == "backward_key_value" else ("BM", "BN")
     if window is not None and owned == "BM" and sum(min(w, query.shape[2]) for w in window) < 2 * config["BM"]:
         config["BM"] = max(config["BM"] // 2, 16)
     row_bytes, most = _padded(query.shape[-1]) * query.element_size(), _shared_memory(query.device)
-    # Two tensors' rows of either side, those of the side that is walked once a stage.
+    # Shared memory holds the rows of two tensors on each side; on the side that is walked, once for each stage.
     while 2 * row_bytes * (config[owned] + config["num_stages"] * config[other]) + 2048 > most:
         least = "num_stages" if config["num_stages"] > 1 else max((owned, other), key=lambda side: config[side])
         if config[least] == 16:

@@ -3,8 +3,8 @@
     compile_for_gpu.py cuda 90 bfloat16-64 float32-128-tf32 ...
 
 Triton's compiler needs no device, only its launcher does. A driver that names the device stands in for it, and each
-launch ends behind the compiler. A case is a dtype, a size of head, and what of ``FORMS``, or "tf32", else a window with
-everything. Prints the kernels that were compiled.
+launch ends after the compiler. A case is a dtype, the dimensions of a head and, if it is not "full", the name of one of
+``FORMS``; or "tf32", which is "full" with products in TF32. Prints the kernels that were compiled.
 """
 
 import sys
