@@ -2,7 +2,7 @@
 
 from .api import attention_pairs, global_attention, sliding_window_attention, sliding_window_probabilities
 from .banded import BandProbabilities, banded_product, banded_scores
-from .call import attend, attend_globally
+from .call import attend, attend_globally, attend_rows
 from .dispatch import IMPLEMENTATIONS, Choice, choose
 from .pattern import AttentionPattern, Tokens
 
@@ -14,6 +14,7 @@ __all__ = [
     "Tokens",
     "attend",
     "attend_globally",
+    "attend_rows",
     "attention_pairs",
     "banded_product",
     "banded_scores",

@@ -6,6 +6,7 @@ Shapes: B batch, H heads, S sequence, D head dimension, G global tokens, W = lef
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from .banded import BandProbabilities
 from .dispatch import IMPLEMENTATIONS, Choice, choose
 from .pattern import AttentionPattern, Tokens
 from .problem import Problem
+
+Window = tuple[int, int] | EllipsisType | None  # ... where it is not given, but a pattern instead
 
 __all__ = [
     "DTYPES",
@@ -33,7 +36,7 @@ def sliding_window_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    window: tuple[int, int] | None = None,
+    window: Window = ...,
     *,
     dilation: int | Sequence[int] = 1,
     causal: bool = False,
@@ -115,7 +118,7 @@ def global_attention(
 def sliding_window_probabilities(
     query: Tensor,
     key: Tensor,
-    window: tuple[int, int] | None = None,
+    window: Window = ...,
     *,
     dilation: int | Sequence[int] = 1,
     causal: bool = False,
@@ -156,18 +159,20 @@ def attention_pairs(
 
 
 def _pattern(
-    window: tuple[int, int] | None,
+    window: Window,
     dilation: int | Sequence[int],
     causal: bool,
     pattern: AttentionPattern | None,
     heads: int | None,
 ) -> AttentionPattern:
     if pattern is None:
+        if window is ...:
+            raise TypeError("give a window, (left, right), or None for every token; or a pattern")
         pattern = AttentionPattern(window, dilation, causal)
     elif not isinstance(pattern, AttentionPattern):
         raise TypeError(f"pattern is a {type(pattern).__name__}, not an AttentionPattern")
     else:
-        for name, given, default in (("window", window, None), ("dilation", dilation, 1), ("causal", causal, False)):
+        for name, given, default in (("window", window, ...), ("dilation", dilation, 1), ("causal", causal, False)):
             if given != default:
                 raise ValueError(f"pattern is given and so is {name}={given!r}; give one or the other")
     if heads is not None:

@@ -139,7 +139,7 @@ def by_heads(x: torch.Tensor) -> torch.Tensor:
 
 with torch.no_grad():
     q, k, v = (by_heads(layer(hidden)) for layer in (attention.query, attention.key, attention.value))
-    out = sliding_window_attention(q, k, v, attention.window, global_mask=question_mask)
+    out = sliding_window_attention(q, k, v, pattern=attention.pattern, global_mask=question_mask)
     projections = (attention.query_global, attention.key_global, attention.value_global)
     q_global, k_global, v_global = (by_heads(layer(hidden)) for layer in projections)
     rows = global_attention(q_global[:, :, globals_], k_global, v_global)  # (1, H, G, D)
@@ -157,8 +157,8 @@ print("attention of the first layer, by hand and by the model: equal")
 # %%
 layer = 3
 q, k = t[f"layer.{layer}.query"], t[f"layer.{layer}.key"]
-local = sliding_window_probabilities(q, k, attention.window, global_mask=question_mask)
-picture = dense_probabilities(local, attention.window)[0].mean(dim=0)
+local = sliding_window_probabilities(q, k, pattern=attention.pattern, global_mask=question_mask)
+picture = dense_probabilities(local, attention.pattern)[0].mean(dim=0)
 picture[globals_] = t[f"layer.{layer}.global_probabilities"][0].mean(dim=0)
 assert torch.allclose(picture.sum(dim=-1), torch.ones(len(picture), dtype=torch.float64))
 figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")

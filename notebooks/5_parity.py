@@ -34,6 +34,7 @@ from click import unstyle
 import longformer
 from longformer import LongformerForQuestionAnswering, LongformerTokenizer
 from longformer.answering.answerer import PRETRAINED
+from longformer.kernels import AttentionPattern
 from longformer.parity import Truth, assert_within_rounding, compare, read_trace, trace
 from longformer.parity.report import table
 from longformer.plotting import draw_depth
@@ -164,7 +165,8 @@ for value in result.values:
 # %%
 port = copy.deepcopy(model)
 attention = port.longformer.encoder.layer[2].attention.self
-attention.window = (attention.window[0] - 1, attention.window[1] - 1)
+left, right = attention.pattern.window
+attention.pattern = AttentionPattern((left - 1, right - 1))
 with torch.no_grad(), trace(port) as spoilt:
     port(**inputs)
 print(f"largest difference of a logit: {float((spoilt['logits'] - ours['logits']).abs().max()):.2g}")

@@ -76,7 +76,7 @@ from longformer.answering.scores import bootstrap_interval, score
 from longformer.answering.squad import Answer, Example, read_squad
 from longformer.bench.report import format_table
 from longformer.bench.timing import Contender, interleave
-from longformer.kernels import attention_pairs
+from longformer.kernels import AttentionPattern, attention_pairs
 from longformer.plotting import draw_pattern
 
 answerers = {}
@@ -100,7 +100,7 @@ for column, (name, answerer) in zip(panels.T, answerers.items(), strict=True):
     shown = {"global_tokens": choose(ids)[0].nonzero().flatten().tolist()}
     for axes, layer in zip(column, (0, layers - 1), strict=True):
         changed = answerer.model.config
-        draw_pattern(axes, 300, changed.window(layer), dilation=changed.dilation(layer)[-1], **shown)
+        draw_pattern(axes, 300, AttentionPattern(changed.window(layer), changed.dilation(layer)[-1]), **shown)
     column[0].set_title(name, fontsize=9)
 panels[0, 0].set_ylabel("first layer")
 panels[1, 0].set_ylabel("last layer")
@@ -258,9 +258,7 @@ plt.show()
 # %%
 def pairs(tokens: int, **changes: object) -> int:
     """Of the first layer, over all heads."""
-    changed = config.replace(**changes)
-    seen = attention_pairs(tokens, changed.window(0), dilation=changed.dilation(0))
-    return int(seen.sum())
+    return config.replace(**changes).pattern(0).cost(tokens).pairs
 
 
 narrow, wide = pairs(600, attention_window=64), pairs(600, attention_window=512)

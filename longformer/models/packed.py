@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from longformer.kernels import Tokens, attend, global_attention
+from longformer.kernels import Tokens, attend, attend_rows
 from longformer.kernels.compat import in_transform, is_watched
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.batch import Document, pack
@@ -257,11 +257,11 @@ def _attend_to_all(
     attention: LongformerSelfAttention, document: Document, query: Tensor, key: Tensor, value: Tensor
 ) -> Tensor:
     """Attention of a document's global rows (G, H, D) to all of its (L, H, D) keys and values: (G, C)."""
-    out = global_attention(
+    out = attend_rows(
         _as_batch(query),
         _as_batch(key),
         _as_batch(value),
-        key_mask=document.tokens.keep,
+        document.tokens.keep,
         dropout_p=_dropout_p(attention),
         impl=attention.impl,
     )
@@ -321,11 +321,11 @@ def _carried(attention: LongformerSelfAttention, hidden: Tensor, query: Tensor, 
     if dropout_p:
         hidden = F.pad(hidden, (0, 1), value=1.0)
         query = F.pad(query, (0, 1))
-    sums = global_attention(
+    sums = attend_rows(
         query.flatten(0, 1)[None, None],
         hidden[None, None],
         hidden[None, None],
-        key_mask=keep,
+        keep,
         scale=1 / math.sqrt(attention.head_dim),
         dropout_p=dropout_p,
         impl=attention.impl,

@@ -167,6 +167,14 @@ def test_a_pattern_and_what_it_replaces_is_an_error(more: dict[str, Any], messag
         sliding_window_probabilities(query, key, pattern=AttentionPattern((2, 2)), **more)
 
 
+def test_a_forgotten_window_is_not_every_token() -> None:
+    (query, key, value), _, _ = case("reference")
+    with pytest.raises(TypeError, match=r"give a window, \(left, right\), or None for every token; or a pattern"):
+        sliding_window_attention(query, key, value)
+    with pytest.raises(TypeError, match="give a window"):
+        sliding_window_probabilities(query, key)
+
+
 def test_a_pattern_of_another_kind_is_refused() -> None:
     (query, key, value), _, _ = case("reference")
     with pytest.raises(TypeError, match="pattern is a tuple, not an AttentionPattern"):
