@@ -85,6 +85,31 @@ def room_for_graphs(count: int) -> contextlib.AbstractContextManager[Any]:
     return patch(cache_size_limit=count) if patch is not None and known else contextlib.nullcontext()
 
 
+def kept_buffers() -> contextlib.AbstractContextManager[Any]:
+    """Lets a compiled backward pass run again on what the forward pass kept, which torch's compiler may have freed."""
+    try:
+        from torch._functorch import config
+    except ImportError:
+        return contextlib.nullcontext()
+    return config.patch(donated_buffer=False) if hasattr(config, "donated_buffer") else contextlib.nullcontext()
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of torch's fakes, which have a shape and no values."""
+    kind = _lookup(torch, "_subclasses.fake_tensor.FakeTensor")
+    return kind is not None and isinstance(tensor, kind)
+
+
+def register_output(kind: type, name: str) -> None:
+    """Lets an exported program that is saved to a file say by ``name`` that it gives a named tuple of this kind.
+
+    A torch without this knows the fields, and not the name.
+    """
+    register = _lookup(torch.utils, "_pytree._register_namedtuple")
+    if register is not None:
+        register(kind, serialized_type_name=name)
+
+
 def is_compiler_error(error: BaseException) -> bool:
     """Whether torch's compiler raised ``error``."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

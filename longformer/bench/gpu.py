@@ -22,11 +22,12 @@ import torch
 
 from longformer.bench import gpu_checks
 from longformer.bench.clocks import Clock, GpuClock
-from longformer.bench.gpu_device import describe, forget, kept_buffers, peaks, require_device
+from longformer.bench.gpu_device import describe, forget, peaks, require_device
 from longformer.bench.gpu_measure import IMPL, measure
 from longformer.bench.gpu_report import TARGET, plain
 from longformer.bench.problem import Problem
 from longformer.bench.timing import one_line, say
+from longformer.kernels.compat import kept_buffers
 
 
 def problems(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -65,14 +63,5 @@ def products(x: Tensor) -> str:
 
 def forget() -> None:
     """Free what the last problem held: memory, and graphs, as torch compiles one function only so many times."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def kept_buffers() -> Iterator[None]:
-    """Let a compiled backward pass run again on what the forward pass kept; otherwise it cannot be timed alone."""
-    import torch._functorch.config as config
-
-    with config.patch(donated_buffer=False):
-        yield

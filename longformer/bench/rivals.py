@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from longformer.bench.problem import Inputs, Problem
 from longformer.bench.timing import UnavailableError, one_line
+from longformer.kernels import compat
 
 FLEX_BLOCK = 128  # FlexAttention's own choice of block
 FLEX_GRAPHS = 64  # how often a process may compile it, twice for each problem; torch's own limit of 8 ends in an error
@@ -108,16 +109,13 @@ def transformers_attention(problem: Problem, inputs: Inputs) -> Attention:
 
 @functools.cache
 def _compiled_flex() -> Any:
-    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
     # transformers registers classes with torch's pytrees when it is imported. torch then compiles everything again, so
     # the import comes first.
     with contextlib.suppress(UnavailableError):
         import_transformers()
-    # Today's name, and that of early releases.
-    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-    setattr(torch._dynamo.config, limit, FLEX_GRAPHS)
+    compat.room_for_graphs(FLEX_GRAPHS).__enter__()  # as long as the process runs
     return torch.compile(flex_attention, dynamic=False)
 
 

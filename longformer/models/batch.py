@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
 from longformer.kernels import Tokens
-from longformer.kernels.compat import assert_in_graph, in_transform
+from longformer.kernels.compat import assert_in_graph, in_transform, is_fake
 
 INTEGERS = (torch.int64, torch.int32)
 
@@ -27,8 +26,7 @@ def can_be_read(tensor: Tensor) -> bool:
 
     It may not in a compiled graph, under a transform of ``torch.func``, and where there are no values.
     """
-    without_values = tensor.is_meta or isinstance(tensor, FakeTensor)
-    return not (torch.compiler.is_compiling() or without_values or in_transform())
+    return not (torch.compiler.is_compiling() or in_transform() or tensor.is_meta or is_fake(tensor))
 
 
 def check_ids(name: str, ids: Tensor, size: int, like: Tensor | None = None) -> None:

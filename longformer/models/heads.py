@@ -13,11 +13,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from longformer.config import LongformerConfig
 from longformer.errors import ConfigError, LongformerError
-from longformer.kernels.compat import assert_in_graph
+from longformer.kernels.compat import assert_in_graph, register_output
 from longformer.models.batch import can_be_read
 from longformer.models.encoder import LongformerModel
 from longformer.models.layers import init_weights
@@ -192,7 +191,7 @@ class MaskedLMLoss(NamedTuple):
 
 # By these names an exported program that is saved to a file says what it gives.
 for _output in (QuestionAnsweringOutput, QuestionAnsweringLoss, MaskedLMOutput, MaskedLMLoss):
-    pytree._register_namedtuple(_output, serialized_type_name=f"longformer.{_output.__name__}")
+    register_output(_output, f"longformer.{_output.__name__}")
 
 
 class LongformerLMHead(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import longformer
 from longformer.kernels import choose, compat, sliding_window_attention
 
 
@@ -165,7 +168,21 @@ def test_a_compiler_error_is_known_by_where_it_comes_from() -> None:
 
 
 def test_private_names_stand_in_one_file() -> None:
-    private = re.compile(r"torch(\.\w+)*\._(?!_)\w+|forward_ad\._|mkldnn\._")
-    folder = Path(str(compat.__file__)).parent
-    found = {path.name for path in folder.glob("*.py") if private.search(path.read_text())}
-    assert found == {"compat.py"}
+    private = re.compile(r"torch(\.\w+)*\._(?!_)\w+|from torch[\w.]* import _|forward_ad\._|mkldnn\._")
+    package = Path(str(longformer.__file__)).parent
+    files = [*package.glob("**/*.py"), *(package / "kernels").glob("*.py")]
+    assert {path.name for path in files if private.search(path.read_text())} == {"compat.py"}
+
+
+def test_a_torch_without_fakes_named_tuples_or_donated_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTensorMode():
+        fake = torch.empty(2)
+    assert compat.is_fake(fake) and not compat.is_fake(torch.empty(2))
+    monkeypatch.setattr(torch, "_subclasses", SimpleNamespace())
+    monkeypatch.setattr(torch.utils, "_pytree", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch._functorch.config", None)
+    monkeypatch.delattr(torch._functorch, "config")
+    assert not compat.is_fake(fake)
+    compat.register_output(tuple, "nothing happens")
+    with compat.kept_buffers():
+        pass
