@@ -21,7 +21,6 @@ from longformer.bench.problem import Inputs, Problem
 from longformer.bench.timing import UnavailableError, one_line
 from longformer.kernels import compat
 
-FLEX_BLOCK = 128  # FlexAttention's own choice of block
 FLEX_GRAPHS = 64  # how often a process may compile it, twice for each problem; torch's own limit of 8 ends in an error
 
 
@@ -119,41 +118,14 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _blocks(sees: Callable[..., Tensor], seq_len: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Number and places of the blocks that ``sees`` covers in part, and the same of those that it covers wholly.
-
-    It is what ``create_block_mask`` gives, without its S × S matrix of int64, which takes 34 GB at 65,536 tokens.
-
-    Args:
-        sees: a ``mask_mod`` of FlexAttention.
-
-    Returns:
-        (1, 1, N), (1, 1, N, N), and the same again, all int32, for N blocks in a row or column.
-    """
-    position = torch.arange(seq_len)
-    count = -(-seq_len // FLEX_BLOCK)
-    touched, full = (torch.zeros(count, count, dtype=torch.bool) for _ in range(2))
-    for n, rows in enumerate(position.split(FLEX_BLOCK)):
-        seen = F.pad(sees(None, None, rows[:, None], position), (0, count * FLEX_BLOCK - seq_len))
-        blocks = seen.unflatten(1, (count, FLEX_BLOCK)).transpose(1, 2)  # (rows, columns of a block, N)
-        touched[n] = blocks.flatten(0, 1).any(dim=0)
-        full[n] = blocks.flatten(0, 1).all(dim=0) & (len(rows) == FLEX_BLOCK)
-
-    def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        order = chosen.int().argsort(dim=1, descending=True, stable=True)
-        return chosen.sum(dim=1).int()[None, None], order.int()[None, None]
-
-    return *listed(touched & ~full), *listed(full)
-
-
 def flex_attention(problem: Problem, inputs: Inputs) -> Attention:
     """FlexAttention, compiled for this problem, with the block mask of the band and the global columns."""
     if inputs.grad is not None and inputs.grad.device.type == "cpu":
         raise UnavailableError("FlexAttention has no backward on a CPU")
-    try:
-        from torch.nn.attention.flex_attention import BlockMask
-    except ImportError as error:
-        raise UnavailableError(f"torch {torch.__version__} has no FlexAttention ({one_line(error)})") from None
+    from longformer.kernels import flex
+
+    if flex.ABSENT is not None:
+        raise UnavailableError(f"torch {torch.__version__} has no FlexAttention ({flex.ABSENT})")
     in_band, count = problem.pattern.mask_mod(), problem.global_tokens
 
     def in_band_or_global(b: Any, h: Any, row: Tensor, column: Tensor) -> Tensor:
@@ -161,13 +133,10 @@ def flex_attention(problem: Problem, inputs: Inputs) -> Attention:
         return in_band(b, h, row, column) | (column < count)
 
     sees = in_band_or_global if count else in_band
-    lengths: dict[str, Any] = {}
-    if problem.seq_len % FLEX_BLOCK:
-        lengths["seq_lengths"] = (problem.seq_len, problem.seq_len)
-    mask = BlockMask.from_kv_blocks(*_blocks(sees, problem.seq_len), BLOCK_SIZE=FLEX_BLOCK, mask_mod=sees, **lengths)
-    flex = _compiled_flex()
     query, key, value = (x.transpose(1, 2).contiguous() for x in inputs.local)
-    return Attention(lambda: _with_global_rows(flex(query, key, value, block_mask=mask).transpose(1, 2), inputs))
+    mask = flex.block_mask(sees, query[:1, :1], key[:1, :1])  # one for all examples and heads
+    compiled = _compiled_flex()
+    return Attention(lambda: _with_global_rows(compiled(query, key, value, block_mask=mask).transpose(1, 2), inputs))
 
 
 def flash_attention(problem: Problem, inputs: Inputs) -> Attention:

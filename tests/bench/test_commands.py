@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoint import byte_level_tokenizer
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 
 from longformer import LongformerConfig, LongformerError
 from longformer import cli as command
@@ -239,17 +239,6 @@ def test_compiled_flex_attention_computes_the_same(count, monkeypatch):
     except RuntimeError as error:
         pytest.skip(f"FlexAttention cannot be compiled here: {timing.one_line(error)}")
     torch.testing.assert_close(found, attention.contender("longformer", shape, inputs).run()[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("seq_len, window, count", [(256, 40, 0), (600, 200, 0), (600, 40, 5), (1024, 300, 130)])
-def test_flex_attention_is_told_the_blocks_that_it_would_find_itself(seq_len, window, count):
-    def pattern(b, h, row, column):
-        return ((row - column).abs() <= window) | (column < count)
-
-    mask = create_block_mask(pattern, None, None, seq_len, seq_len, device="cpu")
-    partly, partly_places, wholly, wholly_places = rivals._blocks(pattern, seq_len)
-    assert torch.equal(partly, mask.kv_num_blocks) and torch.equal(wholly, mask.full_kv_num_blocks)
-    assert torch.equal(partly_places, mask.kv_indices) and torch.equal(wholly_places, mask.full_kv_indices)
 
 
 def test_transformers_takes_multiples_of_the_window_only():
