@@ -173,7 +173,7 @@ def _pattern(
         raise TypeError(f"pattern is a {type(pattern).__name__}, not an AttentionPattern")
     else:
         for name, given, default in (("window", window, ...), ("dilation", dilation, 1), ("causal", causal, False)):
-            if given != default:
+            if type(given) is not type(default) or given != default:
                 raise ValueError(f"pattern is given and so is {name}={given!r}; give one or the other")
     if heads is not None:
         pattern.gaps(heads)  # raises where it has dilations for another number of heads

@@ -184,6 +184,7 @@ def _pad_rows(x: Tensor, before: int, after: int) -> Tensor:
 
 def _classes(x: Tensor, dilation: int) -> Tensor:
     """(B, H, S, D) to (B, H, d, ceil(S/d), D): the tokens that a dilated window can join, one class each."""
+    dilation = min(dilation, x.shape[-2])  # from there on every token is alone in its class
     return _pad_rows(x, 0, -x.shape[-2] % dilation).unflatten(-2, (-1, dilation)).transpose(-3, -2)
 
 

@@ -213,6 +213,8 @@ class AttentionPattern:
             heads: H; None is as many as the pattern has dilations.
             itemsize: bytes a number.
         """
+        if not 0 <= global_tokens <= seq_len:
+            raise ValueError(f"global_tokens is {global_tokens}; it must be 0 to seq_len, which is {seq_len}")
         gaps = self._gap_of_heads(heads, None)[:, None]  # (H, 1)
         row = torch.arange(seq_len)
         left, right = self.sides(seq_len)

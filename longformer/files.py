@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from longformer.errors import DataError, LongformerError
 
@@ -214,18 +214,29 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / target.name
             write(made)
-            with made.open("rb") as source, target.open("ab") as stream:  # after what is there already
+            with made.open("rb") as source, _stream(target) as stream:
                 shutil.copyfileobj(source, stream)
         return
     new = unfinished(target)
     try:
         new.touch()
-        mode = new.stat().st_mode
+        mode = (target if target.exists() else new).stat().st_mode
         write(new)
         new.chmod(mode)  # safetensors would keep the file from everyone but its owner
         os.replace(new, target)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _stream(target: Path) -> IO[bytes]:
+    """A device, a pipe or an open file, to be written to behind what is there already."""
+    name = str(target).removeprefix("/proc/self").removeprefix("/dev")
+    number = {"/stdout": "1", "/stderr": "2"}.get(name, name.removeprefix("/fd/"))
+    if not number.isdecimal():
+        return target.open("ab")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return os.fdopen(os.dup(int(number)), "wb")  # which goes on where the process's own writing has come to
 
 
 def write_file(path: str | Path, write: Callable[[Path], object], *, error: Error = DataError) -> None:

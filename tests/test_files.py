@@ -187,6 +187,21 @@ def test_a_device_is_written_into() -> None:
     assert Path("/dev/null").is_char_device()
 
 
+def test_what_is_printed_after_a_file_to_standard_output_stands_behind_it(tmp_path: Path) -> None:
+    """Opened anew, it would begin where the process's own writing is still to come."""
+    script = "print('a'); from longformer.files import write_text; write_text('/dev/stdout', 'b\\n'); print('c')"
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", script], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "a\nb\nc\n"
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "private"
+    path.touch(0o600)
+    files.write_text(path, "x")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("path", ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1", "link"])
 @pytest.mark.parametrize("before", ["", "before\n"])
 def test_standard_output_that_is_a_file(tmp_path: Path, path: str, before: str) -> None:

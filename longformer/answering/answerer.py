@@ -222,12 +222,16 @@ class QuestionAnswerer:
 
     def _compute(self, ids: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            while True:
-                with evaluating(self.model) as model:
-                    start_logits, end_logits = model(ids, **given)
-                    # Another thread may have set the model to training meanwhile: then it is computed again, on a view.
-                    if model is not self.model or not model.training:
-                        return start_logits, end_logits
+            with evaluating(self.model) as model:
+                changes = getattr(self.model, "mode_changes", 0)
+                logits = model(ids, **given)
+                unchanged = changes == getattr(self.model, "mode_changes", 0)
+            if model is self.model and not unchanged:
+                # Another thread has set the model to training meanwhile, and perhaps back: it is computed on a view.
+                with evaluating(self.model, view=True) as model:
+                    logits = model(ids, **given)
+        start_logits, end_logits = logits
+        return start_logits, end_logits
 
 
 class _Spans:

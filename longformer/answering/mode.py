@@ -14,16 +14,18 @@ _switching = threading.Lock()
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` as it computes in ``eval()`` mode: itself where it is in that mode, else a view of it.
+def evaluating(model: nn.Module, *, view: bool = False) -> Iterator[nn.Module]:
+    """``model`` as it computes in ``eval()`` mode: itself where it is in that mode and no ``view`` is asked for.
 
-    A view is a copy of the tree of modules, which shares parameters, buffers and hooks with it and is not in training.
-    The mode of ``model`` is not touched. The one exception is a module whose ``forward`` was put on the instance (as
-    torch.compile and accelerate do it): it is bound to the module that it was made for, so that no view of it is
-    possible. Such a model is switched to ``eval()`` for the time, and each part is put back into its own mode.
+    Else it is a view: a copy of the tree of modules, which shares parameters, buffers and hooks with it and is not in
+    training. A hook is then called with the copy of its module. The mode of ``model`` is not touched.
+
+    The one exception is a module whose ``forward`` was put on the instance, as torch.compile and accelerate do. It is
+    bound to the module that it was made for, so that no view of it is possible. Such a model is switched to ``eval()``
+    for the time, and each part is put back into its own mode.
     """
     training = [part for part in model.modules() if part.training]
-    if not training:
+    if not training and not view:
         yield model
     elif all(_can_be_viewed(part) for part in model.modules()):
         yield _view(model, {})

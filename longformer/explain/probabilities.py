@@ -5,6 +5,7 @@ Letters: S sequence, H heads, D head dimension, C hidden size, G global tokens, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -53,7 +54,11 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
     is given as S, which means the same.
     """
 
+    thread = threading.get_ident()
+
     def hook(module: LongformerSelfAttention, arguments: tuple[Any, ...]) -> None:
+        if threading.get_ident() != thread:  # another thread uses the same model for something else
+            return
         (hidden,), tokens = arguments  # one sequence without padding
         index = torch.zeros(0, dtype=torch.int64, device=hidden.device)
         index = index if tokens.global_index is None else tokens.global_index[0]

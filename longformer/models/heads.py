@@ -1,7 +1,7 @@
 """What is put on the encoder to solve a task: question answering, masked language modelling.
 
-A head says all about itself on its class, see :class:`Head`, and stands in the table ``HEADS`` at the end. Conversion,
-training, parity and the package's exports read it there, so that a new head touches this file alone.
+A head says all about itself on its class, see :class:`Head`, and stands in the table ``HEADS`` at the end, where
+conversion and parity find it. A new head is also named where the package exports it, in ``longformer/__init__.py``.
 
 Letters: B batch, S sequence, C hidden size, V vocabulary, M tokens that have a label.
 """

@@ -43,7 +43,8 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``: x (..., I) weightᵀ (I, O) + bias (O,); ordinary tensors of one dtype on a CPU, in eager mode."""
-    if x.dtype != torch.float32 or len(weight) < FEWEST_OUTPUTS or not (_has_onednn(x) and _mkl_is_slow()):
+    in_float32 = x.dtype == weight.dtype == torch.float32
+    if not in_float32 or len(weight) < FEWEST_OUTPUTS or not (_has_onednn(x) and _mkl_is_slow()):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias)):
         out: Tensor = _Linear.apply(x, weight, bias)
@@ -53,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.gelu(linear(x, weight, bias))``; at inference in bfloat16 in one pass, rounded once instead of twice."""
-    in_bfloat16 = x.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    in_bfloat16 = x.dtype == weight.dtype == torch.bfloat16 and not torch.is_grad_enabled()
     if in_bfloat16 and _has_onednn(x) and compat.has_bf16_mkldnn():
         return _pointwise(x, weight, bias, "gelu")
     return F.gelu(linear(x, weight, bias))

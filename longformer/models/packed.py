@@ -63,6 +63,8 @@ FORWARDS = {
         LongformerSelfAttention,
         LongformerOutput,
         LongformerIntermediate,
+        nn.Linear,
+        Linear,
     )
 }
 
@@ -74,10 +76,10 @@ def may_serve(model: LongformerModel, input_ids: Tensor) -> bool:
     """Whether the engine gives what the plain model would give, to everybody who looks.
 
     It does not where somebody watches or has replaced something: hooks of any kind on the model, inside it, or global;
-    a mode that sees all operators; a ``forward`` put on an instance or a class; another class in place of one of the
-    structure's; a parametrisation; a weight that is a subclass of tensor, on another device or on meta; compiling,
-    tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of ``PLAIN``: "reference"
-    asks for the plain model, and the other kernels are made for whole batches.
+    a dispatch mode, which sees all operators; a ``forward`` put on an instance or a class; another class in place of
+    one of the structure's; a compiled part; a parametrisation; a weight that is a subclass of tensor, on another device
+    or on meta; compiling, tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of
+    ``PLAIN``: "reference" asks for the plain model, and the other kernels are made for whole batches.
     """
     if torch.compiler.is_compiling() or in_transform() or is_watched() or type(input_ids) is not Tensor:
         return False
@@ -112,6 +114,7 @@ def _is_changed(part: nn.Module) -> bool:
         or part._backward_pre_hooks
         or ("forward" in part.__dict__ and not _is_own_method(part, part.__dict__["forward"]))
         or "parametrizations" in part._modules
+        or part._compiled_call_impl is not None
         or any(x is not None and not _is_ordinary(x) for x in part._parameters.values())
     )
 
@@ -147,7 +150,8 @@ def encode(
 
 def _multiple(model: LongformerModel) -> int:
     """To what the number of packed rows is rounded up."""
-    compiled = model.embeddings.word_embeddings.weight.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    weight = next(model.encoder.parameters(), None)
+    compiled = torch.is_autocast_enabled("cpu") or (weight is not None and weight.dtype == torch.bfloat16)
     return ROUNDED if model.training and compiled else 1
 
 
@@ -155,7 +159,7 @@ def _layer(layer: nn.Module, hidden: Tensor, documents: Sequence[Document]) -> T
     """(N, C) to (N, C)."""
     assert isinstance(layer, LongformerLayer)
     hidden = _sublayer_end(layer.attention.output, self_attention(layer.attention.self, hidden, documents), hidden)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not (is_plain(layer.intermediate.dense) and _is_plain_end(layer.output)):
         return _sublayer_end(layer.output, _intermediate(layer.intermediate, hidden), hidden)
     out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     for rows, result in zip(hidden.split(FEED_FORWARD_ROWS), out.split(FEED_FORWARD_ROWS), strict=True):
@@ -166,16 +170,21 @@ def _layer(layer: nn.Module, hidden: Tensor, documents: Sequence[Document]) -> T
 def _sublayer_end(part: LongformerOutput, x: Tensor, residual: Tensor) -> Tensor:
     """(N, in_features) and (N, C) to (N, C)."""
     update = part.dropout(_linear(part.dense, x))
-    if torch.is_grad_enabled() or update.dtype != residual.dtype or not is_plain(part.dense):
+    if torch.is_grad_enabled() or update.dtype != residual.dtype or not _is_plain_end(part):
         return part.LayerNorm(residual + update)
     return part.LayerNorm(update.add_(residual))
+
+
+def _is_plain_end(part: LongformerOutput) -> bool:
+    """Whether nobody else's module sees what is between: then rows may go through in parts, and be overwritten."""
+    return is_plain(part.dense) and type(part.dropout) is nn.Dropout and type(part.LayerNorm) is nn.LayerNorm
 
 
 def _intermediate(part: LongformerIntermediate, x: Tensor) -> Tensor:
     """(N, C) to (N, intermediate_size)."""
     dense = part.dense
     if part.activation is F.gelu and is_plain(dense):
-        return linear_gelu(x.to(dense.weight.dtype), dense.weight, dense.bias)
+        return linear_gelu(_cast(dense, x), dense.weight, dense.bias)
     return part.activation(_linear(dense, x))
 
 
@@ -191,7 +200,12 @@ def _linear(part: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(part, nn.Linear)
     if torch.is_autocast_enabled("cpu"):  # which casts both sides itself
         return F.linear(x, part.weight, part.bias)
-    return linear(x.to(part.weight.dtype), part.weight, part.bias)
+    return linear(_cast(part, x), part.weight, part.bias)
+
+
+def _cast(part: nn.Linear, x: Tensor) -> Tensor:
+    """``x`` as the layer takes it: ours casts, torch's refuses another precision than its weight's."""
+    return x.to(part.weight.dtype) if type(part) is Linear else x
 
 
 # ---- attention
@@ -300,10 +314,15 @@ def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: D
     query = _split(attention, _linear(attention.query_global, hidden[index]))  # (G, H, D)
     # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
     few = len(index) * attention.num_heads < hidden.shape[1] + len(index)
-    if few and is_plain(attention.key_global, attention.value_global):
+    if few and _can_be_carried(attention):
         return _carried(attention, hidden, query, document.tokens.keep)
     keys, values = (_split(attention, _linear(part, hidden)) for part in (attention.key_global, attention.value_global))
     return _attend_to_all(attention, document, query, keys, values)
+
+
+def _can_be_carried(attention: LongformerSelfAttention) -> bool:
+    parts = (attention.key_global, attention.value_global)
+    return is_plain(*parts) and all(part.bias is not None for part in parts)
 
 
 def _carried(attention: LongformerSelfAttention, hidden: Tensor, query: Tensor, keep: Tensor | None) -> Tensor:

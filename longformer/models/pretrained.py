@@ -34,6 +34,7 @@ class Pretrained(nn.Module):
     """
 
     base_model_prefix = "longformer"
+    mode_changes = 0  # how often train() or eval() was called: by this a thread knows that another one has
     num_labels: int | None = None  # of a head that has always so many
     config: LongformerConfig
 
@@ -113,6 +114,12 @@ class Pretrained(nn.Module):
         if lower is not None:
             lower(model)
         return model.eval()
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """As ``nn.Module.train``."""
+        self.mode_changes += 1
+        trained: Model = super().train(mode)
+        return trained
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, which transformers' class of the same name loads too.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from longformer.errors import DataError
+from longformer.files import check_outputs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
@@ -153,10 +153,7 @@ def check_output(path: str | None, suffix: str) -> None:
     assert path is not None
     if not path.endswith(suffix):
         raise DataError(f"{path!r} must end in {suffix}, which says what it is")
-    if not Path(path).parent.is_dir():
-        raise DataError(f"there is no folder {str(Path(path).parent)!r} to write {Path(path).name} into; make it first")
-    if Path(path).is_dir():
-        raise DataError(f"{path} is a folder; give a file to write to")
+    check_outputs([path])
 
 
 def write(path: str | None, text: str) -> None:

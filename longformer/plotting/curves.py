@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longformer.errors import LongformerError
+from longformer.errors import DataError, LongformerError
+from longformer.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,11 +102,9 @@ def draw_cost(axes: Axes, report: Mapping[str, Any] | str | Path, quantity: str 
 def _cases(report: Mapping[str, Any] | str | Path) -> list[dict[str, Any]]:
     if isinstance(report, (str, Path)):
         try:
-            report = json.loads(Path(report).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LongformerError(
-                f"{report} is no report: {error}; `longformer bench scaling --json` writes one"
-            ) from None
+            report = read_json(report)
+        except DataError as error:
+            raise LongformerError(f"{error}; `longformer bench scaling --json` writes a report") from None
     cases = report.get("cases") if isinstance(report, Mapping) else None
     if not isinstance(cases, list):
         raise LongformerError("this is no report; `longformer bench scaling --json FILE` writes one")

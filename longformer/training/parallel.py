@@ -20,8 +20,6 @@ from longformer.distributed import Processes, full
 from longformer.models.pretrained import Pretrained
 from longformer.training.options import TrainingOptions
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class Parallel:
     """A model on its device and, under torchrun, over its processes.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from longformer import LongformerForQuestionAnswering, QuestionAnswerer
 from longformer.answering.mode import evaluating
+from longformer.models import packed
 
 QUESTION, DOCUMENT = "Who fell?", "Dan fell off a wall. Ann did not; she sat still on hers. " * 3
 DROPOUT = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}
@@ -74,6 +75,26 @@ def test_a_thread_that_sets_the_mode_meanwhile(answerer: QuestionAnswerer, monke
     assert answerer.answer(QUESTION, DOCUMENT) == expected
     assert modes_seen[0] and not any(modes_seen[1:]) and len(modes_seen) > 1
     assert all(modes(answerer.model))
+
+
+def test_a_thread_that_trains_meanwhile_and_is_done(
+    answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode is what it was when the computation ends, and was another one in its midst."""
+    expected = answerer.answer(QUESTION, DOCUMENT)
+    model, run, calls = answerer.model, packed._layer, []
+
+    def layer(*arguments: Any) -> Any:
+        calls.append(model.training)
+        if len(calls) == 1:
+            model.train()
+        result = run(*arguments)
+        model.eval()
+        return result
+
+    monkeypatch.setattr(packed, "_layer", layer)
+    assert answerer.answer(QUESTION, DOCUMENT) == expected
+    assert not model.training
 
 
 @pytest.mark.parametrize("part", ["", "longformer.encoder.layer.0", "longformer.embeddings.dropout"])

@@ -167,6 +167,16 @@ def test_a_pattern_and_what_it_replaces_is_an_error(more: dict[str, Any], messag
         sliding_window_probabilities(query, key, pattern=AttentionPattern((2, 2)), **more)
 
 
+@pytest.mark.parametrize("impl", ["banded", "reference"])
+def test_a_dilation_beyond_every_length_takes_no_memory(impl: str) -> None:
+    """Each token then sees itself alone."""
+    (query, key, value), _, _ = case("reference")
+    out = sliding_window_attention(query, key, value, (3, 3), dilation=10**12, impl=impl)
+    torch.testing.assert_close(out, value, rtol=0, atol=1e-12)
+    probabilities = sliding_window_probabilities(query, key, (3, 3), dilation=10**12).band
+    assert bool((probabilities[..., 3] == 1).all()) and float(probabilities.sum()) == probabilities[..., 3].numel()
+
+
 def test_a_forgotten_window_is_not_every_token() -> None:
     (query, key, value), _, _ = case("reference")
     with pytest.raises(TypeError, match=r"give a window, \(left, right\), or None for every token; or a pattern"):

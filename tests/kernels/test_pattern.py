@@ -200,3 +200,9 @@ def test_dilations_of_another_number_of_heads_are_refused() -> None:
     for ask in (pattern.gaps, lambda heads: pattern.pairs(4, heads=heads), lambda heads: pattern.cost(4, heads=heads)):
         with pytest.raises(ValueError, match=r"dilation is \(1, 2\); .* one for each of the 3 heads"):
             ask(3)
+
+
+@pytest.mark.parametrize("count", [-1, 5])
+def test_cost_of_more_global_tokens_than_there_are(count: int) -> None:
+    with pytest.raises(ValueError, match=f"global_tokens is {count}; it must be 0 to seq_len, which is 4"):
+        EVERYTHING.cost(4, count)

@@ -258,6 +258,10 @@ def parametrised(model: LongformerModel) -> None:
     parametrize.register_parametrization(model.encoder.layer[0].output.dense, "weight", Scaled())
 
 
+def compiled(model: LongformerModel) -> None:
+    model.encoder.layer[1].compile(backend="eager")
+
+
 def subclassed(model: LongformerModel) -> None:
     weight = model.encoder.layer[0].output.dense.weight
     model.encoder.layer[0].output.dense.weight = nn.Parameter(weight.detach().as_subclass(Subclass))
@@ -276,6 +280,7 @@ CHANGES: dict[str, Callable[[LongformerModel], object]] = {
     "another self-attention": another_attention,
     "another encoder": another_encoder,
     "parametrisation": parametrised,
+    "compiled": compiled,
     "subclass of tensor": subclassed,
     "meta": lambda model: model.encoder.layer[1].to("meta"),
 }
@@ -363,8 +368,9 @@ def test_an_adapter_is_called_on_packed_rows_and_the_rest_stays(layers: list[Ten
 def test_a_layer_of_ours_in_another_precision_is_served(layers: list[Tensor]) -> None:
     model = build(dtype=torch.float32)
     mixed = copy.deepcopy(model)
-    dense = mixed.encoder.layer[0].intermediate.dense
-    mixed.encoder.layer[0].intermediate.dense = Linear.sharing(dense).to(torch.bfloat16)
+    layer = mixed.encoder.layer[0]
+    for part in (layer.intermediate, layer.output):
+        part.dense = Linear.sharing(part.dense).to(torch.bfloat16)
     ids = random_ids(1, 20)
     torch.testing.assert_close(states(mixed, ids), states(model, ids), rtol=0.1, atol=0.1)
     assert len(layers) == 4
@@ -380,3 +386,67 @@ def test_dilation_in_a_graph_and_outside() -> None:
         with torch.no_grad():
             rows = self_attention(attention, hidden, [Document.of(30, None, globals_)])
             assert_close(rows, attention(hidden[None], Tokens.of(None, mask))[0])
+
+
+@pytest.mark.parametrize("name", ["key_global", "value_global", "query", "query_global"])
+def test_layers_without_a_bias(name: str, layers: list[Tensor]) -> None:
+    ids = random_ids(1, 40)
+    mask = torch.ones_like(ids)
+    mask[:, :2] = 2
+    results = []
+    for watched in (False, True):
+        model = build()
+        attention = model.encoder.layer[1].attention.self
+        getattr(attention, name).bias = None
+        if watched:
+            attention.register_forward_hook(lambda *_: None)
+        out = model(ids, mask).last_hidden_state
+        out.square().sum().backward()
+        results.append([out, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    assert len(layers) == 2
+    for engine, whole in zip(*results, strict=True):
+        torch.testing.assert_close(engine, whole, rtol=1e-10, atol=1e-10)
+
+
+class Keeping(nn.Module):
+    """Takes another module's place, and keeps what it is given and gives."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.part(x)
+        self.seen += [(x, x.clone()), (out, out.clone())]
+        return out
+
+
+@pytest.mark.parametrize("name", ["output.dropout", "output.dense", "output.LayerNorm", "intermediate.dense"])
+def test_a_replaced_part_is_called_once_and_its_tensors_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "FEED_FORWARD_ROWS", 7)
+    model = build()
+    layer, ids = model.encoder.layer[0], random_ids(1, 40)
+    expected = states(model, ids)
+    keeping = Keeping(layer.get_submodule(name))
+    layer.set_submodule(name, keeping)
+    assert may_serve(model, IDS)
+    assert_close(states(model, ids), expected)
+    assert len(keeping.seen) == 2
+    assert all(torch.equal(kept, copy) for kept, copy in keeping.seen)
+
+
+def test_a_wrapped_word_embedding() -> None:
+    model, ids = build(), random_ids(1, 20)
+    expected = states(model, ids)
+    model.embeddings.word_embeddings = Keeping(model.embeddings.word_embeddings)  # type: ignore[assignment]
+    assert_close(states(model, ids), expected)
+
+
+def test_another_precision_is_refused_as_by_the_plain_model() -> None:
+    model, ids = build(dtype=torch.float32), random_ids(1, 40)
+    model.encoder.layer[0].attention.self.value.bfloat16()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="dtype"):
+            states(model, ids)
+        model.register_forward_hook(lambda *_: None)
