@@ -155,6 +155,10 @@ def attention_pairs(
     :func:`sliding_window_attention`. ``device``: where to make the mask if no other mask is given.
     """
     pattern = _pattern(window, dilation, causal, None, None)
+    first = next((mask for mask in (key_mask, global_mask) if isinstance(mask, Tensor) and mask.dim()), None)
+    key = torch.empty(1, 1, seq_len, 0) if first is None else first.new_empty(len(first), 1, seq_len, 0)
+    check_mask("key_mask", key_mask, key)
+    check_mask("global_mask", global_mask, key)
     return pattern.pairs(seq_len, Tokens.of(key_mask, global_mask), device=device)
 
 

@@ -14,6 +14,7 @@ from longformer.kernels import (
     Tokens,
     attend,
     attend_globally,
+    attention_pairs,
     dispatch,
     global_attention,
     sliding_window_attention,
@@ -175,6 +176,19 @@ def test_a_dilation_beyond_every_length_takes_no_memory(impl: str) -> None:
     torch.testing.assert_close(out, value, rtol=0, atol=1e-12)
     probabilities = sliding_window_probabilities(query, key, (3, 3), dilation=10**12).band
     assert bool((probabilities[..., 3] == 1).all()) and float(probabilities.sum()) == probabilities[..., 3].numel()
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"key_mask": torch.ones(1, 5, dtype=torch.long)}, "key_mask is torch.int64; it must be a bool tensor"),
+        ({"global_mask": torch.ones(1, 4, dtype=torch.bool)}, r"global_mask has shape \(1, 4\); .* = \(1, 5\)"),
+        ({"key_mask": [True] * 5}, "key_mask is list"),
+    ],
+)
+def test_masks_of_attention_pairs_are_checked(masks: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        attention_pairs(5, (1, 1), **masks)
 
 
 def test_a_forgotten_window_is_not_every_token() -> None:
