@@ -94,16 +94,16 @@ def backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     lse: Tensor,
     problem: Problem,
     *,
     fused: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, with what :func:`forward` took and gave."""
+    """Gradients of query, key and value, with what :func:`forward` took and gave; ``out`` is not read."""
     if _may_overflow(query, key, problem.scale):
-        wide = [x.float() for x in (grad_out, query, key, value, out)]
-        grads = backward(wide[0], wide[1], wide[2], wide[3], wide[4], lse, dataclasses.replace(problem, cut=None))
+        wide = [x.float() for x in (grad_out, query, key, value)]
+        grads = backward(wide[0], wide[1], wide[2], wide[3], None, lse, dataclasses.replace(problem, cut=None))
         return grads[0].to(query.dtype), grads[1].to(query.dtype), grads[2].to(query.dtype)
     pieces, scale, shift = _pieces(query, key, problem, fused), problem.scale, lse[..., None]
     to, to_global = Scratch(query), Scratch(query)

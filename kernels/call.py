@@ -157,8 +157,8 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> tuple[Te
     return out, lse
 
 
-def _backward(tensors: Sequence[Tensor], call: _Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value from grad_out, query, key, value, out and lse."""
+def _backward(tensors: Sequence[Any], call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from grad_out, query, key, value, out (None if it is not read) and lse."""
     assert call.kernel.backward is not None
     if call.rows is None:
         return call.kernel.backward(*tensors, call.problem)
@@ -166,7 +166,8 @@ def _backward(tensors: Sequence[Tensor], call: _Call) -> tuple[Tensor, Tensor, T
     grad_query = torch.zeros_like(_like(query))
     if not call.rows.shape[1]:
         return grad_query, torch.zeros_like(_like(key)), torch.zeros_like(_like(value))
-    grad_out, query, out, lse = (_take(x, call.rows) for x in (grad_out, query, out, lse))
+    grad_out, query, lse = (_take(x, call.rows) for x in (grad_out, query, lse))
+    out = None if out is None else _take(out, call.rows)
     of_rows, grad_key, grad_value = call.kernel.backward(grad_out, query, key, value, out, lse, call.problem)
     _put(of_rows, call.rows, grad_query)
     return grad_query, grad_key, grad_value
@@ -216,7 +217,8 @@ class _Attention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Where the kernel made no copies of the masks, autograd watches that nobody changes them.
         masks = ctx.call.problem.tokens if ctx.call.problem.cut is None else ()
-        ctx.save_for_backward(query, key, value, *output, *masks)
+        out = output[0] if ctx.call.kernel.reads_out else None
+        ctx.save_for_backward(query, key, value, out, output[1], *masks)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:

@@ -41,10 +41,15 @@ def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backwar
 
 
 class Kernel(NamedTuple):
-    """What ``problem.py`` describes. backward: None where torch differentiates forward."""
+    """What ``problem.py`` describes.
+
+    backward: None where torch differentiates forward.
+    reads_out: whether ``backward`` needs ``out``. Without it ``out`` is not kept for the way back, and is None there.
+    """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    reads_out: bool = False
 
 
 FUSED = Kernel(partial(blocked.forward, fused=True), partial(blocked.backward, fused=True))
@@ -73,7 +78,7 @@ def select(query: Tensor, impl: str, dropout_p: float, backward: bool, gathered:
             return choice, Kernel(_load("flex").forward)
         case _:
             triton = _load("triton_launch")
-            return choice, Kernel(triton.forward, triton.backward)
+            return choice, Kernel(triton.forward, triton.backward, reads_out=True)
 
 
 def _refusal(impl: str, query: Tensor, dropout_p: float, backward: bool) -> str | None:
