@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from longformer.answering.scores import bootstrap_ratio_interval
-from longformer.distributed import Processes, check_agreement, processes, together
+from longformer.distributed import Processes, check_agreement, fail_together, processes
 from longformer.errors import LongformerError
 from longformer.models.heads import LongformerForMaskedLM
 from longformer.tokenizer import LongformerTokenizer
@@ -49,7 +49,7 @@ def measure_mlm(
         LongformerError: files or checkpoint that cannot be read, rows longer than the model reads, nothing to predict.
     """
     with processes(device) as group:
-        with together(group):
+        with fail_together(group):
             place = group.device if group.joined else device
             loaded = LongformerForMaskedLM.from_pretrained(
                 model, revision=revision, dtype=dtype, device=place, impl=impl
@@ -77,7 +77,7 @@ def _bits(model: LongformerForMaskedLM, held: HeldOut, group: Processes) -> list
     """Bits and masked tokens of every row, in all processes, each of which computes its share."""
     mine = group.share(range(len(held)))
     found: list[tuple[float, int]] = []
-    with together(group):
+    with fail_together(group):
         found = list(held.bits_by_row(model, mine))
     everyone: dict[int, tuple[float, int]] = {}
     for theirs in group.gather(dict(zip(mine, found, strict=True))):

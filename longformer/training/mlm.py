@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer.distributed import Processes, together
+from longformer.distributed import Processes, fail_together
 from longformer.errors import DataError, LongformerError
 from longformer.files import parse_json, read_text
 from longformer.models.heads import IGNORED
@@ -170,8 +170,8 @@ class MaskedLMTask:
     """
 
     score = "bits_per_token"
-    higher = False
-    some_unused = True  # the global projections: no token is global
+    higher_is_better = False
+    has_unused = True  # no token is global, so the global projections are not used
 
     def __init__(
         self, train: Sequence[str], held: Sequence[str], tokenizer: LongformerTokenizer, options: MLMOptions
@@ -206,7 +206,7 @@ class MaskedLMTask:
         """Bits per predicted token on the documents held out, whose rows the processes share."""
         assert self.held is not None
         bits, tokens = 0.0, 0
-        with together(group):
+        with fail_together(group):
             for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held)))):
                 bits += row_bits
                 tokens += row_tokens

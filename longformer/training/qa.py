@@ -133,8 +133,8 @@ class QuestionAnsweringTask:
     """
 
     score = "f1"
-    higher = True
-    some_unused = False
+    higher_is_better = True
+    has_unused = False
 
     def __init__(
         self, train: Sequence[Example], held: Sequence[Example], tokenizer: LongformerTokenizer, options: QAOptions

@@ -20,7 +20,7 @@ from longformer.answering.squad import Example, offset_report, read_squad
 from longformer.checkpoints.folder import CONFIG
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
-from longformer.distributed import check_agreement, processes, together
+from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
@@ -95,7 +95,7 @@ def _train(
         if options.parallel == "fsdp" and not group.joined:
             raise LongformerError("parallel is 'fsdp', which shards over processes; start them with torchrun")
         changed: list[str] = []
-        with together(group):
+        with fail_together(group):
             if options.batch_size < group.size:
                 raise LongformerError(
                     f"batch_size is {options.batch_size}, which {group.size} processes cannot share; "
@@ -118,7 +118,7 @@ def _train(
             device=group.device.type,
         )
         folder = Path(options.output)
-        with together(group):
+        with fail_together(group):
             if group.is_first:
                 _begin(folder, options, tokenizer)
         trainer = Trainer(model, task, options, group, folder, origin=origin)

@@ -14,7 +14,7 @@ from longformer import LongformerError
 from longformer.training import MLMOptions
 from longformer.training.loop import Trainer
 
-REMEDY = "make room or mend what is wrong, then go on with --resume"
+REMEDY = "free disk space or fix the cause, then continue with --resume"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_step_that_does_not_fit_the_memory(tmp_path: Path, monkeypatch: pytest
     """On a CPU, where torch says so by a plain RuntimeError; another one is no matter of memory."""
     source, file = save_tiny_checkpoint(tmp_path / "tiny"), squad_file(tmp_path / "squad.json")
     monkeypatch.setattr(Trainer, "_backward", lambda *rest: torch.empty(2**60, dtype=torch.uint8))
-    with pytest.raises(LongformerError, match="memory does not suffice for parts of 8192 tokens; lower batch_tokens"):
+    with pytest.raises(LongformerError, match="too little memory for parts of 8192 tokens; lower batch_tokens"):
         run(qa_options(source, tmp_path / "out", file, max_steps=1))
     monkeypatch.setattr(Trainer, "_backward", lambda *rest: torch.empty(2).view(3))
     with pytest.raises(RuntimeError, match="shape"):

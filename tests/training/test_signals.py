@@ -49,7 +49,7 @@ def test_a_run_that_is_asked_to_stop(setting: dict[str, Any], tmp_path: Path, na
     with context().Pool(1) as pool:
         found, said = pool.apply(interrupted_command, (name, *command_of(options, tmp_path)))
     assert found == status
-    assert f"stopped by {name} at step 5 of 12, which is saved; go on with --resume" in said
+    assert f"stopped by {name} at step 5 of 12, which is saved; continue with --resume" in said
     assert saved_steps(tmp_path / "out" / "checkpoints")[-1].name == "step-00000005"
     whole = qa_options(output=tmp_path / "whole", **setting)
     for process in (start(options, resume=True), start(whole, resume=False)):
@@ -110,7 +110,7 @@ def test_handlers() -> None:
     signals = Signals(Processes(0, 1, torch.device("cpu"), joined=False))
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with signals.noted():
+        with signals.recorded():
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
             assert signals.agreed() is None
             signal.raise_signal(signal.SIGINT)
