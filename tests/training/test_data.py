@@ -20,7 +20,7 @@ from longformer.models.heads import IGNORED
 from longformer.training import MLMOptions
 from longformer.training.batches import parts_of_step, steps_of_epoch
 from longformer.training.mlm import MaskedLMTask, pack_documents, read_documents
-from longformer.training.qa import NOWHERE, Feature, QuestionAnsweringTask, fingerprint, make_features
+from longformer.training.qa import NO_ANSWER, Feature, QuestionAnsweringTask, fingerprint, make_features
 
 ALONE = Processes(0, 1, torch.device("cpu"), joined=False)
 
@@ -61,19 +61,19 @@ def test_windows_of_a_long_context(tokenizer: LongformerTokenizer, tmp_path: Pat
     for i, row in enumerate(rows):
         assert row.input_ids == [*prefix, *tokens[20 * i : 20 * i + capacity], tokenizer.sep_token_id]
     assert 20 * (len(rows) - 1) + capacity >= len(tokens)
-    found = [tokenizer.decode(row.input_ids[a : b + 1]) for row in rows for a, b in row.spans if (a, b) != NOWHERE]
+    found = [tokenizer.decode(row.input_ids[a : b + 1]) for row in rows for a, b in row.spans if (a, b) != NO_ANSWER]
     assert found
     assert {text.strip() for text in found} == {"Zoe"}
-    empty = sum(row.spans == [NOWHERE] for row in rows)
+    empty = sum(row.spans == [NO_ANSWER] for row in rows)
     assert empty == len(rows) - len(found) > 1
     few, _ = make_features([example], tokenizer, options(max_length=40, stride=20, empty_windows=1))
-    assert sum(row.spans == [NOWHERE] for row in few) == 1
+    assert sum(row.spans == [NO_ANSWER] for row in few) == 1
     assert len(few) == len(found) + 1
 
 
 def test_unanswerable_questions_point_at_the_start(tokenizer: LongformerTokenizer, tmp_path: Path) -> None:
     rows, unusable = make_features(examples(tmp_path, [("Who?", "Nobody is here.", None)]), tokenizer, options())
-    assert (rows[0].spans, unusable) == ([NOWHERE], [])
+    assert (rows[0].spans, unusable) == ([NO_ANSWER], [])
 
 
 def test_answers_without_a_certain_place_are_left_out(tokenizer: LongformerTokenizer, tmp_path: Path) -> None:

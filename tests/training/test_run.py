@@ -210,7 +210,7 @@ def test_the_command_and_its_folder(source: Path, tmp_path: Path, capsys: pytest
             }  # fmt: skip
     assert command("train", "qa", "--config", str(out / "training.toml"), "--resume") == 0
     assert command(*arguments) == 2
-    assert "already holds another run (training.toml); go on with it by --resume" in capsys.readouterr().err
+    assert "already holds another run (training.toml); continue it with --resume" in capsys.readouterr().err
 
 
 def test_offsets_that_are_wrong_are_counted(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +270,7 @@ def test_a_folder_with_a_checkpoint_in_it(source: Path, tmp_path: Path) -> None:
     with pytest.raises(LongformerError, match="already holds a checkpoint"):
         run(qa_options(source, other, squad_file(tmp_path / "squad.json")))
     before = (other / "model.safetensors").read_bytes()
-    with pytest.raises(LongformerError, match=r"holds model.safetensors but no training.toml: it is no run"):
+    with pytest.raises(LongformerError, match=r"holds model.safetensors but no training.toml, so the run cannot"):
         run(qa_options(source, other, squad_file(tmp_path / "squad.json")), resume=True)
     assert (other / "model.safetensors").read_bytes() == before
     assert not (other / "training.toml").exists()
