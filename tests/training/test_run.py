@@ -292,7 +292,7 @@ def test_a_classifier_is_an_encoder_too(source: Path, tmp_path: Path) -> None:
     three = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     (source / "config.json").write_text(json.dumps({**config, **three}))
     with pytest.raises(
-        LongformerError, match=r"tiny: num_labels is 3; question answering has 2, .* if qa_outputs has two"
+        LongformerError, match=r"tiny: num_labels is 3; question answering has 2, .* If qa_outputs has two"
     ):
         run(qa_options(source, tmp_path / "out", file))
     rows = {name: torch.zeros(3, *tensor.shape[1:]) for name, tensor in weights.items() if "qa_outputs" in name}
