@@ -126,8 +126,8 @@ def load_state(folder: Path) -> RunState | None:
             raise CheckpointError(f"it holds step {values['step']}")
         return RunState(load(data), values)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        what = str(error) if isinstance(error, CheckpointError) else in_one_line(error)
-        raise CheckpointError(f"the checkpoint {last} is corrupt ({what}){remedy}") from None
+        reason = str(error) if isinstance(error, CheckpointError) else in_one_line(error)
+        raise CheckpointError(f"the checkpoint {last} is corrupt ({reason}){remedy}") from None
 
 
 def rng_tensors(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -28,12 +28,12 @@ def train() -> None:
     """
 
 
-def options_of(kind: type[TrainingOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives a command one option for every field of ``kind``. An option that is not given is None."""
+def options_of(options_class: type[TrainingOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command one option for every field of the class. An option that is not given is None."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = typing.get_type_hints(kind)
-        for entry in reversed(dataclasses.fields(kind)):
+        hints = typing.get_type_hints(options_class)
+        for entry in reversed(dataclasses.fields(options_class)):
             if entry.name not in POSITIONAL:
                 command = _option(entry, hints[entry.name])(command)
         command = click.option(
@@ -67,12 +67,12 @@ def _option(entry: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[...,
     return click.option(flag, entry.name, type=base, metavar=metavar, **arguments)
 
 
-def _read(kind: type[Any], given: dict[str, Any]) -> Any:
+def _read(options_class: type[Any], given: dict[str, Any]) -> Any:
     """The options from the configuration file, if one is given, and from the command line."""
     config = given.pop("config")
     changes = {name: value for name, value in given.items() if value not in (None, ())}
     try:
-        return kind.read(config, **changes)
+        return options_class.read(config, **changes)
     except LongformerError as error:
         if any(not changes.get(name) for name in POSITIONAL) and config is None:
             raise click.UsageError("give SRC, DST and at least one FILE, or a --config that names them") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import qa_options, run, run_with_fault, squad_file, together
+from training_runs import in_processes, qa_options, run, run_with_fault, squad_file
 
 from longformer import LongformerError
 from longformer.training import MLMOptions
@@ -33,7 +33,7 @@ def test_an_error_of_one_process_reaches_the_other(tmp_path: Path, rank: int, fa
         source=str(source), output=str(tmp_path / "out"), files=text, evaluate_on=text, max_length=48, batch_size=4,
         max_steps=2, log_every=1,
     )  # fmt: skip
-    found = together(run_with_fault, [(options, fault if rank == 0 else ""), (options, fault if rank == 1 else "")])
+    found = in_processes(run_with_fault, [(options, fault if rank == 0 else ""), (options, fault if rank == 1 else "")])
     assert_error(found.pop(rank), message)
     # In the midst of an exchange of gradients the other one cannot be told, but sees that it is alone.
     assert_error(found.pop(), "lost the others" if fault == "backward" else f"process {rank} of 2: .*{message}")
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, size: int) -> 
         with pytest.raises(LongformerError, match=message):
             run(options)
     else:
-        for found in together(run, [(options,), (options,)]):
+        for found in in_processes(run, [(options,), (options,)]):
             assert_error(found, message)
     assert (tmp_path / "out" / "model.safetensors").exists() == (name == "curves.png")
     (tmp_path / "out" / name).rmdir()

@@ -37,8 +37,8 @@ def setting(tmp_path: Path) -> dict[str, Any]:
 def test_killed_at_random_moments(setting: dict[str, Any], tmp_path: Path) -> None:
     """Bit for bit the same weights, moments and random states, and the same best weights, as without."""
     setting |= {"checkpoint_every": 1, "annotator": "random", "evaluate_every": 3}
-    whole = qa_options(output=tmp_path / "whole", **setting)
-    process = start(whole, resume=False)
+    uninterrupted = qa_options(output=tmp_path / "whole", **setting)
+    process = start(uninterrupted, resume=False)
     process.join()
     assert process.exitcode == 0
     killed = qa_options(output=tmp_path / "killed", **setting)
@@ -251,11 +251,11 @@ def test_an_evaluation_that_fails_costs_nothing(
     assert trained == [5, 6, 7, 8, 9, 10, 11]
     assert_same_bits(last_state(tmp_path / "out"), last_state(tmp_path / "whole"))
     assert (tmp_path / "out" / RESULT).read_bytes() == (tmp_path / "whole" / RESULT).read_bytes()
-    out, whole = (
+    out, uninterrupted = (
         [{name: x for name, x in line.items() if name != "tokens_per_second"} for line in read_log(tmp_path / folder)]
         for folder in ("out", "whole")
     )
-    assert out == whole  # also the means over steps before and after the interruption
+    assert out == uninterrupted  # also the means over steps before and after the interruption
 
 
 def test_speed_is_that_of_the_steps(setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
