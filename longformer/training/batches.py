@@ -1,6 +1,6 @@
-"""Which rows make a step, and how a step is cut into parts, one process and one portion of memory at a time.
+"""Which rows make a step, and how a step is cut into parts: for each process, and to limit the memory of one part.
 
-All of this depends on the seed and the epoch alone. So the number of a step says where a run stands in the data, for
+Which rows make a step depends on the seed and the epoch alone. So the number of a step says where a run stands in the data, for
 any number of processes.
 """
 

@@ -85,7 +85,7 @@ def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
 
 def _train(
     options: TrainingOptions,
-    head: type[Head],
+    head_class: type[Head],
     prepare: Callable[[Any, LongformerTokenizer, Callable[[str], None]], Task],
     resume: bool,
 ) -> None:
@@ -96,7 +96,7 @@ def _train(
                 tqdm.write(message, file=sys.stderr)
 
         if options.parallel == "fsdp" and not group.joined:
-            raise LongformerError("parallel is 'fsdp', which needs several processes; start them with torchrun")
+            raise LongformerError("parallel is 'fsdp', which shards over several processes; start them with torchrun")
         changed: list[str] = []
         with fail_together(group):
             if options.batch_size < group.size:
@@ -109,7 +109,7 @@ def _train(
             if group.is_first:
                 changed = _check_folder(options, resume)
             tokenizer = LongformerTokenizer.from_pretrained(options.source, revision=options.revision)
-            model = _load(options, head, tokenizer, say)
+            model = _load(options, head_class, tokenizer, say)
             task = prepare(model, tokenizer, say)
             origin = _digest(model)
         check_agreement(
@@ -202,16 +202,18 @@ def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
 
 def _load(
     options: TrainingOptions,
-    head: type[Head],
+    head_class: type[Head],
     tokenizer: LongformerTokenizer,
     say: Callable[[str], None],
 ) -> Head:
     weights = read_tensors(find_weights(options.source, revision=options.revision))
-    has_head = any(todays_name(name).startswith(f"{head.part}.") for name in weights)
+    has_head = any(todays_name(name).startswith(f"{head_class.part}.") for name in weights)
     if not has_head:
-        say(f"{options.source} has no head {head.part}: a new one is drawn at random")
+        say(f"{options.source} has no head {head_class.part}: a new one is drawn at random")
     torch.manual_seed(options.seed)
-    model = head.from_pretrained(options.source, revision=options.revision, impl=options.impl, new_head=not has_head)
+    model = head_class.from_pretrained(
+        options.source, revision=options.revision, impl=options.impl, new_head=not has_head
+    )
     if options.max_length > model.config.max_tokens:
         raise LongformerError(
             f"max_length is {options.max_length}; the model has positions for {model.config.max_tokens} tokens"
