@@ -1,7 +1,7 @@
 """Which rows make a step, and how a step is cut into parts: for each process, and to limit the memory of one part.
 
-Which rows make a step depends on the seed and the epoch alone. So the number of a step says where a run stands in the data, for
-any number of processes.
+Which rows make a step depends on the seed and the epoch alone. So the number of a step says where a run stands in the
+data, for any number of processes.
 """
 
 from __future__ import annotations
