@@ -1,10 +1,10 @@
 """The paper's formulation: the band as diagonals, S × W numbers instead of S × S (arXiv 2004.05150, §3.2).
 
-Query and key are cut into blocks of T rows, each block of queries meets the T + W - 1 keys that its band touches in
-one dense product, and the band is read off that product's diagonals: if every row of a (T, T + W - 1) matrix is moved
-left by its own number, its diagonals become columns. That shift is a change of row length ("skew"), not a gather.
+Query and key are cut into blocks of T rows. One dense product multiplies each block of queries with the T + W - 1 keys
+that its band touches. The band is then read from the diagonals of this (T, T + W - 1) matrix: if row r moves left by r
+places, the diagonals become columns. This move ("skew") only changes the length of the rows; it is not a gather.
 
-This is the implementation that can return attention probabilities. The blocked one is the one to run.
+This implementation can return attention probabilities. To compute attention, use the blocked one, which is faster.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .pattern import AttentionPattern
 from .problem import Problem
 from .softmax import log_sum_exp, masked_softmax
 
-BLOCK = 128  # rows of a block: below it the products are too small, above it too much off the band is computed
+BLOCK = 128  # rows of a block: with fewer the products are too small, with more too much outside the band is computed
 
 
 class BandProbabilities(NamedTuple):
     """Attention probabilities by diagonals.
 
     Args:
-        band: (B, H, S, W): column c of row i is its probability for key i + (c - left)·dilation.
-        columns: (B, H, S, G): its probability for the global column ``column_index[b, g]`` where that lies outside the
-            row's band; inside, the probability stands in ``band``, and here is 0.
-        column_index: (B, G): positions of the global tokens; -1 fills up where an example has fewer.
+        band: (B, H, S, W). Column c of row i is the probability of key i + (c - left)·dilation.
+        columns: (B, H, S, G). The probability of the global column ``column_index[b, g]``, if it lies outside the row's
+            band. Otherwise the probability is in ``band``, and this is 0.
+        column_index: (B, G), positions of the global tokens. Examples with fewer global tokens are filled with -1.
     """
 
     band: Tensor
@@ -37,17 +37,17 @@ class BandProbabilities(NamedTuple):
     column_index: Tensor
 
     def with_global_columns_apart(self, pattern: AttentionPattern) -> BandProbabilities:
-        """The same with every probability of a global column in ``columns``, and 0 in its place in ``band``.
+        """The same probabilities. Those of all global columns are in ``columns``, and their places in ``band`` are 0.
 
         Args:
-            pattern: the one that the probabilities were computed with.
+            pattern: the pattern with which the probabilities were computed.
         """
         heads, seq_len, width = self.band.shape[1:]
         step = self.column_index[:, None, None, :] - torch.arange(seq_len, device=self.band.device)[:, None]
         gap = torch.tensor(pattern.gaps(heads), device=self.band.device)[:, None, None]
         in_band = pattern.in_band(step, gap) & (self.column_index >= 0)[:, None, None, :]  # (B, H, S, G)
         left = seq_len - 1 if pattern.window is None else pattern.window[0]
-        # What stands outside the band goes to one column more, which is cut off again.
+        # A global column outside the band is sent to an extra column, which is removed again.
         place = torch.where(in_band, step.div(gap, rounding_mode="floor") + left, width)
         band = F.pad(self.band, (0, 1))
         columns = self.columns + band.gather(3, place)
@@ -63,8 +63,8 @@ def banded_scores(query: Tensor, key: Tensor, window: tuple[int, int], dilation:
         dilation: gap between the tokens of the window.
 
     Returns:
-        (B, H, S, W), W = left + 1 + right: column c of row i is query i · key i + (c - left)·dilation, and 0 where
-        that key lies outside the sequence (``-inf`` belongs into a softmax, not into a product).
+        (B, H, S, W), W = left + 1 + right. Column c of row i is the dot product of query i and key
+        i + (c - left)·dilation, or 0 if this key lies outside the sequence. (Writing ``-inf`` is the softmax's task.)
     """
     seq_len, (left, right) = query.shape[-2], window
     width = left + 1 + right
@@ -81,7 +81,7 @@ def banded_product(probs: Tensor, value: Tensor, window: tuple[int, int], dilati
     """Sum of values along the band, the partner of :func:`banded_scores`.
 
     Args:
-        probs: (B, H, S, W); an entry whose key lies outside the sequence counts for nothing.
+        probs: (B, H, S, W). An entry whose key lies outside the sequence has no effect.
         value: (B, H, S, D).
 
     Returns:
@@ -114,19 +114,19 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
     runs = problem.pattern.head_runs(query.shape[1])
     out = torch.cat([banded_product(band[:, heads], value[:, heads], sides, gap) for heads, gap in runs], dim=1)
     out = out + columns @ torch.take_along_dim(value, index.clamp(min=0)[:, None, :, None], dim=2)
-    # A padded row's probabilities are 0. Its gradient may still be anything, and must not reach the values.
+    # The probabilities of a padding row are 0. Its incoming gradient may be anything; it must not reach the values.
     return problem.tokens.without_padding(out), lse
 
 
 def _softmax(
     query: Tensor, key: Tensor, problem: Problem, sides: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Probabilities (B, H, S, W) of the band and (B, H, S, G) of the global columns beside it, these columns' positions
-    (B, G), and the log-sum-exp (B, H, S). ``sides`` are those of the diagonals.
+    """Probabilities of the band (B, H, S, W) and of the global columns outside it (B, H, S, G), the positions of these
+    columns (B, G), and the log-sum-exp (B, H, S). ``sides`` is the number of diagonals on the left and on the right.
     """
     pattern, tokens, dtype = problem.pattern, problem.tokens, query.dtype
     batch, count, seq_len, _ = query.shape
-    wide = torch.promote_types(dtype, torch.float32)  # in float16 large scores would overflow
+    wide = torch.promote_types(dtype, torch.float32)  # large scores would overflow in float16
     query, key = (tokens.without_padding(x).to(wide) for x in (query, key))
     query = query * problem.scale
 
@@ -157,22 +157,26 @@ def _softmax(
 
 
 def _skew(dense: Tensor, width: int) -> Tensor:
-    """(..., T, T + W - 1) to (..., T, W): row r gives its columns r to r + W - 1.
+    """(..., T, T + W - 1) to (..., T, W): row r keeps its columns r to r + W - 1.
 
-    Read with rows longer by one, each row of the flat matrix begins one column further right than the last.
+    The flat matrix is read again with rows that are one entry longer. So each row starts one column further right than
+    the row before it.
     """
     rows = dense.shape[-2]
     return F.pad(dense.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + width))[..., :width]
 
 
 def _unskew(band: Tensor) -> Tensor:
-    """(..., T, W) to (..., T, T + W - 1): the inverse of ``_skew``, zero off the band."""
+    """(..., T, W) to (..., T, T + W - 1): the inverse of ``_skew``, with zeros outside the band."""
     rows, width = band.shape[-2:]
     return F.pad(band, (0, rows)).flatten(-2)[..., :-rows].unflatten(-1, (rows, rows + width - 1))
 
 
 def _key_blocks(key: Tensor, blocks: int, rows: int, window: tuple[int, int]) -> Tensor:
-    """(..., S, D) to the overlapping (..., blocks, D, T + W - 1) that each block of queries meets; zero outside."""
+    """(..., S, D) to (..., blocks, D, T + W - 1): the keys that each block of queries meets. They overlap.
+
+    Places outside the sequence are 0.
+    """
     left, right = window
     key = _pad_rows(key, left, right + blocks * rows - key.shape[-2])
     return key.unfold(-2, rows + left + right, rows)
@@ -183,7 +187,7 @@ def _pad_rows(x: Tensor, before: int, after: int) -> Tensor:
 
 
 def _classes(x: Tensor, dilation: int) -> Tensor:
-    """(B, H, S, D) to (B, H, d, ceil(S/d), D): the tokens that a dilated window can join, one class each."""
+    """(B, H, S, D) to (B, H, d, ceil(S/d), D): one class for all tokens that a window dilated by d can join."""
     dilation = min(dilation, x.shape[-2])  # from there on every token is alone in its class
     return _pad_rows(x, 0, -x.shape[-2] % dilation).unflatten(-2, (-1, dilation)).transpose(-3, -2)
 

@@ -1,4 +1,4 @@
-"""What ``blocked.py`` computes a tile in: memory that is used again and again, and dropout's zeros and ones."""
+"""Tools of ``blocked.py`` for one tile: memory that every tile reuses, and dropout's zeros and ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Scratch:
-    """Memory that one tile after the other uses: the products' results, and float32 beside a lower precision."""
+    """Memory that the tiles use one after another: for results of products, and for copies in another precision."""
 
     def __init__(self, like: Tensor) -> None:
         self.dtypes = (like.dtype, torch.promote_types(like.dtype, torch.float32))
@@ -18,18 +18,22 @@ class Scratch:
         self.held: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], *, wide: bool = False) -> Tensor:
-        """Uninitialised memory of this shape. It is valid until ``name`` is taken again."""
+        """Uninitialised memory of this shape. It may be used until ``name`` is taken again.
+
+        Args:
+            wide: in at least float32; otherwise in the inputs' dtype.
+        """
         size, name = math.prod(shape), f"{name} wide" if wide else name
         if name not in self.held or self.held[name].numel() < size:
             self.held[name] = self.like.new_empty(size, dtype=self.dtypes[wide])
         return self.held[name][:size].view(shape)
 
     def product(self, name: str, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
-        """(H, m, k) by (H, k, n), times a factor. The result has no gaps, or torch would compute it head by head."""
+        """(H, m, k) times (H, k, n), times a factor. The result is contiguous, or torch would loop over the heads."""
         return self.take(name, (a.shape[0], a.shape[1], b.shape[2])).baddbmm_(a, b, beta=0.0, alpha=factor)
 
     def exp2_of_difference(self, scores: Tensor, shift: Tensor) -> Tensor:
-        """2 ** (scores - shift) in at least float32; ``scores`` are overwritten where they have that precision."""
+        """2 ** (scores - shift) in at least float32. If ``scores`` have this precision, they are overwritten."""
         return self.widen("powers", scores).sub_(shift).exp2_()
 
     def widen(self, name: str, x: Tensor) -> Tensor:
@@ -47,18 +51,18 @@ class Scratch:
 
 
 class Dropout:
-    """Which probabilities a pass over tiles keeps, drawn tile by tile in their order."""
+    """Draws which probabilities dropout keeps, tile by tile. Both passes must take the tiles in the same order."""
 
     def __init__(self, probability: float, seed: int, device: torch.device) -> None:
-        # In steps of 2⁻¹⁶: one draw serves four entries.
+        # Of 65,536 values, so many are dropped. So 16 bits are enough for an entry, and one draw serves four.
         self.dropped = min(round(probability * 65536), 65535)
-        self.factor = 65536 / (65536 - self.dropped)  # of those that are kept
+        self.factor = 65536 / (65536 - self.dropped)  # scales the probabilities that are kept
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def kept(self, shape: torch.Size, to: Scratch) -> Tensor:
-        """A number for each entry of a tile: 1 if it is kept, 0 if it is dropped."""
+        """For each entry of a tile: 1 if it is kept, 0 if it is dropped."""
         size = math.prod(shape)
         draws = torch.empty((size + 3) // 4, dtype=torch.int64, device=self.generator.device)
         draws.random_(-(2**63), None, generator=self.generator)
         kept = to.take("kept", shape, wide=True).copy_(draws.view(torch.int16)[:size].view(shape))
-        return kept.sub_(self.dropped - 32769).clamp_(0, 1)  # faster by far than comparing
+        return kept.sub_(self.dropped - 32769).clamp_(0, 1)  # much faster than a comparison

@@ -1,9 +1,9 @@
 """Which rows meet which columns: an attention problem cut into pieces, blocks and tiles, for ``blocked.py``.
 
 A tile is T rows and the columns of their band, at most T + W - 1. Two triangles of this rectangle, at its left and its
-right end, lie outside the band. They are masked, and nothing else is. A window dilated by d joins only tokens whose
-positions are equal modulo d. So each of the d classes of tokens is a piece of its own, which is read through a stride.
-Padding at either end of a sequence is in no piece.
+right end, lie outside the band. They are masked. A window dilated by d joins only tokens whose positions are equal
+modulo d. So each of the d classes of tokens is a separate piece, which is read with stride d. No piece contains the
+padding at the two ends of a sequence.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from torch import Tensor
 from .pattern import AttentionPattern, Tokens
 from .problem import Problem
 
-# Rows T of a tile, by the bytes of a number. In large tiles much arithmetic falls into the triangles, a share of T/W.
-# Small products are slow.
+# Rows T of a tile, by the number of bytes of one entry. A share T/W of a tile's arithmetic falls into the triangles, so
+# large tiles waste work. Small products are slow.
 ROWS = {2: 128, 4: 64, 8: 64}
 FUSED_ROWS = {2: 256, 4: 64, 8: 64}
-DENSE_ROWS = 256  # where every row's window holds the whole sequence, so that there are no triangles
-BLOCK_ROWS = 512  # as many rows of neighbouring tiles are handled in one go, where that is possible
-MOST_SCORES = 1 << 20  # of global rows or columns at a time, so that they stay in the processor's cache
+DENSE_ROWS = 256  # if every row's window covers the complete sequence, so that there are no triangles
+BLOCK_ROWS = 512  # neighbouring tiles are computed at once up to this number of rows, if they have equal shapes
+MOST_SCORES = 1 << 20  # so many scores of global rows or columns at a time fit into the processor's cache
 
 
 class Block(NamedTuple):
     """A few neighbouring tiles of equal shape.
 
-    rows, columns: of the first tile. Each next tile stands further on by the number of a tile's rows.
+    rows, columns: of the first tile. Each tile starts where the rows of the one before it end, and its columns move on
+        by the same number.
     repeats: number of tiles.
-    ceilings: some ranges of a tile's columns, each with the most (rows, range) that a score there may be: -inf where a
-        row does not see a column, +inf elsewhere.
+    ceilings: ranges of a tile's columns that need a mask. Each comes with the upper limits (rows, range) of its scores:
+        -inf where a row does not see a column, +inf elsewhere.
     """
 
     rows: slice
@@ -56,12 +57,13 @@ class Block(NamedTuple):
 class Piece(NamedTuple):
     """One independent attention problem: heads of an example, or one residue class of a dilated window.
 
-    batch, heads, rows, columns: where its rows and columns stand in (B, H, S, D).
-    blocks: its tiles, a few at a time.
-    column_mask: (columns,) bool, False at padding; None if there is none.
-    global_index: (G,) positions of the global columns that stand beside the band of some row; None if none does.
-    global_hidden: gives for a block's rows the (rows, G) mask of global columns that do not count beside their bands.
-    padded_rows: whether ``column_mask`` holds for the rows too.
+    batch, heads, rows, columns: where the piece lies in (B, H, S, D).
+    blocks: its tiles, several in each block.
+    column_mask: (columns,) bool, False at padding; None if there is no padding.
+    global_index: (G,) positions of the global columns that lie outside the band of some row; None if there are none.
+    global_hidden: a function of a block's rows. It returns a mask (rows, G), True where a global column is not counted
+        beside a row's band.
+    padded_rows: whether ``column_mask`` applies to the rows as well.
     """
 
     batch: int
@@ -76,7 +78,7 @@ class Piece(NamedTuple):
 
 
 def cut(query: Tensor, key: Tensor, problem: Problem, fused: bool) -> list[Piece]:
-    """The pieces of a problem. Query (B, H, R, D) and key (B, H, S, D) give shapes, dtype and device."""
+    """The pieces of a problem. Query (B, H, R, D) and key (B, H, S, D) only provide shapes, dtype and device."""
     return _row_pieces(query, key, problem, fused) if problem.gathered else _band_pieces(query, problem, fused)
 
 
@@ -98,7 +100,7 @@ def _band_pieces(query: Tensor, problem: Problem, fused: bool) -> list[Piece]:
                 piece_mask = None if mask is None else mask[first - span.start :: gap]
                 if piece_mask is not None and bool(piece_mask.all()):
                     piece_mask = None
-                # Where every row's band holds all that the row may see, no global column stands beside it.
+                # If every row's band contains all that the row may see, no global column lies outside the band.
                 everything = gap == 1 and left >= length - 1 and (pattern.causal or right >= length - 1)
                 beside = None if everything else index
                 most = BLOCK_ROWS
@@ -111,7 +113,7 @@ def _band_pieces(query: Tensor, problem: Problem, fused: bool) -> list[Piece]:
 
 
 def _row_pieces(query: Tensor, key: Tensor, problem: Problem, fused: bool) -> list[Piece]:
-    """Pieces of a few gathered rows (B, H, G, D), each of which sees every column that is no padding."""
+    """Pieces of a few gathered rows (B, H, G, D). Each of these rows sees every column that is not padding."""
     heads, rows = query.shape[1], query.shape[2]
     pieces = []
     for b in range(query.shape[0]):
@@ -132,10 +134,10 @@ def _band_blocks(
     like: Tensor,
     fused: bool,
 ) -> Iterator[Block]:
-    """Blocks over a sequence. Tiles whose whole band lies inside it share a block of up to ``most`` rows."""
+    """Blocks over a sequence. Tiles whose bands lie inside the sequence share blocks of at most ``most`` rows."""
     left, right = window
     step = (FUSED_ROWS if fused else ROWS)[like.element_size()]
-    if length <= min(left, right) + 1:  # every row's window holds all of it
+    if length <= min(left, right) + 1:  # every row's window contains the complete sequence
         step = length if fused else DENSE_ROWS
 
     def ceiling(rows: int, width: int, diagonal: int, lower: bool) -> Tensor:
@@ -151,10 +153,10 @@ def _band_blocks(
         bottom = min(top + step, length)
         first, last = max(0, top - left), min(length, bottom + right)
         found = []
-        ahead = bottom - 1 - left - first  # columns too far left for the last row
+        ahead = bottom - 1 - left - first  # number of columns that are too far left for the last row
         if ahead > 0:
             found.append((slice(0, ahead), ceiling(bottom - top, ahead, top - left - first - 1, True)))
-        behind = last - (top + right + 1)  # columns too far right for the first row
+        behind = last - (top + right + 1)  # number of columns that are too far right for the first row
         if behind > 0:
             width = last - first
             found.append((slice(width - behind, width), ceiling(bottom - top, behind, 0, False)))
@@ -166,9 +168,9 @@ def _band_blocks(
 
 
 def _global_hidden(pattern: AttentionPattern, index: Tensor | None, first: int, gap: int, rows: slice) -> Tensor | None:
-    """(rows, G), True where a global column does not count for a row beside its band; None if there is no such place.
+    """(rows, G), True where a global column is not counted beside a row's band; None if all of them are counted.
 
-    ``first`` is the piece's first token. The rows are counted within the piece.
+    ``first`` is the position of the piece's first token. ``rows`` are counted within the piece.
     """
     if index is None:
         return None
@@ -190,17 +192,17 @@ def _global_positions(tokens: Tokens, b: int) -> Tensor | None:
 
 
 def _occupied(keep: Tensor | None, b: int, seq_len: int) -> tuple[slice, Tensor | None]:
-    """The range from the first to the last token that is no padding, and a mask of that range if it has holes."""
+    """The range from the first to the last real token, and a mask of this range if there is padding inside it."""
     if keep is None:
         return slice(0, seq_len), None
     present = keep[b].nonzero().squeeze(1)
     if not len(present):
         return slice(0, 0), None
     first, stop = int(present[0]), int(present[-1]) + 1
-    # A copy, since the backward pass reads it again, and the caller's mask may have changed by then.
+    # A copy, because the backward pass reads it too, and the caller may have changed the mask by then.
     return slice(first, stop), None if len(present) == stop - first else keep[b, first:stop].clone()
 
 
 def shifted(span: slice, by: int) -> slice:
-    """``span``, ``by`` further on."""
+    """``span`` moved on by ``by``."""
     return slice(span.start + by, span.stop + by)

@@ -1,7 +1,7 @@
-"""The implementation to run on a GPU: fused kernels over the band, forward and backward, and what launches them.
+"""The implementation for a GPU: this module launches the fused forward and backward kernels.
 
-:mod:`longformer.kernels.triton_kernels` has the kernels and says how they work. Here it is decided how many programs
-run and on blocks of which size. Imported only when it is asked for or when a tensor on a GPU arrives.
+:mod:`longformer.kernels.triton_kernels` contains the kernels and explains them. This module decides how many programs
+run, and on which block sizes. It is imported only if it is asked for, or when a tensor on a GPU arrives.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .problem import LOG2_E, Problem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 256
-LEAST_CAPABILITY = (8, 0)  # of NVIDIA's: the first with bfloat16 and TF32
-PROGRAMS = 512  # so many fill a device; where few rows give fewer, their columns are split among several programs
-LONGEST_SIDE = 2**31 - 1  # of a window: what 32 bits hold, and beyond every length
-CHUNK = 256  # columns, or rows, are split in multiples of it, whatever the size of blocks
+LEAST_CAPABILITY = (8, 0)  # NVIDIA's first compute capability with bfloat16 and TF32
+PROGRAMS = 512  # so many programs keep a device busy; if there are too few rows, the columns are split as well
+LONGEST_SIDE = 2**31 - 1  # of a window: the largest 32-bit number, more than any sequence's length
+CHUNK = 256  # columns or rows are split into multiples of this, for every block size
 INTERPRETED = isinstance(kernels.forward, InterpretedFunction)  # TRITON_INTERPRET=1: the kernels run on the CPU
 
 
@@ -49,13 +49,13 @@ def refusal(query: Tensor) -> str | None:
 
 @functools.cache
 def _unfit(device: torch.device) -> str | None:
-    """Why Triton cannot work on this GPU; None if it can. It is asked here, before anything depends on it."""
+    """Why Triton cannot work on this GPU; None if it can. This is checked before any kernel is chosen."""
     if not torch.version.hip and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         least, found = (".".join(map(str, x)) for x in (LEAST_CAPABILITY, torch.cuda.get_device_capability(device)))
         return f"its kernels want a GPU of compute capability {least} or later, and this one has {found}"
     try:
         _shared_memory(device)
-    except Exception as error:  # whatever its driver raises where there is no C compiler, or no Python.h
+    except Exception as error:  # the driver raises various errors if a C compiler or Python.h is missing
         first = str(error).strip().partition("\n")[0]
         return f"Triton fails to reach the GPU, for which it needs a C compiler and Python.h ({first})"
     return None
@@ -64,7 +64,7 @@ def _unfit(device: torch.device) -> str | None:
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp in float32, see ``problem.py``.
 
-    The problem's tokens carry ``global_index``, no wider than the most global tokens that an example has.
+    The problem's tokens hold ``global_index``. Its width is the largest number of global tokens in an example.
     """
     batch, heads, rows, head_dim = query.shape
     out = _new(query, query.dtype)
@@ -120,7 +120,10 @@ def backward(
     lse: Tensor,
     problem: Problem,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value from that of ``out`` (B, H, R, D), with what :func:`forward` took and gave."""
+    """Gradients of query, key and value from the gradient of ``out`` (B, H, R, D).
+
+    The other arguments are those of :func:`forward` and its results.
+    """
     batch, heads, rows, head_dim = query.shape
     columns = key.shape[2]
     grad_query, grad_key, grad_value = (_new(x, x.dtype) for x in (query, key, value))
@@ -153,7 +156,7 @@ def backward(
 
 
 def _backward_columns(run: _Run, tensors: tuple[Tensor, ...], lse: Tensor, delta: Tensor, problem: Problem) -> None:
-    """The key's and value's gradients; first what the global columns receive from rows beside whose band they stand."""
+    """Gradients of key and value. Those of global columns from rows whose band does not contain them come first."""
     q, k, v, do, dk, dv = tensors
     batch, heads, rows, head_dim = q.shape
     columns, index = k.shape[2], _columns_beside(problem)
@@ -192,7 +195,7 @@ def _backward_columns(run: _Run, tensors: tuple[Tensor, ...], lse: Tensor, delta
 
 
 class _Run(NamedTuple):
-    """Neighbouring heads of one dilation, which one launch serves."""
+    """Neighbouring heads of equal dilation. One launch computes them all."""
 
     batch: int
     heads: slice
@@ -204,12 +207,12 @@ class _Run(NamedTuple):
 
 
 def _grid(lines: int, tokens: int, gap: int, parts: int, meta: dict[str, int]) -> tuple[int, int]:
-    """Programs for the tokens of ``lines`` heads, each class modulo ``gap`` cut into blocks of its own."""
+    """Number of programs for the tokens of ``lines`` heads. Each residue class modulo ``gap`` has its own blocks."""
     return lines * gap * math.ceil(math.ceil(tokens / gap) / meta["BN"]), parts
 
 
 def _runs(query: Tensor, key: Tensor, problem: Problem) -> Iterator[_Run]:
-    """What all kernels are told of each run of heads."""
+    """The runs of heads, each with the arguments that all kernels take."""
     batch, heads, rows, head_dim = query.shape
     columns, pattern, mask, index = key.shape[2], problem.pattern, problem.tokens.keep, _columns_beside(problem)
     dropped = min(round(problem.dropout_p * 2**31), 2**31 - 1)
@@ -220,7 +223,7 @@ def _runs(query: Tensor, key: Tensor, problem: Problem) -> Iterator[_Run]:
         "count": None if index is None else (index >= 0).sum(1, dtype=torch.int32),
         "seed": problem.seed if dropped else None,
         "left": left,
-        "right": 0 if pattern.causal else right,  # also where there is no window
+        "right": 0 if pattern.causal else right,  # also if there is no window
         "rows": rows,
         "columns": columns,
         "all_heads": heads,
@@ -241,9 +244,9 @@ def _runs(query: Tensor, key: Tensor, problem: Problem) -> Iterator[_Run]:
 
 
 def _window(problem: Problem) -> tuple[int, int] | None:
-    """(left, right), 0 on the right if causal; None is everything.
+    """(left, right), with right 0 if causal. None means that every token is seen.
 
-    It is as the caller has it, whatever the length, since autotuning goes by it. The kernels cut it to what there is.
+    It is not cut to the sequence's length, because autotuning depends on it. The kernels cut it themselves.
     """
     if problem.pattern.window is None:
         return None
@@ -252,12 +255,12 @@ def _window(problem: Problem) -> tuple[int, int] | None:
 
 
 def _columns_beside(problem: Problem) -> Tensor | None:
-    """(B, width) positions of the global columns; None where there are none, or where the band holds every column."""
+    """(B, width) positions of the global columns; None if there are none, or if the band contains every column."""
     return None if problem.pattern.window is None else problem.tokens.global_index
 
 
 def _parts(programs: int, tokens: int) -> int:
-    """How many parts ``tokens`` are split into, where only ``programs`` programs would run without it."""
+    """Into how many parts ``tokens`` are split. Without the split, ``programs`` programs would run."""
     return max(1, min(PROGRAMS // programs, -(-tokens // CHUNK)))
 
 
@@ -266,12 +269,12 @@ def _chunk(tokens: int, parts: int) -> int:
 
 
 def _padded(head_dim: int) -> int:
-    """The least size of a matrix product's side on a GPU, or the next power of two."""
+    """The next power of two, and at least 16, the smallest side of a matrix product on a GPU."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def precision(query: Tensor) -> str:
-    """Whether products of float32 may round to TF32: as torch has been told for its own."""
+    """How products are rounded. Those of float32 use TF32 if torch is allowed to use it for its own products."""
     if INTERPRETED and query.dtype == torch.bfloat16:
         return "interpreted"
     products = torch.backends.cuda.matmul
@@ -280,18 +283,18 @@ def precision(query: Tensor) -> str:
 
 
 def _wide(*tensors: Tensor) -> bool:
-    """Whether an offset within a head may pass what 32 bits hold."""
+    """Whether an offset within a head may be too large for 32 bits."""
     return any((x.shape[-2] - 1) * x.stride(-2) + (x.shape[-1] - 1) * x.stride(-1) >= 2**31 for x in tensors)
 
 
 def _new(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A (B, H, S, D) that lies in memory as (B, S, H, D), the layout in which a model reads it on."""
+    """A new (B, H, S, D) tensor that lies in memory as (B, S, H, D), the layout that the model's next layer reads."""
     batch, heads, seq_len, head_dim = x.shape
     return x.new_empty(batch, seq_len, heads, head_dim, dtype=dtype).transpose(1, 2)
 
 
 def _strided(**tensors: Tensor) -> dict[str, Any]:
-    """Each tensor with the strides of its last four dimensions, as the kernels call them."""
+    """The tensors, and the strides of their last four dimensions, under the kernels' names for them."""
     strides = {f"{name}_strides": tuple(x.stride()[-4:]) for name, x in tensors.items()}
     return {**tensors, **strides}
 
@@ -299,7 +302,7 @@ def _strided(**tensors: Tensor) -> dict[str, Any]:
 # ---- launching
 
 
-# BM rows and BN columns of a block, warps, stages, by head dimension: what fits into a program's registers on an H100.
+# By head dimension: rows BM and columns BN of a block, warps, stages. They fit into a program's registers on an H100.
 CONFIGS = {
     (2, "forward"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
     (2, "backward_query"): {64: (64, 64, 4, 3), 128: (64, 64, 4, 2), 256: (64, 32, 8, 2)},
@@ -311,13 +314,14 @@ CONFIGS = {
 
 
 def _config(kernel: str, query: Tensor, window: tuple[int, int] | None) -> dict[str, int]:
-    """Size of blocks, warps and stages. With a narrow window most of a large block would lie outside the band."""
+    """Block size, warps and stages. If the window is narrow, blocks are small, so that less lies outside the band."""
     config = dict(_configs(kernel, query.element_size(), query.shape[-1])[0])
     owned, other = ("BN", "BM") if kernel == "backward_key_value" else ("BM", "BN")
     if window is not None and owned == "BM" and sum(min(w, query.shape[2]) for w in window) < 2 * config["BM"]:
         config["BM"] = max(config["BM"] // 2, 16)
     row_bytes, most = _padded(query.shape[-1]) * query.element_size(), _shared_memory(query.device)
-    # Shared memory holds the rows of two tensors on each side; on the side that is walked, once for each stage.
+    # Shared memory holds rows of two tensors on each side. On the side over which the kernel loops, it holds them once
+    # for each stage.
     while 2 * row_bytes * (config[owned] + config["num_stages"] * config[other]) + 2048 > most:
         least = "num_stages" if config["num_stages"] > 1 else max((owned, other), key=lambda side: config[side])
         if config[least] == 16:
@@ -328,7 +332,7 @@ def _config(kernel: str, query: Tensor, window: tuple[int, int] | None) -> dict[
 
 @functools.cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes of it that a program may have."""
+    """Bytes of shared memory that a program may use."""
     if INTERPRETED:
         return 227 * 1024
     properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
@@ -336,7 +340,7 @@ def _shared_memory(device: torch.device) -> int:
 
 
 def _configs(kernel: str, itemsize: int, head_dim: int) -> list[dict[str, int]]:
-    """The configuration to take, and what autotuning tries beside it."""
+    """The default configuration, followed by those that autotuning tries as well."""
     table = CONFIGS[itemsize, kernel]
     rows, columns, warps, stages = table[min(size for size in table if size >= head_dim)]
     tried = [
@@ -361,12 +365,13 @@ def _launch(kernel: Any, grid: Any, config: dict[str, int], **arguments: Any) ->
 
 @functools.cache
 def _tuned(kernel: Any, itemsize: int, head_dim: int) -> Any:
-    """``kernel`` with the best of its configurations for each kind of work, measured once and kept on disk."""
+    """``kernel`` with its best configuration for each kind of work. It is measured once and kept on disk."""
     tried = _configs(kernel.fn.__name__, itemsize, head_dim)
     configs = [
         triton.Config({"BM": c["BM"], "BN": c["BN"]}, num_warps=c["num_warps"], num_stages=c["num_stages"])
         for c in tried
     ]
-    # Sums beside the band, and parts of all columns, are other work than a band's, though window and head are the same.
+    # Sums beside the band and sums over parts of the columns are other work than a band's, even if the window and the
+    # head dimension are equal.
     kinds = [name for name in ("left", "right", "D", "BESIDE", "PARTIAL", "PRECISION") if name in kernel.arg_names]
     return triton.autotune(configs, key=kinds, cache_results=True)(kernel)

@@ -1,4 +1,4 @@
-"""LongformerConfig: the numbers that define a model, read from and written to the hub's ``config.json``."""
+"""LongformerConfig: the numbers that define a model. It reads and writes the hub's ``config.json``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 @dataclass(frozen=True, kw_only=True)
 class LongformerConfig:
-    """Architecture of a Longformer. Frozen, and checked once when it is made.
+    """Architecture of a Longformer. It cannot be changed, and its values are checked once, when it is made.
 
     The defaults are those of ``allenai/longformer-base-4096``, the released base model (149M parameters).
 
@@ -30,24 +30,24 @@ class LongformerConfig:
         num_hidden_layers: number of layers.
         num_attention_heads: H, heads per layer; each has dimension D = C / H.
         intermediate_size: width of the feed-forward's inner layer.
-        hidden_act: feed-forward activation, one of ``ACTIVATIONS``. ``"gelu"`` is the exact one.
+        hidden_act: feed-forward activation, one of ``ACTIVATIONS``. ``"gelu"`` is the exact GELU.
         hidden_dropout_prob: dropout on embeddings and on each sublayer's output.
         attention_probs_dropout_prob: dropout on attention probabilities.
-        max_position_embeddings: rows of the position embeddings. Positions start at ``pad_token_id + 1``, so
-            4,098 rows and ``pad_token_id`` 1 serve 4,096 tokens (see ``max_tokens``).
+        max_position_embeddings: rows of the position embeddings. Positions start at ``pad_token_id + 1``. So 4,098 rows
+            and ``pad_token_id`` 1 are enough for 4,096 tokens (see ``max_tokens``).
         type_vocab_size: rows of the token type embeddings.
         layer_norm_eps: epsilon of every LayerNorm.
         initializer_range: standard deviation of freshly drawn weights.
         attention_window: two-sided window of each layer, as the hub counts it: 512 lets a token see 256 tokens on
-            each side of itself. One number for all layers, or one a layer.
-        attention_dilation: gap between the tokens of the window. One for all, or one a layer, which is itself one for
-            all heads or one a head. Weights know nothing of it, so that any checkpoint loads with any. transformers'
-            model computes none.
+            each side of itself. One number for all layers, or a list of one number for each layer.
+        attention_dilation: gap between the tokens of the window. One number for all layers, or a list with an entry for
+            each layer; an entry is one number for all heads, or a list of one number for each head. Weights do not
+            depend on it, so any checkpoint loads with any dilation. transformers' model has no dilation.
         pad_token_id, bos_token_id, eos_token_id, sep_token_id: ids of the special tokens.
         num_labels: outputs of the head: 2 (start and end) for question answering.
 
     Raises:
-        ConfigError: a value out of range, with its name and value.
+        ConfigError: a value is out of range. The message gives its name and the value.
     """
 
     vocab_size: int = 50265
@@ -102,7 +102,7 @@ class LongformerConfig:
             self.max_position_embeddings > self.pad_token_id + 1,
             "max_position_embeddings",
             self.max_position_embeddings,
-            f"more than pad_token_id + 1 = {self.pad_token_id + 1}, since positions start after the padding's",
+            f"more than pad_token_id + 1 = {self.pad_token_id + 1}, because positions start after the padding's",
         )
         object.__setattr__(self, "attention_window", self._windows())
         object.__setattr__(self, "attention_dilation", self._dilations())
@@ -112,23 +112,23 @@ class LongformerConfig:
         windows = (given,) * self.num_hidden_layers if _is_int(given) else given
         if not isinstance(windows, (list, tuple)) or not all(_is_int(w) and w >= 1 for w in windows):
             raise ConfigError(
-                f"attention_window is {given!r}; it must be an int >= 1, or a list of one such int a layer"
+                f"attention_window is {given!r}; it must be an int >= 1, or a list of one such int for each layer"
             )
         if len(windows) != self.num_hidden_layers:
             raise ConfigError(
                 f"attention_window lists {len(windows)} windows for num_hidden_layers {self.num_hidden_layers}; "
-                "give one a layer, or a single number for all"
+                "give one for each layer, or a single number for all"
             )
         return tuple(windows)
 
     def _dilations(self) -> int | tuple[int | tuple[int, ...], ...]:
-        """As short as it can be said: what is alike in all heads, or in all layers, is one number."""
+        """The checked dilations in their shortest form: equal heads become one number, and so do equal layers."""
         given: object = self.attention_dilation
         layers = (given,) * self.num_hidden_layers if _is_int(given) else given
-        must = "an int >= 1, or a list of one a layer, which is such an int or a list of one a head"
+        must = "an int >= 1, or a list with an entry for each layer: such an int, or a list of one for each head"
         _require(isinstance(layers, (list, tuple)), "attention_dilation", given, must)
         assert isinstance(layers, (list, tuple))
-        found: list[int | tuple[int, ...]] = []
+        checked: list[int | tuple[int, ...]] = []
         for layer in layers:
             heads = (layer,) * self.num_attention_heads if _is_int(layer) else layer
             valid = isinstance(heads, (list, tuple)) and all(_is_int(d) and d >= 1 for d in heads)
@@ -136,16 +136,16 @@ class LongformerConfig:
             if len(heads) != self.num_attention_heads:
                 raise ConfigError(
                     f"attention_dilation lists {len(heads)} gaps in a layer for num_attention_heads "
-                    f"{self.num_attention_heads}; give one a head, or a single number for all"
+                    f"{self.num_attention_heads}; give one for each head, or a single number for all"
                 )
-            found.append(heads[0] if len(set(heads)) == 1 else tuple(heads))
-        if len(found) != self.num_hidden_layers:
+            checked.append(heads[0] if len(set(heads)) == 1 else tuple(heads))
+        if len(checked) != self.num_hidden_layers:
             raise ConfigError(
-                f"attention_dilation lists {len(found)} layers for num_hidden_layers {self.num_hidden_layers}; "
-                "give one a layer, or a single number for all"
+                f"attention_dilation lists {len(checked)} layers for num_hidden_layers {self.num_hidden_layers}; "
+                "give one for each layer, or a single number for all"
             )
-        first = found[0]
-        return first if isinstance(first, int) and set(found) == {first} else tuple(found)
+        first = checked[0]
+        return first if isinstance(first, int) and set(checked) == {first} else tuple(checked)
 
     @property
     def head_dim(self) -> int:
@@ -154,35 +154,36 @@ class LongformerConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Longest sequence that the position embeddings serve, in tokens."""
+        """Length of the longest sequence for which there are position embeddings, in tokens."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
     def window(self, layer: int) -> tuple[int, int]:
-        """(left, right): tokens that layer ``layer`` sees on each side, as the kernels count them."""
+        """(left, right): how many tokens layer ``layer`` sees on each side, as the kernels count them."""
         assert isinstance(self.attention_window, tuple)
         return self.attention_window[layer] // 2, self.attention_window[layer] // 2
 
     def dilation(self, layer: int) -> tuple[int, ...]:
-        """Gap between the tokens of layer ``layer``'s window, one a head, as the kernels count it."""
+        """Gap between the tokens of layer ``layer``'s window, one number for each head, as the kernels count it."""
         given = self.attention_dilation if isinstance(self.attention_dilation, int) else self.attention_dilation[layer]
         return (given,) * self.num_attention_heads if isinstance(given, int) else given
 
     def pattern(self, layer: int) -> AttentionPattern:
-        """Who attends to whom in layer ``layer``, but for padding and global tokens."""
-        from longformer.kernels.pattern import AttentionPattern  # with torch, which a config by itself does not need
+        """Who attends to whom in layer ``layer``, apart from padding and global tokens."""
+        from longformer.kernels.pattern import AttentionPattern  # imports torch, which a config does not need otherwise
 
         return AttentionPattern(self.window(layer), self.dilation(layer))
 
     def replace(self, **changes: Any) -> LongformerConfig:
-        """A copy with ``changes``; a changed ``num_hidden_layers`` needs its ``attention_window``."""
+        """A copy with ``changes``. If ``num_hidden_layers`` changes, give ``attention_window`` as well."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LongformerConfig:
-        """From the entries of a hub ``config.json``. Entries that define nothing here are ignored.
+        """The config for the entries of a hub ``config.json``. Entries with other names are ignored.
 
         Raises:
-            ConfigError: another architecture, a variant that this model does not compute, or a value out of range.
+            ConfigError: the config is for another architecture or for a variant that this model does not compute, or a
+                value is out of range.
         """
         model_type = values.get("model_type")
         if model_type != "longformer":
@@ -193,7 +194,7 @@ class LongformerConfig:
         _refuse_variants(values)
         known = {field.name for field in dataclasses.fields(cls)}
         arguments = {key: value for key, value in values.items() if key in known and value is not None}
-        missing = [key for key in _DEFINING if key not in arguments]
+        missing = [key for key in _REQUIRED if key not in arguments]
         if missing:
             raise ConfigError(f"config lacks {', '.join(missing)}; a Longformer config.json states them")
         if "num_labels" not in arguments and isinstance(values.get("id2label"), Mapping):
@@ -204,7 +205,7 @@ class LongformerConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> LongformerConfig:
-        """Read a ``config.json``. Raises ``ConfigError``, which names the file, where it cannot be read or is none."""
+        """Read a ``config.json``. Raises ``ConfigError``, which names the file, if it cannot be read or is not one."""
         values = read_json(path, error=ConfigError)
         try:
             return cls.from_dict(values)
@@ -225,17 +226,18 @@ class LongformerConfig:
         return {"model_type": "longformer", **values}
 
     def save(self, path: str | Path, **extra: Any) -> None:
-        """Write ``config.json``, whole or not at all; ``extra`` entries (``architectures``, ``dtype``) are added.
+        """Write ``config.json`` completely or not at all. ``extra`` adds entries such as ``architectures``.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         text = json.dumps({**self.to_dict(), **extra}, indent=2, sort_keys=True) + "\n"
         write_text(path, text, error=ConfigError)
 
 
-# What from_dict does not fill in for a config that is silent: a wrong guess would load, run, and answer wrongly.
-_DEFINING = (
+# A config must have these entries. from_dict does not guess them: with a wrong value a model might load and run, and
+# give wrong answers.
+_REQUIRED = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -251,7 +253,7 @@ def _refuse_variants(values: Mapping[str, Any]) -> None:
     if positions != "absolute":
         raise ConfigError(f"position_embedding_type {positions!r} is not supported, only 'absolute'")
     if values.get("autoregressive"):
-        raise ConfigError("autoregressive is set; this model attends in both directions")
+        raise ConfigError("autoregressive is set, but this model attends in both directions")
 
 
 def _is_int(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Convert checkpoints: any Longformer to safetensors, and a short encoder (BERT, RoBERTa) to a Longformer."""
+"""Convert checkpoints: any Longformer to safetensors, or a short encoder (BERT, RoBERTa) to a Longformer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ POSITIONS = "longformer.embeddings.position_embeddings.weight"
 
 
 class Converted(NamedTuple):
-    """What a conversion did: the folder it wrote, and the names in the source that it left out."""
+    """The result of a conversion: the folder that it wrote, and the names of the source's weights that it left out."""
 
     folder: Path
     dropped: list[str]
@@ -52,31 +52,31 @@ def convert(
 ) -> Converted:
     """Write any Longformer checkpoint as ``model.safetensors`` with today's names, its config, and its tokenizer files.
 
-    Heads and pooler come along. ``folder`` may be the source itself.
+    Heads and pooler are kept. ``folder`` may be the source itself.
 
     Args:
         source: a folder, or a name on the hub.
-        folder: where to write; made if it does not exist.
-        dtype: floating type to store the weights in; None keeps that of the source.
+        folder: where to write; it is created if it does not exist.
+        dtype: floating-point type of the stored weights; None keeps the source's.
         revision, local_files_only: as for ``from_pretrained``.
 
     Raises:
         CheckpointError: the source cannot be found or read, its weights do not fit its config, or ``folder`` cannot be
             written.
-        ConfigError: the source's config is no Longformer's.
+        ConfigError: the source's config is not that of a Longformer.
     """
-    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    config_file = find_config(source, **where)
+    lookup: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    config_file = find_config(source, **lookup)
     config = LongformerConfig.from_file(config_file)
-    tokenizer_files = find_files(source, TOKENIZER_FILES, **where)
-    read = read_tensors(find_weights(source, **where))
-    dropped = _drop(read, [POSITION_IDS])
-    tensors = _rename(source, read)
+    tokenizer_files = find_files(source, TOKENIZER_FILES, **lookup)
+    source_tensors = read_tensors(find_weights(source, **lookup))
+    dropped = _drop(source_tensors, [POSITION_IDS])
+    tensors = _rename(source, source_tensors)
     _check_base(source, tensors, config)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     folder = Path(folder)
-    # What else the config says of the heads stays; torch_dtype is the former name of dtype.
+    # Other entries, such as those about heads, are kept. torch_dtype is the old name of dtype.
     extra = {key: value for key, value in read_json(config_file, error=ConfigError).items() if key != "torch_dtype"}
     extra["dtype"] = dtype_name(tensors.values())
     dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
@@ -97,33 +97,34 @@ def to_long(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Converted:
-    """Make a Longformer of a short encoder, by the paper's recipe (§5); it is then to be trained further.
+    """Make a Longformer from a short encoder, by the paper's recipe (arXiv 2004.05150, §5). Then train it further.
 
-    Position embeddings are repeated until they serve ``max_tokens`` tokens; the projections for global attention start
-    as copies of the local ones. A Longformer is made longer, or given other windows, in the same way; it keeps the
-    projections for global attention that it has. The tokenizer comes along without the short encoder's limits, in
-    Longformer's layout: ``[CLS] question [SEP][SEP] context [SEP]`` for one of BERT's kind.
+    Position embeddings are repeated until there are enough for ``max_tokens`` tokens. The projections for global
+    attention start as copies of the local ones. A Longformer can be made longer, or get other windows, in the same way;
+    it keeps its projections for global attention. The tokenizer is written too, without the short encoder's limit on
+    length, and in Longformer's layout: for BERT's tokens, ``[CLS] question [SEP][SEP] context [SEP]``.
 
     Args:
         source: a BERT, RoBERTa or Longformer checkpoint: a folder, or a name on the hub.
         folder: where to write; not the source itself.
-        max_tokens: longest sequence that the new model reads.
-        attention_window: two-sided window, one for all layers or one a layer.
-        keep: which parts beyond the encoder to keep, such as ``"pooler"``, ``"qa_outputs"`` or ``"lm_head"``, the head
-            for masked language modelling (BERT's is the same under other names). All others are dropped.
-        positions: "copied", or "random" to draw them all afresh by torch's generator, with which the paper compares.
+        max_tokens: length of the longest sequence that the new model reads.
+        attention_window: two-sided window, one number for all layers or one for each layer.
+        keep: parts besides the encoder to keep, such as ``"pooler"``, ``"qa_outputs"`` or ``"lm_head"``. The last is
+            the head for masked language modelling, which BERT has under other names. All other parts are dropped.
+        positions: "copied", or "random" to draw all of them with torch's generator. The paper compares the two.
         revision, local_files_only: as for ``from_pretrained``.
 
     Raises:
-        CheckpointError: the source cannot be found or read, is no BERT or RoBERTa, has no tokenizer or lacks what is to
-            be kept; or ``folder`` cannot be written.
-        ConfigError: its architecture, ``max_tokens`` or ``attention_window`` make no Longformer.
+        CheckpointError: the source cannot be found or read, has no tokenizer, or lacks a part that is to be kept; or
+            ``folder`` cannot be written.
+        ConfigError: the source is no BERT, RoBERTa or Longformer; or its architecture, ``max_tokens`` or
+            ``attention_window`` are impossible for a Longformer.
     """
-    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    config_file = find_config(source, **where)
+    lookup: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    config_file = find_config(source, **lookup)
     folder = Path(folder)
     if folder.resolve() == config_file.parent.resolve():
-        raise CheckpointError(f"{folder} is the source itself, which would be overwritten; name another folder")
+        raise CheckpointError(f"{folder} is the source itself and would be overwritten; name another folder")
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
     raw = read_json(config_file, error=ConfigError)
@@ -132,21 +133,22 @@ def to_long(
         raise ConfigError(f"{source} has model_type {model_type!r}; only bert, roberta and longformer can be made long")
     if positions not in ("copied", "random"):
         raise ConfigError(f"positions is {positions!r}; it must be 'copied' or 'random'")
-    tokenizer = LongformerTokenizer.from_pretrained(source, **where)
+    tokenizer = LongformerTokenizer.from_pretrained(source, **lookup)
     config = _long_config(source, raw, tokenizer, max_tokens, attention_window)
 
-    read = read_tensors(find_weights(source, **where))
+    source_tensors = read_tensors(find_weights(source, **lookup))
     if "lm_head" in keep and model_type == "bert":
-        read = _with_lm_head(source, read, config)
-    there = [part for part, start in PARTS.items() if any(todays_name(name).startswith(start) for name in read)]
-    absent = [part for part in keep if part not in there or part == "cls"]  # Longformer has no place for the latter
-    if absent:
+        source_tensors = _with_lm_head(source, source_tensors, config)
+    today = [todays_name(name) for name in source_tensors]
+    present = [part for part, start in PARTS.items() if any(name.startswith(start) for name in today)]
+    missing = [part for part in keep if part not in present or part == "cls"]  # Longformer has no part called cls
+    if missing:
         raise CheckpointError(
-            f"{source} has no {listed(absent)} to keep; it has {listed(there) or 'the encoder alone'}"
+            f"{source} has no {listed(missing)} to keep; it has {listed(present) or 'only the encoder'}"
         )
-    dropped = _drop(read, [POSITION_IDS, *(PARTS[part] for part in there if part not in keep)])
-    tensors = _rename(source, read)
-    # Row pad_token_id is the padding's and those before it are unused; RoBERTa has them already, BERT counts from 0.
+    dropped = _drop(source_tensors, [POSITION_IDS, *(PARTS[part] for part in present if part not in keep)])
+    tensors = _rename(source, source_tensors)
+    # Row pad_token_id is for padding, and the rows before it are unused. RoBERTa has these rows; BERT counts from 0.
     unused = config.pad_token_id + 1
     _lengthen_positions(source, tensors, unused, max_tokens, source_unused=0 if model_type == "bert" else unused)
     if positions == "random":
@@ -166,10 +168,10 @@ def to_long(
 
 
 def _with_lm_head(source: PathOrName, read: Mapping[str, Tensor], config: LongformerConfig) -> dict[str, Tensor]:
-    """The weights of a BERT with its head for masked language modelling under Longformer's names."""
+    """The weights of a BERT, with Longformer's names for its masked language modelling head."""
     if config.hidden_act != "gelu":
         raise ConfigError(
-            f"{source} has hidden_act {config.hidden_act!r}; Longformer's lm_head has gelu, and cannot be it"
+            f"{source} has hidden_act {config.hidden_act!r}, but Longformer's lm_head needs gelu; do not keep lm_head"
         )
     return {
         renamed(today, BERT_LM_HEAD) if (today := todays_name(name)).startswith("cls.predictions.") else name: tensor
@@ -178,7 +180,7 @@ def _with_lm_head(source: PathOrName, read: Mapping[str, Tensor], config: Longfo
 
 
 def _drop(tensors: dict[str, Tensor], starts: Sequence[str]) -> list[str]:
-    """Remove the tensors whose name of today starts with one of ``starts``; return the names removed."""
+    """Remove the tensors whose present name starts with one of ``starts``. Returns the removed names."""
     dropped = [name for name in tensors if todays_name(name).startswith(tuple(starts))]
     for name in dropped:
         del tensors[name]
@@ -194,7 +196,7 @@ def _rename(source: PathOrName, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _check_base(source: PathOrName, tensors: Mapping[str, Tensor], config: LongformerConfig) -> None:
-    """Raise CheckpointError unless the base model's weights are all there and fit; heads and pooler may be any."""
+    """Raise CheckpointError unless all weights of the base model are there and fit. Heads and pooler may be any."""
     with torch.device("meta"):
         model = LongformerModel(config, add_pooling_layer=False)
     shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
@@ -208,7 +210,7 @@ def _check_base(source: PathOrName, tensors: Mapping[str, Tensor], config: Longf
 def _lengthen_positions(
     source: PathOrName, tensors: dict[str, Tensor], unused: int, max_tokens: int, *, source_unused: int
 ) -> None:
-    """Position embeddings (rows, C) to (unused + max_tokens, C), the source's used rows over and over."""
+    """Extend the position embeddings (rows, C) to (unused + max_tokens, C), by repeating the source's used rows."""
     short = tensors.get(POSITIONS)
     if short is None or short.dim() != 2 or len(short) <= source_unused:
         raise CheckpointError(f"{source} has no position embeddings to repeat")
@@ -218,7 +220,7 @@ def _lengthen_positions(
 
 
 def _copy_to_global(tensors: dict[str, Tensor]) -> None:
-    """Add the projections for global attention: copies, since the two kinds are trained apart."""
+    """Add the projections for global attention: copies of the local ones, because the two are trained separately."""
     for kind in ("query", "key", "value"):
         for name in [name for name in tensors if f".attention.self.{kind}." in name]:
             tensors[name.replace(f".{kind}.", f".{kind}_global.")] = tensors[name].clone()
@@ -237,7 +239,7 @@ def _long_config(
     if raw.get("pad_token_id") not in (None, pad):
         raise CheckpointError(f"{source}: config.json has pad_token_id {raw['pad_token_id']}, its tokenizer {pad}")
     values = {
-        # Where a config of BERT's or RoBERTa's is silent, it means these.
+        # BERT's and RoBERTa's defaults, for entries that a config leaves out.
         "type_vocab_size": 2,
         "layer_norm_eps": 1e-12,
         **raw,

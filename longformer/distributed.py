@@ -1,6 +1,6 @@
-"""Several processes as one: started by torchrun, joined through torch.distributed (gloo on CPUs, NCCL on GPUs).
+"""Several processes that work as one. torchrun starts them; torch.distributed joins them (gloo on CPUs, NCCL on GPUs).
 
-Without torchrun there is one process, and everything here works with that one, so that callers need no second case.
+Without torchrun there is one process. Everything here works with one process too, so callers need no second case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from longformer.errors import LongformerError
 
 Item = TypeVar("Item")
-LOST_CONNECTION = (  # what gloo says when another process has ended
+LOST_CONNECTION = (  # words of gloo's errors when another process has ended
     "Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe",
 )  # fmt: skip
 
@@ -35,11 +35,11 @@ class Processes(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files and talks to the user."""
+        """Whether this is the process that writes files and prints messages."""
         return self.rank == 0
 
     def gather(self, value: Item) -> list[Item]:
-        """The ``value`` of every process, in order of rank; all must call this."""
+        """The ``value`` of every process, in order of rank. All processes must call this."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -47,7 +47,7 @@ class Processes(NamedTuple):
         return values
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, element by element; all must call this."""
+        """Sums over all processes, element by element. All processes must call this."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -55,16 +55,16 @@ class Processes(NamedTuple):
         return total.tolist()
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of ``items``, dealt one by one."""
+        """This process's share of ``items``: every ``size``-th one, starting with number ``rank``."""
         return list(items[self.rank :: self.size])
 
 
 @contextmanager
 def processes(device: torch.device | str | None = None) -> Iterator[Processes]:
-    """Join the processes that torchrun started, and leave them in the end; or be the only one.
+    """Join the processes that torchrun started, and leave them at the end. Without torchrun this process is alone.
 
     Args:
-        device: "cpu" (None means that) or "cuda"; of several GPUs each process takes the one of its local rank.
+        device: "cpu" or "cuda"; None is the CPU. With "cuda" each process takes the GPU of its local rank.
 
     Raises:
         LongformerError: the device cannot be used, or the other processes cannot be reached.
@@ -93,32 +93,32 @@ def processes(device: torch.device | str | None = None) -> Iterator[Processes]:
         if not any(words in str(error) for words in LOST_CONNECTION):
             raise
         raise LongformerError(
-            f"process {rank} of {size} lost the others: one of them ended, and its own message says why"
+            f"process {rank} of {size} lost the others: one of them ended; its own message says why"
         ) from None
     finally:
         dist.destroy_process_group()
 
 
 def check_device(device: torch.device | str | None) -> torch.device:
-    """``device`` as torch has it, None being the CPU. Raises LongformerError where it cannot be used here."""
+    """``device`` as a torch.device; None is the CPU. Raises LongformerError if it cannot be used here."""
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise LongformerError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from None
+        raise LongformerError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' always works") from None
     return torch.device("cpu" if device is None else device)
 
 
 @contextmanager
-def together(group: Processes) -> Iterator[None]:
-    """Raise an error of one process in all of them, so that none waits for a process that has ended.
+def fail_together(group: Processes) -> Iterator[None]:
+    """If the block raises an error in one process, raise it in all. So none waits for a process that has ended.
 
-    Inside this block no process may wait for another.
+    Inside the block no process may wait for another.
     """
     error: Exception | None = None
     try:
         yield
-    except Exception as raised:  # an error of any other kind ends all processes as well
+    except Exception as raised:  # of any kind: each must end all processes
         error = raised
     known = isinstance(error, LongformerError)
     messages = group.gather(None if error is None else str(error) if known else f"{type(error).__name__}: {error}")
@@ -130,7 +130,7 @@ def together(group: Processes) -> Iterator[None]:
 
 
 def check_agreement(group: Processes, **values: str) -> None:
-    """Raise LongformerError, in every process, where the processes differ in one of the named ``values``."""
+    """Raise LongformerError in every process if the processes differ in one of the named ``values``."""
     everyone = group.gather(values)
     for name, value in everyone[0].items():
         for rank, theirs in enumerate(everyone):
@@ -141,7 +141,7 @@ def check_agreement(group: Processes, **values: str) -> None:
                 )
 
 
-def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded over processes; all must call this."""
+def unsharded(tensor: Tensor) -> Tensor:
+    """The complete tensor, which may be sharded over processes. All processes must call this."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered.detach()

@@ -275,7 +275,8 @@ print(found.first.name, "-", found.hints[0])
 short = dict(tokenizer(question, constitution[:600], return_tensors="pt"))
 port = copy.deepcopy(model)
 for layer in port.longformer.encoder.layer:
-    layer.attention.self.window = tuple(side - 1 for side in layer.attention.self.window)
+    left, right = layer.attention.self.pattern.window
+    layer.attention.self.pattern = AttentionPattern((left - 1, right - 1))
 runs = []
 for each in (model, port):
     with torch.no_grad(), trace(each) as run:

@@ -142,12 +142,12 @@ def _predict(examples: Sequence[Example], options: dict[str, Any]) -> dict[str, 
         options: those of ``model_options``, ``answer_options`` and ``batch_option``.
     """
     from longformer.answering.evaluation import predict
-    from longformer.distributed import processes, together
+    from longformer.distributed import fail_together, processes
 
     model = {name: options[name] for name in MODEL_OPTIONS}
     settings, batch_tokens = take_settings(options), options["batch_tokens"]
     with processes(model["device"]) as group:
-        with together(group):
+        with fail_together(group):
             answerer = load_answerer(**{**model, "device": group.device if group.joined else model["device"]})
         predictions = predict(examples, answerer, group, settings, batch_tokens=batch_tokens, progress=True)
         return predictions if group.is_first else None

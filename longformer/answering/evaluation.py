@@ -11,7 +11,7 @@ from longformer.answering.answerer import BATCH_TOKENS, QuestionAnswerer
 from longformer.answering.scores import Scores, bootstrap_interval, score
 from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example
-from longformer.distributed import Processes, together
+from longformer.distributed import Processes, fail_together
 from longformer.errors import DataError, LongformerError
 
 QuestionFile = tuple[str, list[Example]]  # a file's path, and what of it is asked
@@ -39,7 +39,7 @@ def predict(
     mine = _share(examples, group)
     found: list[Any] = []
     with (
-        together(group),
+        fail_together(group),
         tqdm(total=len(mine), unit=" questions", disable=None if progress and group.is_first else True) as bar,
     ):
         if mine:

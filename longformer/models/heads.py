@@ -1,7 +1,7 @@
-"""What is put on the encoder to solve a task: question answering, masked language modelling.
+"""The heads, which solve a task on top of the encoder: question answering and masked language modelling.
 
-A head says all about itself on its class, see :class:`Head`, and stands in the table ``HEADS`` at the end, where
-conversion and parity find it. A new head is also named where the package exports it, in ``longformer/__init__.py``.
+Everything about a head is said on its class, see :class:`Head`. The table ``HEADS`` at the end lists the heads.
+Conversion and parity use this table. The package exports a new head in ``longformer/__init__.py``.
 
 Letters: B batch, S sequence, C hidden size, V vocabulary, M tokens that have a label.
 """
@@ -29,8 +29,8 @@ IGNORED = -100  # label of a token that is not to be predicted
 class Head(Pretrained):
     """Base of the heads. A head keeps its encoder as ``longformer``.
 
-    part: the name in checkpoints of the module that is put on the encoder.
-    targets: arguments of ``forward`` from which the loss is computed, if they are given.
+    part: name of the head's own module, in the class and in checkpoints.
+    targets: arguments of ``forward`` that hold the right answers. If they are given, ``forward`` computes a loss.
     """
 
     part: ClassVar[str]
@@ -40,23 +40,23 @@ class Head(Pretrained):
 
     @classmethod
     def logits_shape(cls, config: LongformerConfig, batch: int, seq_len: int) -> tuple[int, ...]:
-        """Shape of what the head's own module gives for a batch."""
+        """Shape of the output of the head's own module for a batch."""
         raise NotImplementedError
 
     def automatic_global_mask(self, input_ids: Tensor) -> Tensor | None:
-        """(B, S) bool, the tokens that are global unless a ``global_attention_mask`` is given; None is none."""
+        """(B, S) bool, the global tokens if no ``global_attention_mask`` is given; None if no token is global."""
         return None
 
 
 class QuestionAnsweringOutput(NamedTuple):
-    """start_logits, end_logits: (B, S), the unnormalised log-probability that the answer starts, ends at a token."""
+    """start_logits, end_logits: (B, S), unnormalised log-probability that the answer starts or ends at a token."""
 
     start_logits: Tensor
     end_logits: Tensor
 
 
 class QuestionAnsweringLoss(NamedTuple):
-    """loss: scalar, mean of the start's and the end's cross-entropy. The logits are (B, S)."""
+    """loss: scalar, mean cross-entropy of start and end. start_logits, end_logits: (B, S)."""
 
     loss: Tensor
     start_logits: Tensor
@@ -66,11 +66,11 @@ class QuestionAnsweringLoss(NamedTuple):
 class LongformerForQuestionAnswering(Head):
     """Extractive question answering: a start and an end score for every token.
 
-    The input is ``<s> question </s></s> context </s>``. Unless told otherwise the model puts global attention on
-    every token before the first separator: ``<s>`` and the question see everything and are seen by everyone.
+    The input is ``<s> question </s></s> context </s>``. By default every token before the first separator is global:
+    ``<s>`` and the question attend to all tokens, and all tokens attend to them.
 
     Args:
-        config: architecture of the encoder, ``num_labels`` 2. That of a checkpoint may differ where the head is new.
+        config: architecture of the encoder, with ``num_labels`` 2. ``from_pretrained(new_head=True)`` sets it.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
 
     Raises:
@@ -90,9 +90,9 @@ class LongformerForQuestionAnswering(Head):
         super().__init__()
         if config.num_labels != 2:
             raise ConfigError(
-                f"num_labels is {config.num_labels}; question answering has 2, start and end: let config.json say 2 "
-                "(or two labels in id2label) if qa_outputs has two rows, else load another checkpoint, or to train a "
-                "new head, one without it"
+                f"num_labels is {config.num_labels}; question answering has 2, start and end. If qa_outputs has two "
+                "rows, write 2 (or two labels in id2label) into config.json; otherwise load another checkpoint, or one "
+                "without qa_outputs to train a new head"
             )
         self.config = config
         self.longformer = LongformerModel(config, add_pooling_layer=False, impl=impl)
@@ -114,16 +114,16 @@ class LongformerForQuestionAnswering(Head):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: as for :class:`LongformerModel`.
-            global_attention_mask: as there; None is the question of each row.
-            start_positions, end_positions: (B,) int64 token positions of the answers, for a loss. A position of S or
-                more is outside this window of the document, and is left out of the mean.
+            global_attention_mask: as for :class:`LongformerModel`; None makes each row's question global.
+            start_positions, end_positions: (B,) int64, positions of the answers' first and last tokens, for a loss. A
+                position below 0 counts as 0. A position of S or more lies outside the row and is left out of the mean.
 
         Returns:
             ``QuestionAnsweringOutput``, or ``QuestionAnsweringLoss`` if positions are given. Both unpack.
 
         Raises:
-            LongformerError: a row without exactly three separators while ``global_attention_mask`` is None, one of
-                the two positions without the other, or what :class:`LongformerModel` refuses.
+            LongformerError: ``global_attention_mask`` is None and a row does not have exactly three separators, or only
+                one of the two positions is given, or :class:`LongformerModel` refuses an argument.
         """
         if (start_positions is None) != (end_positions is None):
             raise LongformerError("give start_positions and end_positions together, or neither")
@@ -136,7 +136,7 @@ class LongformerForQuestionAnswering(Head):
         if global_attention_mask is None:
             global_attention_mask = self.automatic_global_mask(input_ids)
         hidden = self.longformer(input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
-        with torch.autocast(input_ids.device.type, enabled=False):  # two columns cost nothing, and decide everything
+        with torch.autocast(input_ids.device.type, enabled=False):  # two columns are cheap, and they decide the answer
             start_logits, end_logits = self.qa_outputs(hidden.last_hidden_state).unbind(dim=-1)
         if start_positions is None or end_positions is None:
             return QuestionAnsweringOutput(start_logits, end_logits)
@@ -147,7 +147,7 @@ class LongformerForQuestionAnswering(Head):
         """(B, S) bool, True before the first separator of each row: ``<s>`` and the question.
 
         Raises:
-            LongformerError: a row that has not exactly three separators, by number.
+            LongformerError: a row does not have exactly three separators. The message gives its number.
         """
         if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
             what = f"has shape {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else f"is {input_ids!r}"
@@ -155,20 +155,20 @@ class LongformerForQuestionAnswering(Head):
         separator = input_ids == self.config.sep_token_id
         count = separator.sum(dim=1)
         if not can_be_read(input_ids):
-            assert_in_graph((count == 3).all(), "a row of input_ids has not exactly three separators")
+            assert_in_graph((count == 3).all(), "a row of input_ids does not have exactly three separators")
             return separator.cumsum(dim=1) == 0
         wrong = (count != 3).nonzero().flatten().tolist()
         if wrong:
             raise LongformerError(
                 f"row {wrong[0]} of input_ids has {int(count[wrong[0]])} separators (id {self.config.sep_token_id}); "
-                "question answering wants three, <s> question </s></s> context </s>: "
-                "tokenizer(question, context) makes it so, or give a global_attention_mask"
+                "question answering needs three: <s> question </s></s> context </s>; "
+                "use tokenizer(question, context), or give a global_attention_mask"
             )
         return separator.cumsum(dim=1) == 0
 
 
 def _cross_entropy(logits: Tensor, positions: Tensor) -> Tensor:
-    """Mean over the rows whose position lies in [0, S); 0 if there is none. Computed in at least float32."""
+    """Mean over the rows whose position is below S; 0 if there are none. Computed in at least float32."""
     outside = logits.shape[1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     positions = positions.clamp(0, outside)
@@ -183,19 +183,19 @@ class MaskedLMOutput(NamedTuple):
 
 
 class MaskedLMLoss(NamedTuple):
-    """loss: scalar, mean cross-entropy. logits: (M, V), of the M tokens that have a label, in order."""
+    """loss: scalar, mean cross-entropy. logits: (M, V), for the M tokens that have a label, in order."""
 
     loss: Tensor
     logits: Tensor
 
 
-# By these names an exported program that is saved to a file says what it gives.
+# An exported program that is saved to a file names its outputs by these names.
 for _output in (QuestionAnsweringOutput, QuestionAnsweringLoss, MaskedLMOutput, MaskedLMLoss):
     register_output(_output, f"longformer.{_output.__name__}")
 
 
 class LongformerLMHead(nn.Module):
-    """dense, GELU, LayerNorm, then a product with the word embeddings, whose weights are shared, and a bias."""
+    """A dense layer, GELU and LayerNorm, then a product with the word embeddings' shared weights, plus a bias."""
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
@@ -210,10 +210,10 @@ class LongformerLMHead(nn.Module):
 
 
 class LongformerForMaskedLM(Head):
-    """Masked language modelling: a score for every word at every token. No token is global unless told so.
+    """Masked language modelling: a score for every word at every token. By default no token is global.
 
-    The output's matrix is that of the word embeddings (``lm_head.decoder.weight`` in checkpoints), so that training
-    one trains the other.
+    The output's matrix (``lm_head.decoder.weight`` in checkpoints) is the word embeddings' matrix. So training one
+    trains the other.
 
     Args:
         config: architecture of the encoder.
@@ -245,18 +245,19 @@ class LongformerForMaskedLM(Head):
         *,
         labels: Tensor | None = None,
     ) -> MaskedLMOutput | MaskedLMLoss:
-        """Score every word at every token, or, with labels, at those tokens that have one: a sixth of the work.
+        """Score every word at every token. With labels, score only the tokens that have one, about a sixth of the work.
 
         Args:
             input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids: as for
                 :class:`LongformerModel`.
-            labels: (B, S) int64, the words to be found, -100 where none is.
+            labels: (B, S) int64, the right words; -100 at tokens that are not to be predicted.
 
         Returns:
-            ``MaskedLMOutput``, or ``MaskedLMLoss`` if labels are given. Both unpack. The loss is 0 without any label.
+            ``MaskedLMOutput``, or ``MaskedLMLoss`` if labels are given. Both unpack. If all labels are -100, the loss
+            is 0.
 
         Raises:
-            LongformerError: labels of a wrong shape, dtype or value, or what :class:`LongformerModel` refuses.
+            LongformerError: labels have a wrong shape, dtype or value, or :class:`LongformerModel` refuses an argument.
         """
         if labels is not None:
             self._check_labels(labels, input_ids)
@@ -274,7 +275,7 @@ class LongformerForMaskedLM(Head):
     def _words(self, states: Tensor) -> Tensor:
         """The word embeddings' matrix (V, C).
 
-        An offloader keeps it on meta, and brings it for a call of its module alone: then the module is called.
+        An offloader may keep it on meta and load it only while its module is called. Then the module is called here.
         """
         embeddings = self.longformer.embeddings.word_embeddings
         if not embeddings.weight.is_meta or states.is_meta:
@@ -297,4 +298,4 @@ class LongformerForMaskedLM(Head):
 
 
 HEADS: dict[str, type[Head]] = {head.part: head for head in (LongformerForQuestionAnswering, LongformerForMaskedLM)}
-"""Every head by its part's name. Where a checkpoint has several, the first that it has is the one that it is for."""
+"""Every head by the name of its part. If a checkpoint has several of them, it is for the first one in this table."""

@@ -1,6 +1,6 @@
 """Lower precision for inference: mixed bfloat16, and int8 linear layers.
 
-Whole-model bfloat16 or float16 needs nothing of this: it is ``from_pretrained(..., dtype=torch.bfloat16)``.
+To run the complete model in bfloat16 or float16, use ``from_pretrained(..., dtype=torch.bfloat16)`` instead.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from longformer.models.linear import Linear
 
 
 def use_mixed(model: nn.Module) -> None:
-    """Matrix products of ``model``'s layers in bfloat16; embeddings, residuals, LayerNorms and heads stay float32.
+    """Compute the matrix products of the encoder's layers in bfloat16. Changes ``model`` in place.
 
-    In place. Softmax is computed in float32 in any case. The layers' matrices take half the memory.
+    Embeddings, residuals, LayerNorms and heads stay in float32, and so does softmax. The layers' matrices take half the
+    memory.
     """
     for name, layer in _linear_layers(model).items():
         model.set_submodule(name, Linear.sharing(layer).to(torch.bfloat16))
 
 
 def use_int8(model: nn.Module) -> None:
-    """``model``'s linear layers in int8, by torch's dynamic quantisation; all else, and all attention, in float32.
+    """Compute the encoder's linear layers in int8, by torch's dynamic quantisation. Changes ``model`` in place.
 
-    In place, for inference on a CPU alone. Weights are rounded once, by output channel; each layer's input is rounded
-    as it comes, to the range that it has. The projections for global attention stay as they are: few rows go through
-    them, and the others' weights are read as matrices.
+    It is for inference on a CPU only. Everything else, attention included, stays in float32. Weights are rounded once,
+    for each output channel. A layer's input is rounded in each call, to the range of its values. The projections for
+    global attention stay in float32: few rows pass through them, and the packed engine reads their weights as matrices.
 
     Raises:
         LongformerError: this build of torch has no engine for quantised products, or the model is not on a CPU.
@@ -41,24 +42,24 @@ def use_int8(model: nn.Module) -> None:
         raise LongformerError("this build of torch has no engine for int8 products; use mixed or bfloat16")
     device = next(model.parameters()).device
     if device.type != "cpu":
-        raise LongformerError(f"int8 works on the CPU, and the model is on {device}; use mixed or bfloat16 there")
-    spared = {
+        raise LongformerError(f"int8 works on the CPU only, and the model is on {device}; use mixed or bfloat16 there")
+    kept_in_float32 = {
         id(projection)
         for attention in model.modules()
         if isinstance(attention, LongformerSelfAttention)
         for projection in (attention.query_global, attention.key_global, attention.value_global)
     }
     for name, layer in _linear_layers(model).items():
-        if id(layer) not in spared:
+        if id(layer) not in kept_in_float32:
             model.set_submodule(name, _quantised(layer))
 
 
 NAMED = {"mixed": use_mixed, "int8": use_int8}
-"""What ``from_pretrained`` takes as ``dtype`` beside torch's own."""
+"""Names that ``from_pretrained`` accepts as ``dtype``, besides torch's own types."""
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of the encoder's stack, by name; heads and pooler are not among them."""
+    """The linear layers inside the encoder's layers, by name. Heads and pooler are not included."""
     return {
         name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and "encoder.layer." in name
     }
@@ -67,7 +68,7 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def _quantised(layer: nn.Linear) -> nn.Module:
     plain: Any = layer
     plain.qconfig = per_channel_dynamic_qconfig
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.quantize_per", category=UserWarning)  # a later torch moves it
+    with warnings.catch_warnings():  # torch will move this function, and warns of it
+        warnings.filterwarnings("ignore", message="torch.quantize_per", category=UserWarning)
         quantised: nn.Module = Int8Linear.from_float(plain)
     return quantised

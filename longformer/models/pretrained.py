@@ -1,6 +1,7 @@
-"""Checkpoints: a config and weights, whose names of any year are fitted to a model; and back.
+"""Load a model from a checkpoint, and save it as one.
 
-Nothing here knows a model class: the classes inherit ``from_pretrained`` and ``save_pretrained`` from ``Pretrained``.
+Model classes inherit ``from_pretrained`` and ``save_pretrained`` from ``Pretrained``, which knows none of them. Weights
+may have the names of any year (see :mod:`longformer.checkpoints.names`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from longformer.checkpoints.folder import check_tensors, dtype_name, read_config, write_checkpoint
 from longformer.checkpoints.hub import PathOrName
-from longformer.checkpoints.hub import find_files as find_files  # for whoever reads other files of a checkpoint
+from longformer.checkpoints.hub import find_files as find_files  # for callers that read other files of a checkpoint
 from longformer.checkpoints.names import check_tied, fit_names, todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors, unaliased
 from longformer.config import LongformerConfig
@@ -29,13 +30,13 @@ Model = TypeVar("Model", bound="Pretrained")
 class Pretrained(nn.Module):
     """Base of the models that are loaded from checkpoints and saved as such.
 
-    A subclass is constructed as ``cls(config, *, impl="auto", ...)`` and keeps ``config``. Where it is a head, its base
-    model is the attribute that ``base_model_prefix`` names.
+    A subclass is constructed as ``cls(config, *, impl="auto", ...)`` and keeps ``config``. A head keeps its base model
+    in the attribute that ``base_model_prefix`` names.
     """
 
     base_model_prefix = "longformer"
     mode_changes = 0  # how often train() or eval() was called: by this a thread knows that another one has
-    num_labels: int | None = None  # of a head that has always so many
+    num_labels: int | None = None  # set by a head whose number of labels is fixed
     config: LongformerConfig
 
     @classmethod
@@ -52,38 +53,39 @@ class Pretrained(nn.Module):
         config: LongformerConfig | None = None,
         **arguments: Any,
     ) -> Model:
-        """Load a model, in ``eval()`` mode, with every weight from the checkpoint.
+        """Load a model in ``eval()`` mode, with every weight from the checkpoint.
 
-        The weights are mapped, not read: a float32 file loaded as float32 on the CPU costs memory only for what is
-        used, and changing a weight changes neither the file nor another process's view of it. For another ``dtype`` or
-        ``device``, tensors are converted one at a time.
+        The weights are memory-mapped. So a float32 file that is loaded as float32 on the CPU takes memory only for the
+        weights that are used. Changing a weight does not change the file or what other processes see. For another
+        ``dtype`` or ``device``, tensors are converted one at a time.
 
         Args:
             name_or_path: a folder, or a model's name on the hub such as ``"allenai/longformer-base-4096"``.
             revision: branch, tag or commit on the hub.
-            dtype: floating type of the weights; None is float32, whatever the file holds. Or, for inference, one of
-                the names "mixed" and "int8", see :mod:`longformer.models.precision`.
-            device: where the weights go; None is the CPU.
+            dtype: floating-point type of the weights; None is float32, whatever the file holds. For inference it may
+                also be one of the names "mixed" and "int8", see :mod:`longformer.models.precision`.
+            device: where to put the weights; None is the CPU.
             impl: implementation of the attention, see ``longformer.kernels``.
             local_files_only: look only in the hub's local cache. ``HF_HUB_OFFLINE=1`` does the same for everything.
-            new_head: draw the head's weights afresh, for fine-tuning; without it, a checkpoint that lacks them is an
-                error, since a random head would answer as confidently as a trained one.
-            config: what the weights are loaded into instead of the checkpoint's own architecture, such as that one
-                with other windows: ``LongformerConfig.from_file(...).replace(attention_window=128)``.
+            new_head: draw the head's weights at random, for fine-tuning. Without it, a checkpoint that lacks them is an
+                error, because a random head would answer as confidently as a trained one.
+            config: architecture to use instead of the checkpoint's own, for example the same one with other windows:
+                ``LongformerConfig.from_file(...).replace(attention_window=128)``.
             arguments: further arguments of the class, such as ``add_pooling_layer=False``.
 
         Raises:
-            CheckpointError: not found, not readable, or weights that are missing, unexpected or wrongly shaped.
-            ConfigError: ``config.json`` describes no Longformer.
+            CheckpointError: the checkpoint is not found or cannot be read, or weights are missing, unexpected or of the
+                wrong shape.
+            ConfigError: ``config.json`` does not describe a Longformer.
         """
-        dtype, lower = (torch.float32, precision.NAMED[dtype]) if dtype in precision.NAMED else (dtype, None)
+        dtype, lower_precision = (torch.float32, precision.NAMED[dtype]) if dtype in precision.NAMED else (dtype, None)
         dtype = torch.float32 if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             names = " or ".join(map(repr, precision.NAMED))
             raise CheckpointError(f"dtype is {dtype!r}; it must be a floating type such as torch.float32, or {names}")
         if config is None:
             config = read_config(name_or_path, revision=revision, local_files_only=local_files_only)
-        if new_head and cls.num_labels is not None:  # what the config says is of a head that is not loaded
+        if new_head and cls.num_labels is not None:  # the config's number belongs to a head that is not loaded
             config = config.replace(num_labels=cls.num_labels)
         try:
             with torch.device("meta"):  # shapes only: no memory, no random numbers
@@ -108,11 +110,11 @@ class Pretrained(nn.Module):
         del tensors
         for name in state:
             state[name] = state[name].to(device, dtype)
-        for name in sorted(fresh):  # a set's order, and so each weight's draw, would differ from process to process
+        for name in sorted(fresh):  # the order of a set differs between processes, and each draw depends on the order
             state[name] = _draw(name, shapes[name], config.initializer_range).to(device, dtype)
         model.load_state_dict(state, assign=True)
-        if lower is not None:
-            lower(model)
+        if lower_precision is not None:
+            lower_precision(model)
         return model.eval()
 
     def train(self: Model, mode: bool = True) -> Model:
@@ -124,27 +126,27 @@ class Pretrained(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, which transformers' class of the same name loads too.
 
-        Weights keep their dtype. Each file is put in place whole, so that a model may be saved into the folder that it
-        was loaded from, and an interrupted save leaves what was there.
+        Weights keep their dtype. Each file is written completely before it replaces an old one. So a model may be saved
+        into the folder from which it was loaded, and an interrupted save leaves the old files intact.
 
         Raises:
             CheckpointError: ``folder`` is a file, or cannot be written; or the model is quantised.
         """
         state = self.state_dict()
         if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise CheckpointError("a model in int8 is not saved; load it with dtype=torch.float32, and save that")
+            raise CheckpointError("a model in int8 cannot be saved; load it with dtype=torch.float32 and save that")
         extra = {"architectures": [type(self).__name__], "dtype": dtype_name(state.values())}
         write_checkpoint(folder, state, lambda path: self.config.save(path, **extra))
 
     def _head_names(self) -> set[str]:
-        """Names of the weights that are not the base model's; none where this is the base model."""
+        """Names of the weights that do not belong to the base model. The base model itself has none."""
         if not hasattr(self, self.base_model_prefix):
             return set()
         return {name for name in self.state_dict() if not name.startswith(f"{self.base_model_prefix}.")}
 
 
 def _draw(name: str, shape: torch.Size, std: float) -> Tensor:
-    """A fresh weight of a head: biases 0, LayerNorm's factors 1, matrices normal."""
+    """A new weight of a head: 0 for biases, 1 for LayerNorm's factors, a normal distribution for matrices."""
     if name.endswith(".bias"):
         return torch.zeros(shape)
     return torch.ones(shape) if len(shape) == 1 else torch.empty(shape).normal_(std=std)

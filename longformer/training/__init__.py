@@ -1,8 +1,10 @@
 """Training: fine-tuning on question answering, and masked language modelling.
 
-Read ``loop`` first. ``options`` says what can be chosen, ``qa`` and ``mlm`` make rows of data, ``batches`` makes steps
-of rows, ``optimizer``, ``parallel``, ``checkpoints``, ``signals`` and ``log`` are what their names say, ``run`` puts
-all together, ``measure`` measures without training, and ``cli`` makes commands of it.
+Read in this order: ``options``, what can be chosen; ``loop``, the training loop; ``qa`` and ``mlm``, the two tasks,
+which turn files into rows; ``batches``, which turns rows into steps; ``run``, which puts all of it together.
+
+``optimizer``, ``parallel``, ``checkpoints``, ``signals`` and ``log`` serve the loop. ``measure`` scores a model without
+training it. ``cli`` has the commands.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
-"""Which rows make a step, and how a step is cut for processes and for memory: a pure function of seed and epoch.
+"""Which rows make a step, and how a step is cut into parts: for each process, and to limit the memory of one part.
 
-So that a run's place in the data is the number of its step, whatever the number of processes.
+Which rows make a step depends on the seed and the epoch alone. So the number of a step says where a run stands in the
+data, for any number of processes.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from typing import NamedTuple
 
 import torch
 
-RUN = 50  # steps within which rows are sorted by length: alike within a step, random over the whole
+SORTED_STEPS = 50  # so many steps are sorted by length at a time: like lengths within a step, random order overall
 
 
 class Part(NamedTuple):
     """Rows that one process computes at once.
 
-    counts: False where the part is there only to keep the processes in step; its loss is taken times 0.
+    counts: False if the part only keeps the processes in step. Then its loss is multiplied by 0.
     """
 
     rows: list[int]
@@ -24,17 +25,17 @@ class Part(NamedTuple):
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """A generator of its own for each tuple of numbers, such as seed and epoch."""
+    """A generator that belongs to these numbers, such as seed and epoch, and to no others."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
-    made = torch.Generator().manual_seed(seed)
-    torch.randint(2**62, (8,), generator=made)  # neighbouring seeds start alike
-    return made
+    draw = torch.Generator().manual_seed(seed)
+    torch.randint(2**62, (8,), generator=draw)  # the first draws of neighbouring seeds are alike
+    return draw
 
 
 def steps_of_epoch(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """All rows once, in random order, in steps of ``batch_size`` rows of like length; the last may be smaller.
+    """Every row once, in random order, in steps of ``batch_size`` rows of similar length. One step may be smaller.
 
     Args:
         lengths: tokens of each row.
@@ -42,9 +43,9 @@ def steps_of_epoch(lengths: Sequence[int], batch_size: int, *, seed: int, epoch:
     draw = generator(seed, epoch)
     order = torch.randperm(len(lengths), generator=draw).tolist()
     steps: list[list[int]] = []
-    for i in range(0, len(order), RUN * batch_size):
-        run = sorted(order[i : i + RUN * batch_size], key=lambda row: lengths[row])
-        steps += [run[j : j + batch_size] for j in range(0, len(run), batch_size)]
+    for i in range(0, len(order), SORTED_STEPS * batch_size):
+        rows = sorted(order[i : i + SORTED_STEPS * batch_size], key=lambda row: lengths[row])
+        steps += [rows[j : j + batch_size] for j in range(0, len(rows), batch_size)]
     return [steps[i] for i in torch.randperm(len(steps), generator=draw).tolist()]
 
 
@@ -53,16 +54,16 @@ def parts_of_step(
 ) -> list[Part]:
     """What process ``rank`` of ``size`` computes of a step, in parts of at most ``batch_tokens`` tokens.
 
-    Every process has the same number of parts, since each may wait for the others in each of them.
+    Every process has the same number of parts, because the processes may wait for each other in every part.
     """
-    cut = [_cut(rows[r::size], lengths, batch_tokens) for r in range(size)]
-    count = max(map(len, cut))
+    by_rank = [_cut_by_tokens(rows[r::size], lengths, batch_tokens) for r in range(size)]
+    count = max(map(len, by_rank))
     shortest = min(rows, key=lambda row: lengths[row])
     idle = Part([shortest], counts=False)
-    return [Part(part, counts=True) for part in cut[rank]] + [idle] * (count - len(cut[rank]))
+    return [Part(part, counts=True) for part in by_rank[rank]] + [idle] * (count - len(by_rank[rank]))
 
 
-def _cut(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def _cut_by_tokens(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     parts: list[list[int]] = []
     tokens = 0
     for row in rows:

@@ -1,8 +1,8 @@
-"""Checkpoints of a run, to resume from: written whole or not at all, checked by their hash when they are read.
+"""Checkpoints of a run, to resume from. Each is written completely or not at all. Reading one checks its hashes.
 
-A checkpoint is a folder ``checkpoints/step-00000500`` with ``state.safetensors`` (weights, AdamW's moments, random
-states) and ``state.json`` (the step, and all else that is no tensor), both covered by hashes. It is made under another
-name and then renamed, so that a folder of that name is complete whenever the process or the machine dies.
+A checkpoint is a folder such as ``checkpoints/step-00000500``. ``state.safetensors`` holds weights, AdamW's moments and
+random states; ``state.json`` holds the step and everything else that is not a tensor. Hashes cover both. The folder is
+written under another name and then renamed. So a folder of this name is complete, even after a crash of the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STATE = "state.json"
 
 
 class RunState(NamedTuple):
-    """tensors: by name. values: what can be JSON, ``"step"`` among it."""
+    """tensors: by name. values: everything else, which JSON can hold, including ``"step"``."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
@@ -38,8 +38,7 @@ def save_state(folder: Path, state: RunState, *, keep: int) -> None:
     """Write a checkpoint into ``folder``, then delete all but the ``keep`` latest.
 
     Raises:
-        CheckpointError: it cannot be written, for example because the disk is full. Those written before are as they
-            were.
+        CheckpointError: it cannot be written, for example because the disk is full. Earlier checkpoints stay intact.
     """
     name = _name(state.values["step"])
     new = unfinished(folder / name)
@@ -60,10 +59,10 @@ def save_state(folder: Path, state: RunState, *, keep: int) -> None:
 
 
 def update_values(folder: Path, values: Mapping[str, Any]) -> None:
-    """Put other values into the checkpoint of their step, whose tensors stay; whole or not at all.
+    """Replace the values in the checkpoint of step ``values["step"]``, and leave its tensors as they are.
 
     Raises:
-        CheckpointError: it cannot be written; it is as it was.
+        CheckpointError: they cannot be written. The checkpoint stays as it was.
     """
     name = _name(values["step"])
     try:
@@ -76,10 +75,10 @@ def update_values(folder: Path, values: Mapping[str, Any]) -> None:
 
 def _not_written(folder: Path, name: str, error: Exception) -> CheckpointError:
     last = saved_steps(folder)
-    kept = f"; the last good checkpoint, {last[-1]}, is intact" if last else ""
+    intact = f"; the last good checkpoint, {last[-1]}, is intact" if last else ""
     return CheckpointError(
-        f"the checkpoint {name} cannot be written into {folder}: {in_one_line(error)}{kept}. "
-        "Make room or mend what is wrong, then go on with --resume"
+        f"the checkpoint {name} cannot be written into {folder}: {in_one_line(error)}{intact}. "
+        "Free disk space or fix the cause, then continue with --resume"
     )
 
 
@@ -105,34 +104,34 @@ def load_state(folder: Path) -> RunState | None:
     """The last checkpoint in ``folder``; None if there is none.
 
     Raises:
-        CheckpointError: it is corrupt; says which, and what to do.
+        CheckpointError: it is corrupt. The message names it and says what to do.
     """
     saved = saved_steps(folder)
     if not saved:
         return None
     last = saved[-1]
-    remedy = f"; to go on from the one before it, {saved[-2].name}, delete it" if len(saved) > 1 else ""
+    remedy = f"; delete it to continue from the one before it, {saved[-2].name}" if len(saved) > 1 else ""
     try:
         state = read_json(last / STATE, error=CheckpointError)
         data = (last / TENSORS).read_bytes()
-        lacking = [key for key in ("values", "values_sha256", "tensors_sha256") if key not in state]
-        if lacking:
-            raise CheckpointError(f"{STATE} lacks {lacking[0]}, as that of another version of longformer may")
+        missing = [key for key in ("values", "values_sha256", "tensors_sha256") if key not in state]
+        if missing:
+            raise CheckpointError(f"{STATE} lacks {missing[0]}; perhaps another version of longformer wrote it")
         values = state["values"]
         if _values_sha256(values) != state["values_sha256"]:
-            raise CheckpointError(f"{STATE} is not what was written: its hash differs")
+            raise CheckpointError(f"{STATE} has changed since it was written: its hash differs")
         if hashlib.sha256(data).hexdigest() != state["tensors_sha256"]:
-            raise CheckpointError(f"{TENSORS} is not what was written: its hash differs")
+            raise CheckpointError(f"{TENSORS} has changed since it was written: its hash differs")
         if _name(values["step"]) != last.name:
-            raise CheckpointError(f"it is that of step {values['step']}")
+            raise CheckpointError(f"it holds step {values['step']}")
         return RunState(load(data), values)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        what = str(error) if isinstance(error, CheckpointError) else in_one_line(error)
-        raise CheckpointError(f"the checkpoint {last} is corrupt ({what}){remedy}") from None
+        reason = str(error) if isinstance(error, CheckpointError) else in_one_line(error)
+        raise CheckpointError(f"the checkpoint {last} is corrupt ({reason}){remedy}") from None
 
 
 def rng_tensors(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The processes' random states under names of their own, and back by :func:`rng_of`."""
+    """The random states of all processes, each under its own name. :func:`rng_of` gets them back."""
     return {f"rng/{rank}/{kind}": tensor for rank, kinds in enumerate(states) for kind, tensor in kinds.items()}
 
 
@@ -143,10 +142,10 @@ def rng_of(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 
 def remove_abandoned(folder: Path, names: Sequence[str]) -> None:
-    """Remove what killed processes left in a run's ``folder``: of its checkpoints, and of the files ``names``.
+    """Remove unfinished checkpoints and unfinished files called ``names``, which killed processes left in ``folder``.
 
     Raises:
-        OSError: something cannot be removed.
+        OSError: one of them cannot be removed.
     """
     if not folder.is_dir():
         return
@@ -173,7 +172,7 @@ def _sha256(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, and have the disk hold it. Raises OSError where that fails."""
+    """Write a text file completely or not at all, and wait until it is on the disk. Raises OSError if that fails."""
 
     def write(new: Path) -> None:
         new.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``longformer train``: the fields of the options classes as command-line options."""
+"""The commands ``longformer train`` and ``longformer evaluate-mlm``. Fields of the options classes become options."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import click
 from longformer.errors import LongformerError
 from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
 
-ARGUMENTS = ("source", "output", "files")  # by place
+POSITIONAL = ("source", "output", "files")
 
 
 @click.group()
 def train() -> None:
-    """Train a model further, on one process or, under torchrun, on many.
+    """Train a model further, in one process or, under torchrun, in several.
 
     \b
     longformer train qa SRC DST train.json --evaluate-on dev.json
@@ -28,19 +28,21 @@ def train() -> None:
     """
 
 
-def options_of(kind: type[TrainingOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Put an option for every field of ``kind`` on a command; what is not given does not reach it."""
+def options_of(options_class: type[TrainingOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command one option for every field of the class. An option that is not given is None."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = typing.get_type_hints(kind)
-        for entry in reversed(dataclasses.fields(kind)):
-            if entry.name not in ARGUMENTS:
+        hints = typing.get_type_hints(options_class)
+        for entry in reversed(dataclasses.fields(options_class)):
+            if entry.name not in POSITIONAL:
                 command = _option(entry, hints[entry.name])(command)
         command = click.option(
-            "--resume", is_flag=True, help="Go on with the run in DST from its last checkpoint; begin if there is none."
+            "--resume",
+            is_flag=True,
+            help="Continue the run in DST from its last checkpoint, or start it if there is none.",
         )(command)
         command = click.option(
-            "--config", metavar="FILE.toml", help="Options from a file, such as a run's training.toml."
+            "--config", metavar="FILE.toml", help="Read options from a file, such as a run's training.toml."
         )(command)
         command = click.argument("files", metavar="[FILE...]", nargs=-1)(command)
         command = click.argument("output", metavar="[DST]", required=False)(command)
@@ -52,8 +54,8 @@ def options_of(kind: type[TrainingOptions]) -> Callable[[Callable[..., None]], C
 def _option(entry: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     flag = "--" + entry.name.replace("_", "-")
     base = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-    unsaid = entry.default is None or entry.default is False or entry.default == ()
-    shown = "" if unsaid else f"  [default: {entry.default}]"
+    hidden = entry.default is None or entry.default is False or entry.default == ()
+    shown = "" if hidden else f"  [default: {entry.default}]"
     arguments: dict[str, Any] = {"default": None, "help": entry.metadata["help"] + shown}
     if base is bool:
         return click.option(f"{flag}/--no-{flag.removeprefix('--')}", entry.name, **arguments)
@@ -65,14 +67,14 @@ def _option(entry: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[...,
     return click.option(flag, entry.name, type=base, metavar=metavar, **arguments)
 
 
-def _read(kind: type[Any], given: dict[str, Any]) -> Any:
-    """The options from the configuration file, if there is one, and the command line."""
+def _read(options_class: type[Any], given: dict[str, Any]) -> Any:
+    """The options from the configuration file, if one is given, and from the command line."""
     config = given.pop("config")
     changes = {name: value for name, value in given.items() if value not in (None, ())}
     try:
-        return kind.read(config, **changes)
+        return options_class.read(config, **changes)
     except LongformerError as error:
-        if any(not changes.get(name) for name in ARGUMENTS) and config is None:
+        if any(not changes.get(name) for name in POSITIONAL) and config is None:
             raise click.UsageError("give SRC, DST and at least one FILE, or a --config that names them") from None
         raise error from None
 
@@ -80,10 +82,10 @@ def _read(kind: type[Any], given: dict[str, Any]) -> Any:
 @train.command("qa")
 @options_of(QAOptions)
 def qa(resume: bool, **given: Any) -> None:
-    """Fine-tune the encoder SRC (folder or name on the hub) on the SQuAD-format FILEs, v1.1 or v2, into DST.
+    """Fine-tune the model SRC (folder or name on the hub) on the SQuAD-format FILEs, v1.1 or v2, and write it to DST.
 
-    The head for question answering is drawn afresh if SRC has none. DST holds the best weights as a checkpoint, the
-    options (training.toml), the log (log.jsonl) and the checkpoints to resume from.
+    If SRC has no head for question answering, a new one is drawn at random. DST holds the best weights as a checkpoint,
+    the options (training.toml), the log (log.jsonl) and the checkpoints to resume from.
     """
     options = _read(QAOptions, given)
     from longformer.training.run import train_qa
@@ -99,7 +101,7 @@ def qa(resume: bool, **given: Any) -> None:
     "--max-length",
     type=click.IntRange(min=8),
     metavar="N",
-    help="Tokens of a row; 4096 unless given, or as many as the model has positions for if fewer.",
+    help="Tokens in one row. The default is 4096, or the number of the model's positions if that is smaller.",
 )
 @click.option(
     "--mask-probability",
@@ -107,31 +109,36 @@ def qa(resume: bool, **given: Any) -> None:
     default=MLMOptions.mask_probability,
     show_default=True,
     metavar="X",
-    help="Share of the tokens to predict.",
+    help="Share of the tokens that are to be predicted.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=MLMOptions.seed, show_default=True, metavar="N", help="Of the masks."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=MLMOptions.seed,
+    show_default=True,
+    metavar="N",
+    help="Seed of the masks.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
     default="float32",
     show_default=True,
-    help="Precision.",
+    help="Precision of the weights.",
 )
-@click.option("--device", metavar="NAME", help="Where to compute, such as cuda; the CPU unless named.")
+@click.option("--device", metavar="NAME", help="Where to compute, such as cuda. The default is the CPU.")
 @click.option(
     "--impl",
     type=click.Choice(["auto", "reference", "banded", "blocked", "triton"]),
     default="auto",
     help="How attention is computed.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object of the figures.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as a JSON object.")
 def evaluate_mlm(model: str, files: tuple[str, ...], dtype: str, as_json: bool, **settings: Any) -> None:
     """Bits per masked token of MODEL (folder or name on the hub) on text FILEs, with a 95 % interval.
 
-    Files are read, packed and masked as `train mlm --evaluate-on` does it: with the same length, share and seed the
-    same tokens are masked. MODEL has a masked-LM head, as `train mlm` writes it. Under torchrun the processes share
+    Files are read, packed and masked as in `train mlm --evaluate-on`: the same length, share and seed mask the same
+    tokens. MODEL must have a masked-LM head, as `train mlm` writes it. Under torchrun each process computes a share of
     the rows.
     """
     import torch
@@ -146,10 +153,10 @@ def evaluate_mlm(model: str, files: tuple[str, ...], dtype: str, as_json: bool, 
 @train.command("mlm")
 @options_of(MLMOptions)
 def mlm(resume: bool, **given: Any) -> None:
-    """Continue pretraining the encoder SRC by masked language modelling on text FILEs, into DST.
+    """Continue pretraining the model SRC by masked language modelling on text FILEs, and write it to DST.
 
-    A file is one document; of a .jsonl file each line's "text" is one. The masked-LM head is drawn afresh if SRC has
-    none. DST is as for `train qa`.
+    A file is one document; in a .jsonl file each line's "text" is one. If SRC has no masked-LM head, a new one is drawn
+    at random. DST holds the same as for `train qa`.
     """
     options = _read(MLMOptions, given)
     from longformer.training.run import train_mlm

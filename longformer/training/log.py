@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, a log file with one JSON object on each line, and a picture of the curves."""
+"""What a run reports: a progress bar, a log file with one JSON object on each line, and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from typing import Any
 
 from tqdm import tqdm
 
-from longformer.distributed import Processes, together
+from longformer.distributed import Processes, fail_together
 from longformer.errors import LongformerError
 from longformer.files import parse_json, replace_file
 from longformer.training.checkpoints import replace_text
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
-DECAY = 0.98  # of the average loss that the bar shows, a step
+AVERAGE_DECAY = 0.98  # the bar shows an average loss; each step multiplies the older losses by this
 
 
 class Log:
-    """The log file of a run, and the progress bar on standard error where that is a terminal.
+    """The log file of a run, and a progress bar on standard error if that is a terminal.
 
-    Lines of training hold ``step``, ``epoch``, ``loss`` (mean since the last line), ``learning_rate``, ``grad_norm``,
-    ``tokens`` and ``tokens_per_second`` (of the steps alone, without evaluations and checkpoints); lines of an
-    evaluation hold ``step`` and its scores; a line of what changed when a run was resumed holds ``step`` and ``note``.
+    A training line holds ``step``, ``epoch``, ``loss`` (mean since the last line), ``learning_rate``, ``grad_norm``,
+    ``tokens`` and ``tokens_per_second`` (without the time of evaluations and checkpoints). An evaluation line holds
+    ``step`` and the scores. If a run is resumed with changed options, a line with ``step`` and ``note`` says so.
 
     Args:
         folder: of the run.
-        step: steps done; of a resumed run, lines of later ones are removed, since these steps are done again.
-        evaluated: whether an evaluation of that step is not due again.
-        state: of a resumed run, what :meth:`state` gave then.
-        steps: of the whole run.
+        step: steps done so far. Lines of later steps are removed, because a resumed run does these steps again.
+        evaluated: False if the evaluation of that step will be done again.
+        state: for a resumed run, what :meth:`state` returned at that step.
+        steps: of the complete run.
         every: steps between lines.
-        group: the processes. All of them call every method, the first alone writes and shows, and all raise its errors.
+        group: the processes. All of them must call every method. Only the first writes and shows; all raise its errors.
 
     Raises:
-        LongformerError: the log cannot be written; of every method that writes.
+        LongformerError: the log cannot be written. Every method that writes raises it too.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Log:
             self.losses += state["losses"]
             self.tokens, self.seconds = state["tokens"], state["seconds"]
             self.average, self.weight = state["average"], state["weight"]
-        with together(group):
+        with fail_together(group):
             if group.is_first:
-                self._forget_later(step, evaluated)
+                self._remove_later_lines(step, evaluated)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=None if group.is_first else True)
 
-    def _forget_later(self, step: int, evaluated: bool) -> None:
-        with _written(self.path):
+    def _remove_later_lines(self, step: int, evaluated: bool) -> None:
+        with _explaining_failed_write(self.path):
             kept = [
                 line
                 for line in read_log(self.path.parent)
@@ -80,7 +80,7 @@ class Log:
         self.tokens, self.seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """What was recorded and has not come to a line yet."""
+        """What has been recorded since the last line of the log."""
         return {
             "losses": self.losses,
             "tokens": self.tokens,
@@ -92,12 +92,12 @@ class Log:
     def step(
         self, *, step: int, epoch: int, loss: float, rate: float, grad_norm: float, tokens: int, seconds: float
     ) -> None:
-        """Record a finished step, which took so many seconds."""
+        """Record a finished step. ``seconds`` is the time that it took."""
         self.losses.append(loss)
         self.tokens += tokens
         self.seconds += seconds
-        self.average = DECAY * self.average + (1 - DECAY) * loss
-        self.weight = DECAY * self.weight + (1 - DECAY)
+        self.average = AVERAGE_DECAY * self.average + (1 - AVERAGE_DECAY) * loss
+        self.weight = AVERAGE_DECAY * self.weight + (1 - AVERAGE_DECAY)
         speed = self.tokens / max(1e-9, self.seconds)
         self.bar.update()
         self.bar.set_postfix_str(f"loss {self.average / self.weight:.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s")
@@ -120,7 +120,7 @@ class Log:
         self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
     def note(self, step: int, note: str) -> None:
-        """Record what a reader of the log must know to understand it."""
+        """Record something that a reader of the log must know."""
         self._append(step=step, note=note)
         self.say(f"from step {step} on: {note}")
 
@@ -130,25 +130,25 @@ class Log:
             tqdm.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Close the progress bar."""
         self.bar.close()
 
     def _append(self, **values: Any) -> None:
-        with together(self.group):
+        with fail_together(self.group):
             if self.group.is_first:
-                with _written(self.path), self.path.open("a", encoding="utf-8") as file:
+                with _explaining_failed_write(self.path), self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(values) + "\n")
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Say what is to be done where a file of the run's folder cannot be written."""
+def _explaining_failed_write(path: Path) -> Iterator[None]:
+    """Turn an OSError into a LongformerError that says what to do."""
     try:
         yield
     except OSError as error:
         raise LongformerError(
-            f"{path} cannot be written: {error.strerror or error}; make room or mend what is wrong, then go on with "
-            "--resume"
+            f"{path} cannot be written: {error.strerror or error}; free disk space or fix the cause, then continue "
+            "with --resume"
         ) from None
 
 
@@ -157,7 +157,7 @@ def _is_evaluation(line: Mapping[str, Any]) -> bool:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; one that was cut off when the run was killed is left out."""
+    """The lines of a run's log, without a line that was cut off when the run was killed."""
     lines = []
     if (folder / LOG).exists():
         for line in (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -171,20 +171,20 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_plotting() -> None:
-    """Raise LongformerError where curves cannot be drawn."""
+    """Raise LongformerError if curves cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise LongformerError("plot needs matplotlib, which is not installed; `pip install 'longformer[plot]'` does it")
+        raise LongformerError("plot needs matplotlib, which is not installed; run `pip install 'longformer[plot]'`")
 
 
 def plot_curves(folder: Path) -> None:
-    """Draw loss and learning rate, and the scores of evaluations if there are any, into ``curves.png``.
+    """Draw loss, learning rate and, if there are any, evaluation scores into ``curves.png``.
 
     Raises:
-        LongformerError: it cannot be written.
+        LongformerError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
-    with _written(folder / CURVES):
+    with _explaining_failed_write(folder / CURVES):
         lines = read_log(folder)
     training = [line for line in lines if "loss" in line]
     scores = [line for line in lines if _is_evaluation(line)]
@@ -203,5 +203,5 @@ def plot_curves(folder: Path) -> None:
     if names:
         panels[1].set(xlabel="step", ylabel="evaluation")
         panels[1].legend()
-    with _written(folder / CURVES):
+    with _explaining_failed_write(folder / CURVES):
         replace_file(folder / CURVES, lambda new: figure.savefig(new, dpi=110, format="png"))

@@ -1,6 +1,6 @@
-"""The training loop: steps, accumulated over parts and processes; evaluations; checkpoints; nothing else.
+"""The training loop: steps, whose gradients are summed over parts and processes; evaluations; checkpoints.
 
-What is trained on is a :class:`Task`.
+A :class:`Task` gives the data and the loss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from longformer.checkpoints.folder import CONFIG, dtype_name, write_checkpoint
 from longformer.checkpoints.weights import SAFETENSORS
-from longformer.distributed import Processes, full, together
+from longformer.distributed import Processes, fail_together, unsharded
 from longformer.errors import CheckpointError, LongformerError
 from longformer.files import sync
 from longformer.models.pretrained import Pretrained
@@ -30,10 +30,10 @@ from longformer.training.log import Log, plot_curves
 from longformer.training.optimizer import make_optimizer, set_learning_rate
 from longformer.training.options import TrainingOptions
 from longformer.training.parallel import Parallel
-from longformer.training.signals import Signals, leave
+from longformer.training.signals import Signals, exit_by_signal
 
-NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch's words; of a GPU it has a class of error
-VALUES = (  # of a checkpoint, beside its tensors
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch's message; for a GPU it has an error class
+STATE_KEYS = (  # what a checkpoint holds besides its tensors
     "step", "best", "best_step", "worse", "stopped", "evaluated", "processes", "data", "origin", "log",
 )  # fmt: skip
 
@@ -43,29 +43,33 @@ class Task(Protocol):
 
     Attributes:
         lengths: tokens of each row.
-        score: which entry of an evaluation says what is best; the highest if ``higher``, else the lowest.
-        some_unused: whether a step may leave parameters without a gradient.
-        fingerprint: of all data, such that equal ones are the same rows in the same order.
+        score: name of the score that decides which weights are best.
+        higher_is_better: whether the best value of that score is the highest. Otherwise it is the lowest.
+        has_unused: whether a step may leave parameters without a gradient.
+        fingerprint: a hash of all data. Equal fingerprints mean the same rows in the same order.
     """
 
     score: str
-    higher: bool
-    some_unused: bool
+    higher_is_better: bool
+    has_unused: bool
     lengths: list[int]
     fingerprint: str
 
     def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
-        """Tensors of some rows, and of how many terms their loss is the mean."""
+        """The inputs for these rows, and the number of terms whose mean is their loss."""
 
     def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Mean loss of what ``collate`` gave, by a model that may be wrapped; it depends on the rows alone."""
+        """Mean loss over the rows of ``inputs``, which ``collate`` made. It depends on these rows alone.
+
+        ``model`` may be wrapped for several processes.
+        """
 
     def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:
-        """Scores of ``model``, the same in all processes."""
+        """The scores of ``model`` by name, the same in all processes."""
 
 
-class Done(NamedTuple):
-    """What a step gave: mean loss over all processes, norm of the gradient before clipping, tokens, and its time."""
+class StepResult(NamedTuple):
+    """Of one step: mean loss over all processes, gradient norm before clipping, number of tokens, and time."""
 
     loss: float
     grad_norm: float
@@ -81,39 +85,40 @@ class Trainer:
         task: what to train it on.
         options: the choices.
         group: the processes.
-        folder: of the run; it exists.
-        origin: hash of the checkpoint to start from; a run is resumed with the same.
+        folder: the run's folder, which exists.
+        origin: hash of the checkpoint to start from. A resumed run must start from the same one.
     """
 
     def __init__(
         self, model: Pretrained, task: Task, options: TrainingOptions, group: Processes, folder: Path, *, origin: str
     ) -> None:
         self.task, self.options, self.group, self.folder, self.origin = task, options, group, folder, origin
-        self.parallel = Parallel(model, options, group, some_unused=task.some_unused)
+        self.parallel = Parallel(model, options, group, has_unused=task.has_unused)
         self.optimizer = make_optimizer(self.parallel.model, options, fused=not self.parallel.sharded)
-        self.per_epoch = math.ceil(len(task.lengths) / options.batch_size)
-        whole = options.epochs * self.per_epoch
-        self.steps = whole if options.max_steps is None else min(whole, options.max_steps)
+        self.steps_per_epoch = math.ceil(len(task.lengths) / options.batch_size)
+        all_steps = options.epochs * self.steps_per_epoch
+        self.steps = all_steps if options.max_steps is None else min(all_steps, options.max_steps)
         self.step = 0
         self.best: float | None = None
         self.best_step = 0
-        self.worse = 0  # evaluations since the best
+        self.since_best = 0  # evaluations
         self.stopped = False
-        self.evaluated = True  # False between a checkpoint and the evaluation that is due at its step
+        self.evaluated = True  # False from a checkpoint until the evaluation at its step is done
         self.log_state: dict[str, Any] | None = None
         self.signals = Signals(group)
-        # Each process draws dropout of its own.
+        # Each process draws its own dropout.
         torch.manual_seed(options.seed + group.rank)
 
     def run(self, *, note: str = "") -> None:
-        """Train until the end, from wherever :meth:`resume` put it.
+        """Train to the end, from the start or from where :meth:`resume` continues.
 
         Args:
-            note: for the log, where something is otherwise than before.
+            note: written to the log; says which options a resumed run has changed.
 
         Raises:
-            LongformerError: the loss is not finite, memory or disk do not suffice. The last checkpoint is intact.
-            SystemExit, KeyboardInterrupt: of SIGTERM and SIGINT, once a step is finished and saved.
+            LongformerError: the loss is not finite, or there is too little memory or disk space. The last checkpoint is
+                intact.
+            SystemExit, KeyboardInterrupt: after SIGTERM or SIGINT, when the step is finished and saved.
         """
         options = self.options
         log = Log(
@@ -127,31 +132,31 @@ class Trainer:
         )
         self.parallel.model.train()
         try:
-            with self.signals.noted():
+            with self.signals.recorded():
                 if note:
                     log.note(self.step, note)
                 if not self.evaluated:
                     self._evaluate(log)
-                    self._leave_if(self.signals.agreed(), log)
+                    self._exit_if(self.signals.agreed(), log)
                 while self._unfinished():
-                    epoch, done = divmod(self.step, self.per_epoch)
+                    epoch, first = divmod(self.step, self.steps_per_epoch)
                     order = steps_of_epoch(self.task.lengths, options.batch_size, seed=options.seed, epoch=epoch)
-                    for rows in order[done : done + self.steps - self.step]:
+                    for rows in order[first : first + self.steps - self.step]:
                         self._advance(rows, epoch, log)
                         if not self._unfinished():
                             break
         except RuntimeError as error:
-            if not isinstance(error, torch.cuda.OutOfMemoryError) and NO_MEMORY not in str(error):
+            if not isinstance(error, torch.cuda.OutOfMemoryError) and CPU_OUT_OF_MEMORY not in str(error):
                 raise
             raise LongformerError(
-                f"the device's memory does not suffice for parts of {options.batch_tokens} tokens; "
+                f"the device has too little memory for parts of {options.batch_tokens} tokens; "
                 "lower batch_tokens, or set gradient_checkpointing"
             ) from None
         finally:
             log.close()
         if not options.evaluates:
             self._save_weights()
-        with together(self.group):
+        with fail_together(self.group):
             if options.plot and self.group.is_first:
                 plot_curves(self.folder)
 
@@ -159,34 +164,35 @@ class Trainer:
         return self.step < self.steps and not self.stopped
 
     def _advance(self, rows: Sequence[int], epoch: int, log: Log) -> None:
-        """One step, and what is due after it."""
+        """Train one step. Then log, save and evaluate, if that is due."""
         rate = set_learning_rate(self.optimizer, self.options, self.step, self.steps)
-        done = self._train(rows, epoch)
+        result = self._train(rows, epoch)
         self.step += 1
-        log.step(step=self.step, epoch=epoch + 1, rate=rate, **done._asdict())
+        log.step(step=self.step, epoch=epoch + 1, rate=rate, **result._asdict())
         last = self.step == self.steps
         every = self.options.evaluate_every
-        due = self.step % self.per_epoch == 0 if every is None else self.step % every == 0
+        due = self.step % self.steps_per_epoch == 0 if every is None else self.step % every == 0
         self.evaluated = not (self.options.evaluates and (due or last))
-        asked = self.signals.agreed()
-        # Before an evaluation, so that one that fails costs nothing, and that the best weights are never of a step
-        # which a run that was killed does not come by again.
-        if asked or last or not self.evaluated or self.step % self.options.checkpoint_every == 0:
+        received = self.signals.agreed()
+        # Save before an evaluation. Then a failed evaluation costs nothing. And the best weights always belong to a
+        # step that has a checkpoint, so that a killed run continues from there or later.
+        if received or last or not self.evaluated or self.step % self.options.checkpoint_every == 0:
             self.save(log)
-        if not self.evaluated and not asked:
+        if not self.evaluated and not received:
             self._evaluate(log)
-            asked = self.signals.agreed()
-        self._leave_if(asked, log)
+            received = self.signals.agreed()
+        self._exit_if(received, log)
 
-    def _leave_if(self, asked: signal.Signals | None, log: Log) -> None:
-        """Stop after a step that is saved, where a signal asked for it."""
-        if asked:
-            log.say(f"stopped by {asked.name} at step {self.step} of {self.steps}, which is saved; go on with --resume")
-            leave(asked)
+    def _exit_if(self, received: signal.Signals | None, log: Log) -> None:
+        """End the process if a signal was received. The step has been saved by now."""
+        if received:
+            where = f"at step {self.step} of {self.steps}, which is saved"
+            log.say(f"stopped by {received.name} {where}; continue with --resume")
+            exit_by_signal(received)
 
-    def _train(self, rows: Sequence[int], epoch: int) -> Done:
+    def _train(self, rows: Sequence[int], epoch: int) -> StepResult:
         group, options = self.group, self.options
-        began = time.perf_counter()
+        start = time.perf_counter()
         parts = parts_of_step(rows, self.task.lengths, options.batch_tokens, rank=group.rank, size=group.size)
         collated = [self.task.collate(part.rows, epoch) for part in parts]
         terms = sum(count for part, (_, count) in zip(parts, collated, strict=True) if part.counts)
@@ -200,21 +206,21 @@ class Trainer:
                 loss += self._backward(part, inputs, share)
         (loss,) = group.sum([loss])
         self._check_finite("loss", loss)
-        norm = float(full(clip_grad_norm_(self.parallel.model.parameters(), options.max_grad_norm)))
+        norm = float(unsharded(clip_grad_norm_(self.parallel.model.parameters(), options.max_grad_norm)))
         self._check_finite("norm of the gradient", norm)
         self.optimizer.step()
-        return Done(loss, norm, int(all_tokens), time.perf_counter() - began)
+        return StepResult(loss, norm, int(all_tokens), time.perf_counter() - start)
 
     def _backward(self, part: Part, inputs: dict[str, Tensor], share: float) -> float:
-        """Forward and backward of a part whose loss is ``share`` of the step's; returns that."""
+        """Forward and backward of one part. ``share`` is its weight in the step's loss; returns the weighted loss."""
         device = self.group.device
         with self.autocast():
-            loss = self.task.loss(self.parallel.run, {name: x.to(device) for name, x in inputs.items()})
-        (loss * (share * self.group.size)).backward()  # DDP and FSDP take the mean over the processes
+            loss = self.task.loss(self.parallel.wrapped, {name: x.to(device) for name, x in inputs.items()})
+        (loss * (share * self.group.size)).backward()  # DDP and FSDP divide by the number of processes
         return loss.item() * share if part.counts else 0.0
 
     def autocast(self) -> Any:
-        """Matrix products in bfloat16 where the options say so."""
+        """Matrix products in bfloat16, if the options ask for it."""
         if self.options.precision == "float32":
             return nullcontext()
         return torch.autocast(self.group.device.type, torch.bfloat16)
@@ -223,48 +229,48 @@ class Trainer:
         if math.isfinite(value):
             return
         saved = checkpoints.saved_steps(self.folder / CHECKPOINTS)
-        kept = f", which is {saved[-1].name}" if saved else ""
+        kept = f" ({saved[-1].name})" if saved else ""
         raise LongformerError(
-            f"the {what} is {value} in step {self.step + 1}; go on with --resume and a lower learning_rate, a longer "
-            f"warmup or a smaller max_grad_norm from the last checkpoint{kept}, or begin in another folder"
+            f"the {what} is {value} in step {self.step + 1}; continue from the last checkpoint{kept}, with --resume "
+            "and a lower learning_rate, a longer warmup or a smaller max_grad_norm; or start in another folder"
         )
 
     def _evaluate(self, log: Log) -> None:
-        with self.parallel.plain() as model, self.autocast():
+        with self.parallel.for_evaluation() as model, self.autocast():
             scores = self.task.evaluate(model, self.group)
         log.evaluation(self.step, scores)
         value = scores[self.task.score]
-        better = self.best is None or (value > self.best if self.task.higher else value < self.best)
+        better = self.best is None or (value > self.best if self.task.higher_is_better else value < self.best)
         if better:
-            self.best, self.best_step, self.worse = value, self.step, 0
+            self.best, self.best_step, self.since_best = value, self.step, 0
             self._save_weights()
         else:
-            self.worse += 1
-        if self.options.patience is not None and self.worse >= self.options.patience:
-            log.say(f"stopped: no better {self.task.score} since step {self.best_step}")
+            self.since_best += 1
+        if self.options.patience is not None and self.since_best >= self.options.patience:
+            log.say(f"stopped: {self.task.score} has not improved since step {self.best_step}")
             self.stopped = True
         self.evaluated = True
-        with together(self.group):
+        with fail_together(self.group):
             if self.group.is_first:
                 checkpoints.update_values(self.folder / CHECKPOINTS, self._values(log))
 
     def _save_weights(self) -> None:
-        """Write the weights as they are as the run's result; all processes must call this."""
+        """Write the present weights as the run's result. All processes must call this."""
         weights = self.parallel.weights()
-        with together(self.group):
+        with fail_together(self.group):
             if self.group.is_first:
                 dtype = getattr(torch, self.options.store)
                 tensors = {name: tensor.to("cpu", dtype) for name, tensor in weights.items()}
-                extra = {"architectures": [self.parallel.kind.__name__], "dtype": dtype_name(tensors.values())}
+                extra = {"architectures": [self.parallel.model_class.__name__], "dtype": dtype_name(tensors.values())}
                 write_checkpoint(self.folder, tensors, lambda path: self.parallel.config.save(path, **extra))
-                # Before a checkpoint says that these are the best.
+                # The weights must be on the disk before a checkpoint calls them the best.
                 try:
                     for path in (self.folder / SAFETENSORS, self.folder / CONFIG, self.folder):
                         sync(path)
                 except OSError as error:
                     raise CheckpointError(
-                        f"the weights cannot be written into {self.folder}: {error.strerror}; make room or mend what "
-                        "is wrong, then go on with --resume"
+                        f"the weights cannot be written into {self.folder}: {error.strerror}; free disk space or fix "
+                        "the cause, then continue with --resume"
                     ) from None
 
     def _values(self, log: Log) -> dict[str, Any]:
@@ -272,7 +278,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "best_step": self.best_step,
-            "worse": self.worse,
+            "worse": self.since_best,
             "stopped": self.stopped,
             "evaluated": self.evaluated,
             "processes": self.group.size,
@@ -282,27 +288,27 @@ class Trainer:
         }
 
     def save(self, log: Log) -> None:
-        """Write a checkpoint to resume from; all processes must call this."""
+        """Write a checkpoint to resume from. All processes must call this."""
         weights = {f"model/{name}": tensor.cpu() for name, tensor in self.parallel.weights().items()}
         moments = self.parallel.optimizer_state(self.optimizer)
         rng = {"cpu": torch.get_rng_state()}
         if self.group.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.group.device)
         tensors = {**weights, **moments, **checkpoints.rng_tensors(self.group.gather(rng))}
-        with together(self.group):
+        with fail_together(self.group):
             if self.group.is_first:
                 state = checkpoints.RunState(tensors, self._values(log))
                 checkpoints.save_state(self.folder / CHECKPOINTS, state, keep=self.options.keep_checkpoints)
 
     def resume(self) -> bool:
-        """Go back to the last checkpoint of the run's folder; False if it has none. All processes must call this.
+        """Restore the last checkpoint in the run's folder; False if there is none. All processes must call this.
 
         Raises:
-            CheckpointError: it is corrupt, or of another version of longformer.
-            LongformerError: it was made on other data, or from another checkpoint.
+            CheckpointError: the checkpoint is corrupt, or another version of longformer wrote it.
+            LongformerError: the run began with other data, or from another checkpoint.
         """
         state = None
-        with together(self.group):
+        with fail_together(self.group):
             if self.group.is_first:
                 state = checkpoints.load_state(self.folder / CHECKPOINTS)
                 if state is not None:
@@ -315,31 +321,31 @@ class Trainer:
         rng = self.group.gather({rank: checkpoints.rng_of(tensors, rank) for rank in range(self.group.size)})[0]
         self._restore_rng(rng[self.group.rank], values)
         self.step, self.best, self.best_step = values["step"], values["best"], values["best_step"]
-        self.worse, self.stopped = values["worse"], values["stopped"]
+        self.since_best, self.stopped = values["worse"], values["stopped"]
         self.evaluated, self.log_state = values["evaluated"], values["log"]
         return True
 
     def _check_same(self, values: dict[str, Any]) -> None:
-        """Raise where a checkpoint with these values is not one that this run can go on from."""
-        lacking = [name for name in VALUES if name not in values]
-        if lacking:
+        """Raise unless this run can continue from a checkpoint with these values."""
+        missing = [name for name in STATE_KEYS if name not in values]
+        if missing:
             raise CheckpointError(
-                f"the last checkpoint in {self.folder} does not say {lacking[0]!r}; it is of another version of "
-                "longformer, with which to go on, or begin anew in another folder"
+                f"the last checkpoint in {self.folder} lacks {missing[0]!r}; another version of longformer wrote it: "
+                "continue with that version, or start again in another folder"
             )
         if values["origin"] != self.origin:
             raise LongformerError(
-                f"{self.folder} was begun from other weights or another config than {self.options.source} holds now; "
-                "resume with that as it was, or begin anew in another folder"
+                f"{self.options.source} has other weights or another config now than when {self.folder} was started; "
+                "resume with the former checkpoint, or start again in another folder"
             )
         if values["data"] != self.task.fingerprint:
             raise LongformerError(
-                f"{self.folder} was trained on other data than the files hold now; "
-                "resume with the files as they were, or begin anew in another folder"
+                f"the files hold other data now than when {self.folder} was started; "
+                "resume with the former files, or start again in another folder"
             )
 
     def _restore_rng(self, rng: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Random states are of a process; among another number of processes new ones are drawn."""
+        """Restore this process's random states. If the number of processes has changed, seed new ones."""
         if values["processes"] != self.group.size:
             torch.manual_seed(self.options.seed + self.group.rank + 1_000_003 * values["step"])
             return

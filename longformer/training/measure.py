@@ -1,4 +1,4 @@
-"""Bits per token of a model for masked language modelling, by itself: with the masks that a training measures on."""
+"""Bits per token of a masked language model, without training. The masks are those of a training run's evaluations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from longformer.answering.scores import bootstrap_ratio_interval
-from longformer.distributed import Processes, check_agreement, processes, together
+from longformer.distributed import Processes, check_agreement, fail_together, processes
 from longformer.errors import LongformerError
 from longformer.models.heads import LongformerForMaskedLM
 from longformer.tokenizer import LongformerTokenizer
@@ -28,44 +28,45 @@ def measure_mlm(
     device: str | None = None,
     impl: str = "auto",
 ) -> dict[str, Any] | None:
-    """Bits per masked token on text files, which are packed and masked as ``train mlm --evaluate-on`` does it.
+    """Bits per masked token on text files, which are packed and masked as in ``train mlm --evaluate-on``.
 
-    Under torchrun all processes call this, and share the rows.
+    Under torchrun all processes call this, and each computes a share of the rows.
 
     Args:
         model: a checkpoint with a masked-LM head: a folder, or a name on the hub.
         files: read by :func:`read_documents`.
         revision, device, impl: as for ``from_pretrained``.
-        max_length: tokens of a row; None is 4096, or as many as the model has positions for where these are fewer.
-        mask_probability, seed: the masks are the same for the same ones, ``max_length``, tokenizer and files.
+        max_length: tokens of a row; None is 4096, or the number of the model's positions if that is smaller.
+        mask_probability, seed: the same values give the same masks, with the same tokenizer, files and ``max_length``.
         dtype: precision of the weights.
 
     Returns:
-        ``bits_per_token``, ``bits_per_token_interval`` (low, high; 95 %, by bootstrap over rows; None where one row
-        alone has masked tokens), ``tokens`` (masked ones), ``rows``, ``max_length``; None in all processes but the
-        first.
+        ``bits_per_token``, ``bits_per_token_interval`` (low, high: 95 %, by bootstrap over rows; None if only one row
+        has masked tokens), ``tokens`` (the number of masked tokens), ``rows`` and ``max_length``. All processes but the
+        first return None.
 
     Raises:
-        LongformerError: files or checkpoint that cannot be read, rows longer than the model reads, nothing to predict.
+        LongformerError: files or checkpoint cannot be read, rows are longer than the model reads, or no token is to be
+            predicted.
     """
     with processes(device) as group:
-        with together(group):
-            place = group.device if group.joined else device
+        with fail_together(group):
+            placed_on = group.device if group.joined else device
             loaded = LongformerForMaskedLM.from_pretrained(
-                model, revision=revision, dtype=dtype, device=place, impl=impl
+                model, revision=revision, dtype=dtype, device=placed_on, impl=impl
             )
             tokenizer = LongformerTokenizer.from_pretrained(model, revision=revision)
             length = _length(max_length, loaded.config.max_tokens)
-            held = _read(files, tokenizer, length, Masking(tokenizer, probability=mask_probability, seed=seed))
-        check_agreement(group, rows=str(len(held)), max_length=str(length))
-        rows = _bits(loaded, held, group)
-        return {**summary(rows), "rows": len(held), "max_length": length} if group.is_first else None
+            held_out = _read(files, tokenizer, length, Masking(tokenizer, probability=mask_probability, seed=seed))
+        check_agreement(group, rows=str(len(held_out)), max_length=str(length))
+        rows = _bits(loaded, held_out, group)
+        return {**summary(rows), "rows": len(held_out), "max_length": length} if group.is_first else None
 
 
-def _length(wanted: int | None, most: int) -> int:
-    if wanted is not None and wanted > most:
-        raise LongformerError(f"max_length is {wanted}; the model has positions for {most} tokens")
-    return min(most, MLMOptions.max_length) if wanted is None else wanted
+def _length(max_length: int | None, limit: int) -> int:
+    if max_length is not None and max_length > limit:
+        raise LongformerError(f"max_length is {max_length}; the model has positions for {limit} tokens")
+    return min(limit, MLMOptions.max_length) if max_length is None else max_length
 
 
 def _read(files: Sequence[str], tokenizer: LongformerTokenizer, length: int, masking: Masking) -> HeldOut:
@@ -73,20 +74,20 @@ def _read(files: Sequence[str], tokenizer: LongformerTokenizer, length: int, mas
     return HeldOut(pack_documents(documents, tokenizer, length), masking, name=", ".join(files))
 
 
-def _bits(model: LongformerForMaskedLM, held: HeldOut, group: Processes) -> list[tuple[float, int]]:
-    """Bits and masked tokens of every row, in all processes, each of which computes its share."""
-    mine = group.share(range(len(held)))
-    found: list[tuple[float, int]] = []
-    with together(group):
-        found = list(held.bits_by_row(model, mine))
-    everyone: dict[int, tuple[float, int]] = {}
-    for theirs in group.gather(dict(zip(mine, found, strict=True))):
-        everyone |= theirs
-    return [everyone[row] for row in range(len(held))]
+def _bits(model: LongformerForMaskedLM, held_out: HeldOut, group: Processes) -> list[tuple[float, int]]:
+    """Bits and number of masked tokens of every row, in all processes. Each process computes a share."""
+    share = group.share(range(len(held_out)))
+    results: list[tuple[float, int]] = []
+    with fail_together(group):
+        results = list(held_out.bits_by_row(model, share))
+    by_row: dict[int, tuple[float, int]] = {}
+    for shared in group.gather(dict(zip(share, results, strict=True))):
+        by_row |= shared
+    return [by_row[row] for row in range(len(held_out))]
 
 
 def summary(rows: Sequence[tuple[float, int]]) -> dict[str, Any]:
-    """Bits per token over rows, each its bits and its number of masked tokens, with a 95 % interval over rows."""
+    """Bits per token, with a 95 % interval over rows. Each row is its bits and its number of masked tokens."""
     bits, tokens = zip(*[row for row in rows if row[1]], strict=True)
     return {
         "bits_per_token": sum(bits) / sum(tokens),
@@ -96,7 +97,7 @@ def summary(rows: Sequence[tuple[float, int]]) -> dict[str, Any]:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """What :func:`measure_mlm` found for a reader, a line a figure."""
+    """The result of :func:`measure_mlm` as text, one figure a line."""
     interval = "   one row: no interval"
     if found["bits_per_token_interval"] is not None:
         low, high = found["bits_per_token_interval"]

@@ -1,4 +1,4 @@
-"""Masked language modelling as a task: documents packed into rows, of which 15 % of the tokens are to be predicted."""
+"""The task of masked language modelling. Documents are packed into rows; 15 % of their tokens are to be predicted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer.distributed import Processes, together
+from longformer.distributed import Processes, fail_together
 from longformer.errors import DataError, LongformerError
 from longformer.files import parse_json, read_text
 from longformer.models.heads import IGNORED
@@ -20,15 +20,17 @@ from longformer.tokenizer import LongformerTokenizer
 from longformer.training.batches import generator
 from longformer.training.options import MLMOptions
 
-MASKED, RANDOM = 0.8, 0.1  # of the tokens to predict: shown as the mask, as any token; the others stay as they are
-FIXED = 2**20  # stands for the epoch where an evaluation masks: always the same tokens
+# Of the tokens to predict, this share is replaced by the mask, and this share by a random token. The rest stays.
+MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
+EVALUATION_EPOCH = 2**20  # evaluations draw masks with this epoch, so they always mask the same tokens
 
 
 def read_documents(path: str | Path) -> list[str]:
-    """The documents of a file: the whole of a text file, or each line's ``"text"`` of a ``.jsonl`` file.
+    """The documents of a file. A text file is one document; in a ``.jsonl`` file each line's ``"text"`` is one.
 
     Raises:
-        DataError: no such file, not UTF-8, empty, or a line that holds no text; names file and line.
+        DataError: the file does not exist, is not UTF-8 or is empty, or a line holds no text. The message names the
+            file and the line.
     """
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     documents = list(_lines(path, text)) if str(path).endswith(".jsonl") else [text]
@@ -49,12 +51,12 @@ def _lines(path: str | Path, text: str) -> Iterator[str]:
 
 
 def pack_documents(documents: Iterable[str], tokenizer: LongformerTokenizer, max_length: int) -> Tensor:
-    """Documents one after another, each ended by ``</s>``, cut into rows ``<s> ... </s>``: (N, max_length) int64.
+    """Join the documents, each ended by ``</s>``, and cut them into rows ``<s> ... </s>``: (N, max_length) int64.
 
-    What is left at the end is dropped, unless it is all there is.
+    An incomplete last row is dropped, unless it is the only one.
 
     Raises:
-        DataError: documents of no tokens at all.
+        DataError: the documents have no tokens.
     """
     stream: list[int] = []
     for document in documents:
@@ -71,29 +73,29 @@ def pack_documents(documents: Iterable[str], tokenizer: LongformerTokenizer, max
 
 
 class Masking:
-    """Which tokens of a row are to be predicted, and what is shown in their place.
+    """Chooses which tokens of a row are to be predicted, and what the model sees in their place.
 
     Args:
         tokenizer: the model's, with a mask token.
-        probability: share of the tokens to predict, beside special ones.
+        probability: share of the tokens to predict. Special tokens do not count.
         seed: of the draws.
 
     Raises:
-        LongformerError: no mask token.
+        LongformerError: the tokenizer has no mask token.
     """
 
     def __init__(self, tokenizer: LongformerTokenizer, *, probability: float, seed: int) -> None:
         if tokenizer.mask_token_id is None:
-            raise LongformerError("the tokenizer has no mask token, without which nothing can be predicted")
+            raise LongformerError("the tokenizer has no mask token; masked language modelling needs one")
         self.probability, self.seed = probability, seed
         self.mask, self.vocabulary = tokenizer.mask_token_id, tokenizer.vocab_size
         self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
         self.pad = tokenizer.pad_token_id
 
     def __call__(self, rows: Sequence[Tensor], numbers: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], int]:
-        """input_ids, attention_mask and labels, (B, S) each; and how many tokens are to be predicted.
+        """input_ids, attention_mask and labels, (B, S) each, and the number of tokens to predict.
 
-        Tokens are drawn anew for each pair of ``numbers`` (epoch, row), and by nothing else.
+        Each row's draw depends on the seed and on its pair of ``numbers`` (epoch, row) alone.
         """
         ids = torch.stack(list(rows))
         labels = torch.full_like(ids, IGNORED)
@@ -102,11 +104,11 @@ class Masking:
             chance = torch.rand(ids.shape[1], generator=draw)
             chosen = (chance < self.probability) & ~torch.isin(ids[i], self.special)
             labels[i, chosen] = ids[i, chosen]
-            kind = torch.rand(ids.shape[1], generator=draw)
-            ids[i, chosen & (kind < MASKED)] = self.mask
+            fate = torch.rand(ids.shape[1], generator=draw)
+            ids[i, chosen & (fate < MASK_SHARE)] = self.mask
             anything = torch.randint(self.vocabulary, ids.shape[1:], generator=draw)
-            random = chosen & (kind >= MASKED) & (kind < MASKED + RANDOM)
-            # A padding or separating token in the text would move positions, or count as padding.
+            random = chosen & (fate >= MASK_SHARE) & (fate < MASK_SHARE + RANDOM_SHARE)
+            # A padding token in the text would count as padding and move positions. So special tokens are not drawn.
             random &= ~torch.isin(anything, self.special)
             ids[i, random] = anything[random]
         arguments = {"input_ids": ids, "attention_mask": (torch.stack(list(rows)) != self.pad).long()}
@@ -114,23 +116,23 @@ class Masking:
 
 
 class HeldOut:
-    """Rows to measure on, with always the same masks.
+    """Rows to measure on. Their masks are always the same.
 
     Args:
         rows: (N, S) int64, as :func:`pack_documents` makes them.
-        masking: decides the masks.
-        name: of the texts, for a message.
+        masking: draws the masks.
+        name: what an error message calls the texts.
 
     Raises:
-        DataError: not a single token is to be predicted, so that there is nothing to measure.
+        DataError: no token is to be predicted, so there is nothing to measure.
     """
 
-    def __init__(self, rows: Tensor, masking: Masking, *, name: str = "the text held out") -> None:
+    def __init__(self, rows: Tensor, masking: Masking, *, name: str = "the held-out text") -> None:
         self.rows, self.masking = rows, masking
         if not any(self._masked(row)[1] for row in range(len(rows))):
             tokens = int((~torch.isin(rows, masking.special)).sum())
             raise DataError(
-                f"none of the {tokens} tokens of {name} is drawn to be predicted, so that nothing can be measured; "
+                f"none of the {tokens} tokens of {name} is drawn to be predicted, so nothing can be measured; "
                 f"give more text, or another seed, or raise mask_probability, which is {masking.probability}"
             )
 
@@ -138,10 +140,10 @@ class HeldOut:
         return len(self.rows)
 
     def _masked(self, row: int) -> tuple[dict[str, Tensor], int]:
-        return self.masking([self.rows[row]], [(FIXED, row)])
+        return self.masking([self.rows[row]], [(EVALUATION_EPOCH, row)])
 
     def bits_by_row(self, model: Pretrained, rows: Iterable[int]) -> Iterator[tuple[float, int]]:
-        """For each of some rows the bits that its predicted tokens take, and how many they are.
+        """For each of these rows: the bits that predicting its masked tokens takes, and the number of these tokens.
 
         Raises:
             LongformerError: the model's scores are not finite.
@@ -161,40 +163,41 @@ class MaskedLMTask:
 
     Args:
         train: documents to train on.
-        held: documents to measure on; may be none.
+        held_out: documents to measure on; may be none.
         tokenizer: the model's, with a mask token.
         options: the choices.
 
     Raises:
-        DataError, LongformerError: nothing to train or to measure on; rows that do not fit; no mask token.
+        DataError, LongformerError: there is nothing to train or to measure on, a row is longer than a part may be, or
+            the tokenizer has no mask token.
     """
 
     score = "bits_per_token"
-    higher = False
-    some_unused = True  # the global projections: no token is global
+    higher_is_better = False
+    has_unused = True  # no token is global, so the global projections are not used
 
     def __init__(
-        self, train: Sequence[str], held: Sequence[str], tokenizer: LongformerTokenizer, options: MLMOptions
+        self, train: Sequence[str], held_out: Sequence[str], tokenizer: LongformerTokenizer, options: MLMOptions
     ) -> None:
         self.masking = Masking(tokenizer, probability=options.mask_probability, seed=options.seed)
         if options.max_length > options.batch_tokens:
             raise LongformerError(
-                f"batch_tokens is {options.batch_tokens} and max_length {options.max_length}, which cannot be cut; "
-                f"give batch_tokens of at least {options.max_length}"
+                f"batch_tokens is {options.batch_tokens} and max_length {options.max_length}; a row cannot be split: "
+                f"raise batch_tokens to at least {options.max_length}"
             )
         self.rows = pack_documents(train, tokenizer, options.max_length)
-        self.held: HeldOut | None = None
-        if held:
-            name = ", ".join(options.evaluate_on) or "the text held out"
-            self.held = HeldOut(pack_documents(held, tokenizer, options.max_length), self.masking, name=name)
+        self.held_out: HeldOut | None = None
+        if held_out:
+            name = ", ".join(options.evaluate_on) or "the held-out text"
+            self.held_out = HeldOut(pack_documents(held_out, tokenizer, options.max_length), self.masking, name=name)
         self.lengths: list[int] = (self.rows != self.masking.pad).sum(dim=1).tolist()
         digest = hashlib.sha256(self.rows.numpy().tobytes())
-        if self.held is not None:
-            digest.update(self.held.rows.numpy().tobytes())
+        if self.held_out is not None:
+            digest.update(self.held_out.rows.numpy().tobytes())
         self.fingerprint = digest.hexdigest()
 
     def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
-        """input_ids, attention_mask and labels, (B, S) each; and how many tokens are to be predicted."""
+        """input_ids, attention_mask and labels, (B, S) each, and the number of tokens to predict."""
         return self.masking([self.rows[row] for row in rows], [(epoch, row) for row in rows])
 
     def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -203,17 +206,17 @@ class MaskedLMTask:
         return loss
 
     def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:
-        """Bits per predicted token on the documents held out, whose rows the processes share."""
-        assert self.held is not None
+        """Bits per predicted token on the held-out documents. Each process computes a share of their rows."""
+        assert self.held_out is not None
         bits, tokens = 0.0, 0
-        with together(group):
-            for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held)))):
+        with fail_together(group):
+            for row_bits, row_tokens in self.bits_by_row(model, group.share(range(len(self.held_out)))):
                 bits += row_bits
                 tokens += row_tokens
         all_bits, all_tokens = group.sum([bits, tokens])
         return {"bits_per_token": all_bits / all_tokens}
 
     def bits_by_row(self, model: Pretrained, rows: Iterable[int]) -> Iterator[tuple[float, int]]:
-        """:meth:`HeldOut.bits_by_row` of the documents held out."""
-        assert self.held is not None
-        return self.held.bits_by_row(model, rows)
+        """:meth:`HeldOut.bits_by_row` of the held-out documents."""
+        assert self.held_out is not None
+        return self.held_out.bits_by_row(model, rows)

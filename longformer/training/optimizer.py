@@ -1,4 +1,4 @@
-"""AdamW with the usual exclusions from weight decay, layer-wise learning rates, warm-up and linear decay."""
+"""AdamW: without weight decay for biases and LayerNorms, with layer-wise learning rates, warm-up and linear decay."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ LAYER = re.compile(r"\bencoder\.layer\.(\d+)\.")
 
 
 def make_optimizer(model: nn.Module, options: TrainingOptions, *, fused: bool = True) -> torch.optim.AdamW:
-    """AdamW over the parameters that are to be trained.
+    """AdamW over the parameters that require a gradient.
 
-    Matrices and embeddings decay, biases and LayerNorms do not. A parameter's learning rate is the schedule's times
-    ``layer_decay`` to the power of its depth below the head (0); the group keeps that factor as ``"scale"``.
+    Weight decay applies to matrices and embeddings, not to biases and LayerNorms. A parameter's learning rate is the
+    schedule's times ``layer_decay`` to the power of its depth, which is 0 in the head and grows by 1 with each layer
+    below it. The parameter group keeps this factor as ``"scale"``.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     layers = 1 + max((int(found[1]) for name, _ in named if (found := LAYER.search(name))), default=-1)
@@ -40,7 +41,7 @@ def make_optimizer(model: nn.Module, options: TrainingOptions, *, fused: bool = 
 
 
 def _depth(name: str, layers: int) -> int:
-    """How far below the head: 0 for it, 1 for the last layer, ``layers`` + 1 for the embeddings."""
+    """How far below the head a parameter is: 0 in the head, 1 in the last layer, ``layers`` + 1 in the embeddings."""
     found = LAYER.search(name)
     if found:
         return layers - int(found[1])
@@ -48,9 +49,9 @@ def _depth(name: str, layers: int) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainingOptions, step: int, steps: int) -> float:
-    """Set and return the learning rate of step ``step`` (from 0) of ``steps``: up for the warm-up, then down towards 0.
+    """Set and return the learning rate of step ``step`` (from 0) of ``steps``: up in the warm-up, then down towards 0.
 
-    It is a function of the step alone, so that a schedule has no state that could be lost.
+    It depends on the step alone, so the schedule has no state to save.
     """
     warmup = int(options.warmup * steps)
     rate = options.learning_rate * min((step + 1) / (warmup + 1), (steps - step) / (steps - warmup))

@@ -1,7 +1,7 @@
-"""The model over several processes: DDP, which copies it, or FSDP2, which shards it; and its state, whole again.
+"""The model over several processes: DDP copies it, FSDP2 shards it. Its complete state is gathered when it is needed.
 
-Sharded are the weights between steps, the gradients and AdamW's moments. The model is made whole on each device before
-it is sharded, and is gathered whole again for evaluations and checkpoints, so that the weights must fit a device.
+FSDP2 shards the gradients, AdamW's moments and, between steps, the weights. Every device holds all weights before the
+model is sharded, and again for evaluations and checkpoints. So all weights must fit one device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from longformer.distributed import Processes, full
+from longformer.distributed import Processes, unsharded
 from longformer.models.pretrained import Pretrained
 from longformer.training.options import TrainingOptions
 
@@ -28,41 +28,41 @@ class Parallel:
         model: with the same weights in all processes.
         options: ``parallel`` and ``impl`` are read.
         group: the processes.
-        some_unused: whether a step may leave parameters without a gradient, as it does the global projections where no
-            token is global. DDP has to be told, and looks for them then.
+        has_unused: whether a step may leave parameters without a gradient. For example, the global projections have
+            none if no token is global. DDP looks for such parameters only if it is told to.
     """
 
     def __init__(
-        self, model: Pretrained, options: TrainingOptions, group: Processes, *, some_unused: bool = False
+        self, model: Pretrained, options: TrainingOptions, group: Processes, *, has_unused: bool = False
     ) -> None:
         self.group, self.impl = group, options.impl
-        self.kind, self.config = type(model), model.config
+        self.model_class, self.config = type(model), model.config
         self.model = model.to(group.device)
         self.sharded = group.joined and options.parallel == "fsdp"
-        self.run: Any = self.model
+        self.wrapped: Any = self.model
         if self.sharded:
             _shard(self.model, group)
         elif group.size > 1:
-            self.run = DistributedDataParallel(self.model, find_unused_parameters=some_unused)
+            self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=has_unused)
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
-        """Exchange gradients in the ``last`` part of a step only."""
+        """Exchange gradients between the processes in the ``last`` part of a step only."""
         if self.sharded:
-            self.run.set_requires_gradient_sync(last)
-        if last or not isinstance(self.run, DistributedDataParallel):
+            self.wrapped.set_requires_gradient_sync(last)
+        if last or not isinstance(self.wrapped, DistributedDataParallel):
             yield
         else:
-            with self.run.no_sync():
+            with self.wrapped.no_sync():
                 yield
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights, whole, under the checkpoint's names; all processes must call this."""
-        return {name: full(tensor) for name, tensor in self.model.state_dict().items()}
+        """All weights, complete, under the checkpoint's names. All processes must call this."""
+        return {name: unsharded(tensor) for name, tensor in self.model.state_dict().items()}
 
     @contextmanager
-    def plain(self) -> Iterator[Pretrained]:
-        """The model in ``eval()`` mode as one module that needs no other process."""
+    def for_evaluation(self) -> Iterator[Pretrained]:
+        """The model in ``eval()`` mode, complete in each process, so that it can run without the others."""
         if not self.sharded:
             self.model.eval()
             try:
@@ -71,20 +71,24 @@ class Parallel:
                 self.model.train()
             return
         with torch.device("meta"):
-            model = self.kind(self.config, impl=self.impl)
+            model = self.model_class(self.config, impl=self.impl)
         model.load_state_dict(self.weights(), assign=True)
         yield model.eval()
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """AdamW's moments and steps by parameter; nothing for a parameter that never had a gradient."""
+        """AdamW's moments and steps by parameter. A parameter that never had a gradient has none."""
         tensors = {}
         for name, parameter in self.model.named_parameters():
             for kind, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{kind}/{name}"] = full(value).cpu()
+                tensors[f"{kind}/{name}"] = unsharded(value).cpu()
         return tensors
 
     def restore(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-        """Put weights (``model/NAME``) and optimiser state of a checkpoint, which the first process has, in place."""
+        """Load the weights (``model/NAME``) and the optimiser state of a checkpoint.
+
+        Args:
+            tensors: the checkpoint's, in the first process; empty in the others.
+        """
         names = self.group.gather(sorted(name for name in tensors if not name.startswith("rng/")))[0]
         parameters = dict(self.model.named_parameters())
         for entry in names:
@@ -98,7 +102,7 @@ class Parallel:
                     optimizer.state[parameter][kind] = value
 
     def _from_first(self, tensor: Tensor | None, like: Any, *, scalar: bool) -> Tensor:
-        """A tensor of the first process in all, laid out as the parameter that it belongs to."""
+        """The first process's tensor, in every process. It is sharded as the parameter ``like`` is."""
         device = self.group.device
         if tensor is None:
             tensor = torch.empty(()) if scalar else torch.empty(like.shape, dtype=like.dtype)
@@ -117,7 +121,7 @@ def _shard(model: Pretrained, group: Processes) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # It warns of outputs that are views, such as the two logits, lest one change them in place; nobody does.
+    # FSDP2 warns that outputs which are views, such as the two logits, must not be changed in place. Nobody does so.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(group.device.type, (group.size,))
     base: Any = getattr(model, model.base_model_prefix)

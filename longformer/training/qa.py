@@ -1,4 +1,4 @@
-"""Question answering as a task: SQuAD questions as overlapping windows that point at the answer's tokens."""
+"""The task of question answering. SQuAD questions become overlapping windows, labelled with the answer's tokens."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from longformer.tokenizer import LongformerTokenizer
 from longformer.training.batches import generator
 from longformer.training.options import QAOptions
 
-NOWHERE = (0, 0)  # what a window without the answer points at: the first token, <s>
+NO_ANSWER = (0, 0)  # the span of a window without the answer: the first token, <s>
 
 
 class Feature(NamedTuple):
-    """A window of a question's context: token ids, and first and last token of each annotator's answer in it.
+    """A window of a question's context: its token ids, and the first and last token of each annotator's answer in it.
 
-    ``spans`` is ``[NOWHERE]`` where the window has no answer, or the question none.
+    ``spans`` is ``[NO_ANSWER]`` if the window does not contain the answer, or if the question has none.
     """
 
     input_ids: list[int]
@@ -40,10 +40,10 @@ class Feature(NamedTuple):
 
 
 class Features(NamedTuple):
-    """rows: the windows. unusable: ids of questions left out.
+    """rows: the windows. unusable: ids of the questions that were left out.
 
-    No answer of theirs has a certain place, or none has tokens that one window holds whole: such a question, trained
-    on, would teach that it has no answer. Or the question or its context has no tokens at all.
+    A question is left out if none of its answers has a known place, or if no window contains a complete answer. Such a
+    question would teach the model that there is no answer. It is also left out if it or its context has no tokens.
     """
 
     rows: list[Feature]
@@ -53,17 +53,18 @@ class Features(NamedTuple):
 def make_features(examples: Iterable[Example], tokenizer: LongformerTokenizer, options: QAOptions) -> Features:
     """Questions as windows of at most ``options.max_length`` tokens: ``<s> question </s></s> context </s>``.
 
-    A window that holds one of the answers whole points at it; any other points at ``<s>``.
+    A window that contains a complete answer is labelled with it, any other window with ``<s>``.
 
     Raises:
-        DataError: a question that leaves no room for its context, or windows laid so far apart that they miss text.
+        DataError: a question leaves no room for its context, or the stride is so large that windows would miss text.
     """
     rows: list[Feature] = []
     unusable = []
     draw = generator(options.seed, len(tokenizer))
-    # That the model has as many positions was checked when it was loaded. Questions over one context follow each other.
+    # The model's number of positions was checked when it was loaded. Questions about one context follow each other, so
+    # one document at a time is enough.
     reader = WindowReader(tokenizer, sys.maxsize, documents=1)
-    # Windows need not share a whole answer: options.max_answer_tokens is of measuring.
+    # Neighbouring windows need not overlap by a complete answer. options.max_answer_tokens is for measuring only.
     settings = AnswerSettings(max_answer_tokens=1, stride=options.stride, max_length=options.max_length)
     for example in examples:
         places = [(a.start, a.start + len(a.text)) for a in example.answers if a.start is not None]
@@ -71,10 +72,10 @@ def make_features(examples: Iterable[Example], tokenizer: LongformerTokenizer, o
             unusable.append(example.id)
             continue
         windows = _windows(example, places, reader, settings)
-        if not windows or (places and all(window.spans == [NOWHERE] for window in windows)):
+        if not windows or (places and all(window.spans == [NO_ANSWER] for window in windows)):
             unusable.append(example.id)
             continue
-        empty = [i for i, window in enumerate(windows) if window.spans == [NOWHERE]]
+        empty = [i for i, window in enumerate(windows) if window.spans == [NO_ANSWER]]
         if places and options.empty_windows is not None and len(empty) > options.empty_windows:
             kept = torch.randperm(len(empty), generator=draw)[: options.empty_windows].tolist()
             left_out = set(empty) - {empty[i] for i in kept}
@@ -86,7 +87,7 @@ def make_features(examples: Iterable[Example], tokenizer: LongformerTokenizer, o
 def _windows(
     example: Example, places: Sequence[tuple[int, int]], reader: WindowReader, settings: AnswerSettings
 ) -> list[Feature]:
-    """A question's windows over its context; none where one of the two has no tokens."""
+    """A question's windows over its context; none if the question or the context has no tokens."""
     try:
         reading = reader.read(example.question, example.context, settings)
     except NoTokensError:
@@ -100,17 +101,18 @@ def _windows(
         inside = [
             (first + shift, last + shift) for first, last in spans if window.first <= first and last < window.stop
         ]
-        features.append(Feature(reading.row(w).tolist(), inside or [NOWHERE]))
+        features.append(Feature(reading.row(w).tolist(), inside or [NO_ANSWER]))
     return features
 
 
-def fingerprint(features: Iterable[Feature], held: Iterable[Example]) -> str:
-    """A hash of all that is trained and measured on, in its order, taken piece by piece: as one text it would be huge.
+def fingerprint(features: Iterable[Feature], held_out: Iterable[Example]) -> str:
+    """A hash of all data to train and to measure on, in order.
 
-    It is that of two lists' ``repr``, as checkpoints of runs hold it.
+    It equals the hash of the two lists' ``repr``, which checkpoints hold. It is computed item by item, because the
+    complete text would be huge.
     """
     digest = hashlib.sha256()
-    pieces: tuple[Iterable[Any], ...] = (features, ((e.id, e.question, e.context, e.answers) for e in held))
+    pieces: tuple[Iterable[Any], ...] = (features, ((e.id, e.question, e.context, e.answers) for e in held_out))
     for items in pieces:
         digest.update(b"[")
         for i, item in enumerate(items):
@@ -124,22 +126,22 @@ class QuestionAnsweringTask:
 
     Args:
         train: questions to train on.
-        held: questions to measure on; may be none.
+        held_out: questions to measure on; may be none.
         tokenizer: the model's.
         options: the choices.
 
     Raises:
-        DataError: nothing that can be trained on, or what :func:`make_features` refuses.
+        DataError: no question can be used for training, or :func:`make_features` raises it.
     """
 
     score = "f1"
-    higher = True
-    some_unused = False
+    higher_is_better = True
+    has_unused = False
 
     def __init__(
-        self, train: Sequence[Example], held: Sequence[Example], tokenizer: LongformerTokenizer, options: QAOptions
+        self, train: Sequence[Example], held_out: Sequence[Example], tokenizer: LongformerTokenizer, options: QAOptions
     ) -> None:
-        self.tokenizer, self.options, self.held = tokenizer, options, held
+        self.tokenizer, self.options, self.held_out = tokenizer, options, held_out
         self.features, self.unusable = make_features(train, tokenizer, options)
         if not self.features:
             raise DataError(f"none of the {len(train)} questions has an answer that can be used")
@@ -148,13 +150,16 @@ class QuestionAnsweringTask:
         if longest > options.batch_tokens:
             raise DataError(
                 f"batch_tokens is {options.batch_tokens}, and the longest window has {longest} tokens, which cannot be "
-                f"cut; give at least {longest}, or lower max_length"
+                f"split; raise batch_tokens to at least {longest}, or lower max_length"
             )
         self.no_answers = any(example.is_impossible for example in train)
-        self.fingerprint = fingerprint(self.features, held)
+        self.fingerprint = fingerprint(self.features, held_out)
 
     def collate(self, rows: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], int]:
-        """input_ids and attention_mask (B, S), spans (B, 2), first and last token of the answer; and B."""
+        """The inputs, and the number of rows B.
+
+        They are input_ids and attention_mask (B, S), and spans (B, 2), the first and last token of each answer.
+        """
         features = [self.features[row] for row in rows]
         longest = max(len(feature.input_ids) for feature in features)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
@@ -166,10 +171,10 @@ class QuestionAnsweringTask:
         return {"input_ids": ids, "attention_mask": mask, "spans": spans}, len(rows)
 
     def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Mean over rows, and over start and end, of the cross-entropy among the row's own tokens.
+        """Cross-entropy over each row's own tokens, as a mean over the rows and over start and end.
 
-        The loss that the model computes by itself, as the reference does, has the logits of padding in it too, so that
-        a row's share depends on how long the rows beside it are.
+        The model's own loss, like the reference's, includes the logits of padding. Then a row's loss would depend on
+        the length of the other rows in the batch.
         """
         mask = inputs["attention_mask"]
         total = mask.new_zeros((), dtype=torch.float32)
@@ -185,15 +190,15 @@ class QuestionAnsweringTask:
         return spans[int(torch.randint(len(spans), (), generator=draw))]
 
     def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:
-        """Exact match and F1 in percent on the questions held out, which the processes share."""
+        """Exact match and F1 in percent on the held-out questions. Each process answers a share of them."""
         assert isinstance(model, LongformerForQuestionAnswering)
         answers = predict(
-            self.held,
+            self.held_out,
             QuestionAnswerer(model, self.tokenizer),
             group,
             AnswerSettings(
                 max_answer_tokens=self.options.max_answer_tokens, null_threshold=0.0 if self.no_answers else None
             ),
         )
-        scores = evaluate(self.held, answers)
+        scores = evaluate(self.held_out, answers)
         return {"exact_match": scores["exact_match"], "f1": scores["f1"]}

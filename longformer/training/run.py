@@ -1,4 +1,4 @@
-"""A run from its options to its result: everything is checked first, then the loop is started."""
+"""A complete run, from its options to its result. Everything is checked before the loop starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from longformer.answering.squad import Example, offset_report, read_squad
 from longformer.checkpoints.folder import CONFIG
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
-from longformer.distributed import check_agreement, processes, together
+from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
@@ -33,47 +33,50 @@ from longformer.training.mlm import MaskedLMTask, read_documents
 from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
 from longformer.training.qa import QuestionAnsweringTask
 
-OPTIONS = "training.toml"
+OPTIONS_FILE = "training.toml"
 
 
 def train_qa(options: QAOptions, *, resume: bool = False) -> None:
     """Fine-tune on SQuAD-format files (v1.1, or v2 with unanswerable questions).
 
-    ``options.output`` then holds the best weights as a checkpoint (the last ones where nothing was evaluated), the
-    options, the log and the checkpoints to resume from. Under torchrun all processes call this.
+    Afterwards ``options.output`` holds the best weights as a checkpoint, the options, the log and the checkpoints to
+    resume from. If nothing was evaluated, the weights are the last ones. Under torchrun all processes call this.
 
     Args:
         options: the choices.
-        resume: go on with the run in ``options.output``, from its last checkpoint; begin where there is none.
+        resume: continue the run in ``options.output`` from its last checkpoint. If there is none, start from the
+            beginning.
 
     Raises:
-        LongformerError: whatever is wrong with options, files, checkpoint or folder, before anything is computed; or
-            a loss that is not finite, memory or a disk that do not suffice.
+        LongformerError: options, files, checkpoint or folder cannot be used; this is raised before any computation. Or
+            the loss is not finite, or there is too little memory or disk space.
     """
 
     def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
-        train, held_by_file = _read_questions(options, say)
+        train, held_out_by_file = _read_questions(options, say)
         settings = AnswerSettings(max_answer_tokens=options.max_answer_tokens)
-        check_questions(held_by_file, QuestionAnswerer(model, tokenizer), settings)
-        held = [example for _, examples in held_by_file for example in examples]
-        task = QuestionAnsweringTask(train, held, tokenizer, options)
+        check_questions(held_out_by_file, QuestionAnswerer(model, tokenizer), settings)
+        held_out = [example for _, examples in held_out_by_file for example in examples]
+        task = QuestionAnsweringTask(train, held_out, tokenizer, options)
         left_out = f", {len(task.unusable)} questions left out" if task.unusable else ""
-        say(f"{len(train)} questions to train on, {len(task.features)} windows{left_out}; {len(held)} to measure on")
+        say(
+            f"{len(train)} questions to train on, {len(task.features)} windows{left_out}; {len(held_out)} to measure on"
+        )
         return task
 
     _train(options, LongformerForQuestionAnswering, prepare, resume)
 
 
 def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
-    """Continue pretraining by masked language modelling on text files. Otherwise as :func:`train_qa`."""
+    """Continue pretraining by masked language modelling on text files. Everything else is as in :func:`train_qa`."""
 
     def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> MaskedLMTask:
-        train, held = (
+        train, held_out = (
             [document for file in files for document in read_documents(file)]
             for files in (options.files, options.evaluate_on)
         )
-        task = MaskedLMTask(train, held, tokenizer, options)
-        measured = 0 if task.held is None else len(task.held)
+        task = MaskedLMTask(train, held_out, tokenizer, options)
+        measured = 0 if task.held_out is None else len(task.held_out)
         say(f"{len(train)} documents, {len(task.lengths)} rows to train on; {measured} rows to measure on")
         return task
 
@@ -82,7 +85,7 @@ def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
 
 def _train(
     options: TrainingOptions,
-    kind: type[Head],
+    head_class: type[Head],
     prepare: Callable[[Any, LongformerTokenizer, Callable[[str], None]], Task],
     resume: bool,
 ) -> None:
@@ -93,9 +96,9 @@ def _train(
                 tqdm.write(message, file=sys.stderr)
 
         if options.parallel == "fsdp" and not group.joined:
-            raise LongformerError("parallel is 'fsdp', which shards over processes; start them with torchrun")
+            raise LongformerError("parallel is 'fsdp', which shards over several processes; start them with torchrun")
         changed: list[str] = []
-        with together(group):
+        with fail_together(group):
             if options.batch_size < group.size:
                 raise LongformerError(
                     f"batch_size is {options.batch_size}, which {group.size} processes cannot share; "
@@ -106,7 +109,7 @@ def _train(
             if group.is_first:
                 changed = _check_folder(options, resume)
             tokenizer = LongformerTokenizer.from_pretrained(options.source, revision=options.revision)
-            model = _load(options, kind, tokenizer, say)
+            model = _load(options, head_class, tokenizer, say)
             task = prepare(model, tokenizer, say)
             origin = _digest(model)
         check_agreement(
@@ -118,13 +121,13 @@ def _train(
             device=group.device.type,
         )
         folder = Path(options.output)
-        with together(group):
+        with fail_together(group):
             if group.is_first:
-                _begin(folder, options, tokenizer)
+                _prepare_folder(folder, options, tokenizer)
         trainer = Trainer(model, task, options, group, folder, origin=origin)
         if resume:
             found = trainer.resume()
-            say(f"resumed at step {trainer.step} of {trainer.steps}" if found else "nothing to resume: from the start")
+            say(f"resumed at step {trainer.step} of {trainer.steps}" if found else "nothing to resume: starting anew")
         trainer.run(note=f"{'; '.join(changed)} (before, now)" if changed else "")
         if trainer.best is not None:
             say(f"best {task.score} {trainer.best:.2f} at step {trainer.best_step}")
@@ -132,7 +135,7 @@ def _train(
 
 
 def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[QuestionFile]]:
-    """Questions to train on, and those to measure on by file; what is wrong with their answers' offsets is said."""
+    """Questions to train on, and questions to measure on by file. Wrong offsets of answers are reported by ``say``."""
     files = _read_files(options.files, say)
     train = [example for _, examples in files for example in examples]
     if not options.hold_out:
@@ -140,12 +143,12 @@ def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[lis
     titles = {example.title for example in train}
     for title in options.hold_out:
         if title not in titles:
-            raise DataError(f"hold_out {title!r}: no file has an article of that title")
-    held = [(file, [e for e in examples if e.title in options.hold_out]) for file, examples in files]
+            raise DataError(f"hold_out is {title!r}; no file has an article of that title")
+    held_out = [(file, [e for e in examples if e.title in options.hold_out]) for file, examples in files]
     train = [example for example in train if example.title not in options.hold_out]
     if not train:
         raise DataError("hold_out leaves nothing to train on")
-    return train, held
+    return train, held_out
 
 
 def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[QuestionFile]:
@@ -160,53 +163,57 @@ def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[Questi
 
 
 def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
-    """What is chosen otherwise than in the run to resume. Raises LongformerError where the folder is not this run's."""
+    """Check the run's folder. Returns the options that differ from those of the run to resume, and may differ.
+
+    Raises:
+        LongformerError: the folder cannot be used for this run.
+    """
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise LongformerError(f"{folder} is a file; give a folder for the run")
     source = Path(options.source)
     if source.is_dir() and source.resolve() == folder.resolve():
-        raise LongformerError(
-            f"{folder} is the checkpoint to start from, and would be overwritten; name another folder"
-        )
-    saved = folder / OPTIONS
+        raise LongformerError(f"{folder} is the checkpoint to start from and would be overwritten; name another folder")
+    saved = folder / OPTIONS_FILE
     if not resume:
-        there = [name for name in (OPTIONS, CHECKPOINTS, SAFETENSORS) if (folder / name).exists()]
-        if there:
-            what = "another run" if there[0] != SAFETENSORS else "a checkpoint"
+        present = [name for name in (OPTIONS_FILE, CHECKPOINTS, SAFETENSORS) if (folder / name).exists()]
+        if present:
+            what = "another run" if present[0] != SAFETENSORS else "a checkpoint"
             raise LongformerError(
-                f"{folder} already holds {what} ({there[0]}); go on with it by --resume, or name another folder"
+                f"{folder} already holds {what} ({present[0]}); continue it with --resume, or name another folder"
             )
         return []
     if not saved.exists():
         for name in (CHECKPOINTS, SAFETENSORS):
             if (folder / name).exists():
                 raise LongformerError(
-                    f"{folder} holds {name} but no {OPTIONS}: it is no run that can be resumed; name another folder"
+                    f"{folder} holds {name} but no {OPTIONS_FILE}, so the run cannot be resumed; name another folder"
                 )
         return []
     before = type(options).read(saved)
     different = before.differences(options)
     if different:
         raise LongformerError(
-            f"{folder} was begun with other choices: {'; '.join(different)} (then, now); "
-            f"resume with `--config {saved} --resume`, or begin in another folder"
+            f"{folder} was started with other options: {'; '.join(different)} (then, now); "
+            f"resume with `--config {saved} --resume`, or start in another folder"
         )
-    return before.differences(options, mendable=True)
+    return before.differences(options, changeable=True)
 
 
 def _load(
     options: TrainingOptions,
-    kind: type[Head],
+    head_class: type[Head],
     tokenizer: LongformerTokenizer,
     say: Callable[[str], None],
 ) -> Head:
     weights = read_tensors(find_weights(options.source, revision=options.revision))
-    has_head = any(todays_name(name).startswith(f"{kind.part}.") for name in weights)
+    has_head = any(todays_name(name).startswith(f"{head_class.part}.") for name in weights)
     if not has_head:
-        say(f"{options.source} has no such head ({kind.part}): it is drawn afresh")
+        say(f"{options.source} has no head {head_class.part}: a new one is drawn at random")
     torch.manual_seed(options.seed)
-    model = kind.from_pretrained(options.source, revision=options.revision, impl=options.impl, new_head=not has_head)
+    model = head_class.from_pretrained(
+        options.source, revision=options.revision, impl=options.impl, new_head=not has_head
+    )
     if options.max_length > model.config.max_tokens:
         raise LongformerError(
             f"max_length is {options.max_length}; the model has positions for {model.config.max_tokens} tokens"
@@ -219,15 +226,16 @@ def _load(
             )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
-            f"{options.source}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+            f"{options.source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
+            f"{model.config.vocab_size}"
         )
     _set_dropout(model, options.hidden_dropout, options.attention_dropout)
     base: Any = getattr(model, model.base_model_prefix)
     base.encoder.gradient_checkpointing = options.gradient_checkpointing
-    frozen = {"none": None, "positions": base.embeddings.position_embeddings, "embeddings": base.embeddings}
-    part = frozen[options.freeze]
-    if part is not None:
-        part.requires_grad_(False)
+    parts = {"none": None, "positions": base.embeddings.position_embeddings, "embeddings": base.embeddings}
+    frozen = parts[options.freeze]
+    if frozen is not None:
+        frozen.requires_grad_(False)
     return model
 
 
@@ -240,7 +248,7 @@ def _set_dropout(model: nn.Module, hidden: float | None, attention: float | None
 
 
 def _digest(model: Pretrained) -> str:
-    """A hash of the weights and the config, by which processes and resumed runs know that they begin alike."""
+    """A hash of the weights and the config. It shows whether processes and resumed runs start from the same model."""
     digest = hashlib.sha256(repr(model.config).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -248,15 +256,15 @@ def _digest(model: Pretrained) -> str:
     return digest.hexdigest()
 
 
-def _begin(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenizer) -> None:
-    """Write what a run's folder has from its first moment on."""
+def _prepare_folder(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenizer) -> None:
+    """Make the run's folder, and write the tokenizer and the options into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder, (SAFETENSORS, CONFIG, OPTIONS, LOG, CURVES))
-        if not (folder / OPTIONS).exists():  # else it is there whole, and a run killed while writing would spoil it
+        remove_abandoned(folder, (SAFETENSORS, CONFIG, OPTIONS_FILE, LOG, CURVES))
+        if not (folder / OPTIONS_FILE).exists():  # otherwise the tokenizer is complete, and rewriting it is a risk
             tokenizer.save_pretrained(folder)
-        replace_text(folder / OPTIONS, options.to_toml())
+        replace_text(folder / OPTIONS_FILE, options.to_toml())
     except OSError as error:
         raise LongformerError(
-            f"{folder} cannot be written: {error.strerror}; make room, or name a folder that can be"
+            f"{folder} cannot be written: {error.strerror}; free disk space, or name another folder"
         ) from None

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while a run trains: noted, and answered between two steps, by all processes at the same one."""
+"""SIGTERM and Ctrl-C during training. They are recorded, and all processes obey them after the same step."""
 
 from __future__ import annotations
 
@@ -12,53 +12,54 @@ from typing import Any
 
 from longformer.distributed import Processes
 
-ANSWERED = (signal.SIGTERM, signal.SIGINT)  # in order of precedence, where processes got different ones
+HANDLED = (signal.SIGTERM, signal.SIGINT)  # if processes receive different ones, the first of these counts
 
 
 class Signals:
-    """What this process was sent. In use only inside :meth:`noted`; elsewhere signals do what they always do.
+    """The signals that this process received. Only inside :meth:`recorded`; elsewhere signals act as usual.
 
     Args:
-        group: the processes, any of which may have been sent a signal that all must answer.
+        group: the processes. A signal to one of them is obeyed by all.
     """
 
     def __init__(self, group: Processes) -> None:
         self.group = group
         self.received: list[int] = []
-        self.before: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Any] = {}
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note signals instead of ending the process; what is set to be ignored, as under nohup, stays so."""
-        if threading.current_thread() is threading.main_thread():  # Python lets no other one set handlers
-            for number in ANSWERED:
+    def recorded(self) -> Iterator[None]:
+        """Record signals instead of ending the process. A signal that was ignored, as under nohup, stays ignored."""
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in the main thread only
+            for number in HANDLED:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self.before[number] = signal.signal(number, self._note)
+                    self.previous_handlers[number] = signal.signal(number, self._record)
         try:
             yield
         finally:
-            for caught, handler in self.before.items():
+            for caught, handler in self.previous_handlers.items():
                 signal.signal(caught, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # torchrun passes a Ctrl-C on that the terminal has sent its processes already; it kills them if they linger.
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        # The terminal sends Ctrl-C to all processes, and torchrun sends it to them again. So under torchrun a second
+        # signal means nothing; torchrun itself kills processes that take too long.
         if self.received and not self.group.joined:
-            signal.signal(number, self.before[number])
+            signal.signal(number, self.previous_handlers[number])
             signal.raise_signal(number)
         self.received.append(number)
         if self.group.is_first:
-            # Not through sys.stderr, in the midst of whose own writing a signal may come.
-            again = "" if self.group.joined else "; once more stops at once, and goes back to the last checkpoint"
+            # sys.stderr may be in the middle of writing when the signal arrives, so it is not used here.
+            again = "" if self.group.joined else "; a second signal stops at once, and only the last checkpoint remains"
             os.write(2, f"\nstopping after this step{again}\n".encode())
 
     def agreed(self) -> signal.Signals | None:
-        """The signal that some process was sent, the same in all processes, all of which must call this."""
-        counts = self.group.sum([float(number in self.received) for number in ANSWERED])
-        return next((number for number, count in zip(ANSWERED, counts, strict=True) if count), None)
+        """The signal that any process received, the same answer in all processes. All of them must call this."""
+        counts = self.group.sum([float(number in self.received) for number in HANDLED])
+        return next((number for number, count in zip(HANDLED, counts, strict=True) if count), None)
 
 
-def leave(number: signal.Signals) -> None:
-    """End as a process does that ``number`` ends: KeyboardInterrupt, or exit status 128 + ``number``."""
+def exit_by_signal(number: signal.Signals) -> None:
+    """End as if signal ``number`` had ended the process: KeyboardInterrupt, or exit status 128 + ``number``."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

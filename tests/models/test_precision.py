@@ -75,7 +75,7 @@ def test_unknown_name_is_refused(model: LongformerForQuestionAnswering, tmp_path
 def test_int8_is_not_saved(model: LongformerForQuestionAnswering, tmp_path: Path) -> None:
     quantised = copy.deepcopy(model)
     use_int8(quantised)
-    with pytest.raises(CheckpointError, match="a model in int8 is not saved"):
+    with pytest.raises(CheckpointError, match="a model in int8 cannot be saved"):
         quantised.save_pretrained(tmp_path)
 
 

@@ -125,11 +125,11 @@ def _put_fault(fault: str) -> None:
 
 def interrupted_command(fault: str, *arguments: str) -> tuple[int, str]:
     """Exit status and standard error of the command, whose process is sent a signal during its fifth step."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
         _put_fault(fault)
         torch.set_num_threads(1)
-        return command(*arguments), said.getvalue()
+        return command(*arguments), stderr.getvalue()
 
 
 def printed(*arguments: str) -> tuple[int, str]:
@@ -162,7 +162,7 @@ def start(options: QAOptions | MLMOptions, *, resume: bool) -> Any:
     return process
 
 
-def together(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
     """What ``function`` returns in each of as many processes as there are ``arguments``, joined as by torchrun.
 
     An error that it raises is returned in its place, as text.

@@ -20,7 +20,7 @@ from longformer.models.heads import IGNORED
 from longformer.training import MLMOptions
 from longformer.training.batches import parts_of_step, steps_of_epoch
 from longformer.training.mlm import MaskedLMTask, pack_documents, read_documents
-from longformer.training.qa import NOWHERE, Feature, QuestionAnsweringTask, fingerprint, make_features
+from longformer.training.qa import NO_ANSWER, Feature, QuestionAnsweringTask, fingerprint, make_features
 
 ALONE = Processes(0, 1, torch.device("cpu"), joined=False)
 
@@ -61,26 +61,26 @@ def test_windows_of_a_long_context(tokenizer: LongformerTokenizer, tmp_path: Pat
     for i, row in enumerate(rows):
         assert row.input_ids == [*prefix, *tokens[20 * i : 20 * i + capacity], tokenizer.sep_token_id]
     assert 20 * (len(rows) - 1) + capacity >= len(tokens)
-    found = [tokenizer.decode(row.input_ids[a : b + 1]) for row in rows for a, b in row.spans if (a, b) != NOWHERE]
+    found = [tokenizer.decode(row.input_ids[a : b + 1]) for row in rows for a, b in row.spans if (a, b) != NO_ANSWER]
     assert found
     assert {text.strip() for text in found} == {"Zoe"}
-    empty = sum(row.spans == [NOWHERE] for row in rows)
+    empty = sum(row.spans == [NO_ANSWER] for row in rows)
     assert empty == len(rows) - len(found) > 1
     few, _ = make_features([example], tokenizer, options(max_length=40, stride=20, empty_windows=1))
-    assert sum(row.spans == [NOWHERE] for row in few) == 1
+    assert sum(row.spans == [NO_ANSWER] for row in few) == 1
     assert len(few) == len(found) + 1
 
 
 def test_unanswerable_questions_point_at_the_start(tokenizer: LongformerTokenizer, tmp_path: Path) -> None:
     rows, unusable = make_features(examples(tmp_path, [("Who?", "Nobody is here.", None)]), tokenizer, options())
-    assert (rows[0].spans, unusable) == ([NOWHERE], [])
+    assert (rows[0].spans, unusable) == ([NO_ANSWER], [])
 
 
 def test_answers_without_a_certain_place_are_left_out(tokenizer: LongformerTokenizer, tmp_path: Path) -> None:
-    some = examples(tmp_path, [*QUESTIONS, ("Who?", "Nobody is here.", "Zoe")])
-    assert make_features(some, tokenizer, options()).unusable == ["q6"]
+    questions = examples(tmp_path, [*QUESTIONS, ("Who?", "Nobody is here.", "Zoe")])
+    assert make_features(questions, tokenizer, options()).unusable == ["q6"]
     with pytest.raises(DataError, match="none of the 1 questions has an answer that can be used"):
-        QuestionAnsweringTask(some[-1:], [], tokenizer, options())
+        QuestionAnsweringTask(questions[-1:], [], tokenizer, options())
 
 
 def test_an_answer_that_no_window_holds_is_not_trained_as_absent(
@@ -88,13 +88,13 @@ def test_an_answer_that_no_window_holds_is_not_trained_as_absent(
 ) -> None:
     """Longer than a window, or, where a stride as long as windows are cuts it in two."""
     answer = "a cat and a dog and a very old owl, all three of them"
-    some = examples(tmp_path, [*QUESTIONS, ("Who?", f"It was {answer}.", answer)])
-    rows, unusable = make_features(some, tokenizer, options(max_length=40))
+    questions = examples(tmp_path, [*QUESTIONS, ("Who?", f"It was {answer}.", answer)])
+    rows, unusable = make_features(questions, tokenizer, options(max_length=40))
     assert unusable == ["q6"]
     assert len(rows) == len(QUESTIONS)
-    assert make_features(some, tokenizer, options(max_length=128)).unusable == []
+    assert make_features(questions, tokenizer, options(max_length=128)).unusable == []
     with pytest.raises(DataError, match="none of the 1 questions has an answer that can be used"):
-        QuestionAnsweringTask(some[-1:], [], tokenizer, options(max_length=40))
+        QuestionAnsweringTask(questions[-1:], [], tokenizer, options(max_length=40))
 
 
 def test_questions_without_tokens_are_left_out(tmp_path: Path, pretrained_dir: Path) -> None:
@@ -102,8 +102,8 @@ def test_questions_without_tokens_are_left_out(tmp_path: Path, pretrained_dir: P
     tokenizer = LongformerTokenizer.from_pretrained(pretrained_dir)
     assert len(tokenizer("\u200b")["input_ids"]) == 2
     for question, context, answer in (("\u200b", "Ann met Bob.", "Ann"), ("Who?", "\u200b Ann.", "\u200b")):
-        some = examples(tmp_path, [*QUESTIONS, (question, context, answer)])
-        assert make_features(some, tokenizer, options()).unusable == ["q6"]
+        questions = examples(tmp_path, [*QUESTIONS, (question, context, answer)])
+        assert make_features(questions, tokenizer, options()).unusable == ["q6"]
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_a_row_s_loss_does_not_depend_on_the_rows_beside_it(tokenizer: Longforme
 def test_the_fingerprint_is_of_everything_and_takes_no_room(tmp_path: Path) -> None:
     features = [Feature(list(range(i, i + 400)), [(i, i + 1)]) for i in range(500)]
     held = examples(tmp_path)
-    whole = repr(features) + repr([(e.id, e.question, e.context, e.answers) for e in held])
+    text = repr(features) + repr([(e.id, e.question, e.context, e.answers) for e in held])
     tracemalloc.start()
     found = fingerprint(features, held)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < len(whole) / 20
-    assert found == hashlib.sha256(whole.encode()).hexdigest()
+    assert peak < len(text) / 20
+    assert found == hashlib.sha256(text.encode()).hexdigest()
     others = [fingerprint(features[::-1], held), fingerprint(features, held[1:])]
     others.append(fingerprint([*features[:-1], features[-1]._replace(spans=[(0, 0)])], held))
     assert len({found, *others}) == 4

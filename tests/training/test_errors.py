@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import qa_options, run, run_with_fault, squad_file, together
+from training_runs import in_processes, qa_options, run, run_with_fault, squad_file
 
 from longformer import LongformerError
 from longformer.training import MLMOptions
 from longformer.training.loop import Trainer
 
-REMEDY = "make room or mend what is wrong, then go on with --resume"
+REMEDY = "free disk space or fix the cause, then continue with --resume"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_an_error_of_one_process_reaches_the_other(tmp_path: Path, rank: int, fa
         source=str(source), output=str(tmp_path / "out"), files=text, evaluate_on=text, max_length=48, batch_size=4,
         max_steps=2, log_every=1,
     )  # fmt: skip
-    found = together(run_with_fault, [(options, fault if rank == 0 else ""), (options, fault if rank == 1 else "")])
+    found = in_processes(run_with_fault, [(options, fault if rank == 0 else ""), (options, fault if rank == 1 else "")])
     assert_error(found.pop(rank), message)
     # In the midst of an exchange of gradients the other one cannot be told, but sees that it is alone.
     assert_error(found.pop(), "lost the others" if fault == "backward" else f"process {rank} of 2: .*{message}")
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, size: int) -> 
         with pytest.raises(LongformerError, match=message):
             run(options)
     else:
-        for found in together(run, [(options,), (options,)]):
+        for found in in_processes(run, [(options,), (options,)]):
             assert_error(found, message)
     assert (tmp_path / "out" / "model.safetensors").exists() == (name == "curves.png")
     (tmp_path / "out" / name).rmdir()
@@ -67,7 +67,7 @@ def test_a_step_that_does_not_fit_the_memory(tmp_path: Path, monkeypatch: pytest
     """On a CPU, where torch says so by a plain RuntimeError; another one is no matter of memory."""
     source, file = save_tiny_checkpoint(tmp_path / "tiny"), squad_file(tmp_path / "squad.json")
     monkeypatch.setattr(Trainer, "_backward", lambda *rest: torch.empty(2**60, dtype=torch.uint8))
-    with pytest.raises(LongformerError, match="memory does not suffice for parts of 8192 tokens; lower batch_tokens"):
+    with pytest.raises(LongformerError, match="too little memory for parts of 8192 tokens; lower batch_tokens"):
         run(qa_options(source, tmp_path / "out", file, max_steps=1))
     monkeypatch.setattr(Trainer, "_backward", lambda *rest: torch.empty(2).view(3))
     with pytest.raises(RuntimeError, match="shape"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint, tiny_model
-from training_runs import command, printed, run, together
+from training_runs import command, in_processes, printed, run
 
 from longformer import LongformerError, LongformerForMaskedLM, LongformerTokenizer
 from longformer.answering.scores import bootstrap_interval, bootstrap_ratio_interval
@@ -50,7 +50,7 @@ def test_it_is_what_a_training_measures(model: str, text: str, tmp_path: Path) -
     low, high = found["bits_per_token_interval"]
     assert low < found["bits_per_token"] < high
     assert found["max_length"] == 48
-    first, second = together(printed, [arguments, arguments])
+    first, second = in_processes(printed, [arguments, arguments])
     assert second == (0, "")
     assert json.loads(first[1])["bits_per_token"] == pytest.approx(found["bits_per_token"], rel=1e-5)
     assert json.loads(first[1])["bits_per_token_interval"] == pytest.approx([low, high], rel=1e-5)

@@ -46,7 +46,7 @@ def test_toml_there_and_back(tmp_path: Path) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808; it must be at most 9223372036854775807"),
         ({"patience": 1}, "patience stops by evaluations"),
-        ({"evaluate_every": 5}, "evaluate_every is given, and there is nothing"),
+        ({"evaluate_every": 5}, "evaluate_every is given, but there is nothing"),
         ({"hold_out": ["T"], "evaluate_on": ["f"]}, "hold_out and evaluate_on both"),
     ],
 )

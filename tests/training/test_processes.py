@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import QUESTIONS, command, last_state, printed, qa_options, run, squad_file, together
+from training_runs import QUESTIONS, command, in_processes, last_state, printed, qa_options, run, squad_file
 
 from longformer import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.distributed import processes
@@ -41,7 +41,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_two_processes_give_the_weights_of_one(setting: dict[str, Any], tmp_path: Path, parallel: str) -> None:
     run(qa_options(output=tmp_path / "one", **setting))
     options = qa_options(output=tmp_path / "two", parallel=parallel, batch_tokens=48, **setting)
-    assert together(run, [(options,), (options,)]) == [None, None]
+    assert in_processes(run, [(options,), (options,)]) == [None, None]
     assert_same_run(tmp_path / "one", tmp_path / "two")
     models = [LongformerForQuestionAnswering.from_pretrained(tmp_path / name) for name in ("one", "two")]
     for x, y in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -59,7 +59,7 @@ def test_parameters_that_go_unused(tmp_path: Path, parallel: str) -> None:
     }  # fmt: skip
     run(MLMOptions(output=str(tmp_path / "one"), **values))
     options = MLMOptions(output=str(tmp_path / "two"), parallel=parallel, **values)
-    assert together(run, [(options,), (options,)]) == [None, None]
+    assert in_processes(run, [(options,), (options,)]) == [None, None]
     assert_same_run(tmp_path / "one", tmp_path / "two")
     before, after = (
         {k: v for k, v in kind.from_pretrained(folder).longformer.state_dict().items() if "_global." in k}
@@ -73,13 +73,13 @@ def test_two_processes_resume(setting: dict[str, Any], tmp_path: Path, parallel:
     """From the checkpoint before the last, to the same bits; dropout on."""
     setting |= {"parallel": parallel, "hidden_dropout": None, "attention_dropout": None, "checkpoint_every": 3}
     options = qa_options(output=tmp_path / "out", **setting)
-    assert together(run, [(options,), (options,)]) == [None, None]
+    assert in_processes(run, [(options,), (options,)]) == [None, None]
     first, last = sorted((tmp_path / "out" / "checkpoints").iterdir())
     wanted = last_state(tmp_path / "out")
     for path in last.iterdir():
         path.unlink()
     last.rmdir()
-    assert together(run, [(options, True), (options, True)]) == [None, None]
+    assert in_processes(run, [(options, True), (options, True)]) == [None, None]
     found = last_state(tmp_path / "out")
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
@@ -87,7 +87,7 @@ def test_two_processes_resume(setting: dict[str, Any], tmp_path: Path, parallel:
 
 def test_one_process_goes_on_where_two_were(setting: dict[str, Any], tmp_path: Path) -> None:
     options = qa_options(output=tmp_path / "two", checkpoint_every=3, **setting)
-    assert together(run, [(options,), (options,)]) == [None, None]
+    assert in_processes(run, [(options,), (options,)]) == [None, None]
     last = sorted((tmp_path / "two" / "checkpoints").iterdir())[-1]
     for path in last.iterdir():
         path.unlink()
@@ -99,11 +99,11 @@ def test_one_process_goes_on_where_two_were(setting: dict[str, Any], tmp_path: P
 
 def test_processes_that_disagree(setting: dict[str, Any], tmp_path: Path) -> None:
     options = [qa_options(output=tmp_path / "out", **{**setting, "learning_rate": rate}) for rate in (1e-3, 2e-3)]
-    for message in together(run, [(one,) for one in options]):
+    for message in in_processes(run, [(one,) for one in options]):
         assert message.startswith("LongformerError: the processes disagree about options")
     other = squad_file(tmp_path / "other.json", [*QUESTIONS, ("Why?", "For fun.", "fun")])
     options = [qa_options(output=tmp_path / "out", **{**setting, "file": f}) for f in (setting["file"], other)]
-    for message in together(run, [(one,) for one in options]):
+    for message in in_processes(run, [(one,) for one in options]):
         assert message.startswith("LongformerError: the processes disagree about")
     assert not (tmp_path / "out" / "training.toml").exists()
 
@@ -112,14 +112,14 @@ def test_an_error_of_one_process_is_raised_by_all(setting: dict[str, Any], tmp_p
     options = [
         qa_options(output=tmp_path / "out", **{**setting, "file": f}) for f in (setting["file"], str(tmp_path / "no"))
     ]
-    first, second = together(run, [(one,) for one in options])
+    first, second = in_processes(run, [(one,) for one in options])
     assert first == f"LongformerError: process 1 of 2: no file at {str(tmp_path / 'no')!r}"
     assert second == f"DataError: no file at {str(tmp_path / 'no')!r}"
 
 
 def test_fewer_questions_a_step_than_processes(setting: dict[str, Any], tmp_path: Path) -> None:
     options = qa_options(output=tmp_path / "out", **{**setting, "batch_size": 1})
-    for message in together(run, [(options,), (options,)]):
+    for message in in_processes(run, [(options,), (options,)]):
         assert "batch_size is 1, which 2 processes cannot share" in message
 
 
@@ -127,17 +127,17 @@ def test_predict_and_evaluate_share_the_questions(setting: dict[str, Any], tmp_p
     model = ("--model", str(setting["source"]))
     assert command("predict", setting["file"], "-o", str(tmp_path / "one.json"), *model) == 0
     arguments = ("predict", setting["file"], "-o", str(tmp_path / "two.json"), *model)
-    assert together(command, [arguments, arguments, arguments]) == [0, 0, 0]
+    assert in_processes(command, [arguments, arguments, arguments]) == [0, 0, 0]
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
     arguments = ("evaluate", setting["file"], *model)
     status, one = printed(*arguments)
     assert status == 0
     assert "exact match" in one
-    assert together(printed, [arguments, arguments]) == [(0, one), (0, "")]
+    assert in_processes(printed, [arguments, arguments]) == [(0, one), (0, "")]
     # What is there to be judged is judged by one.
     given = (*arguments[:2], "--predictions", str(tmp_path / "one.json"))
-    (status, told), silent = together(printed, [given, given])
-    assert (status, told, silent) == (0, one, (0, ""))
+    (status, output), silent = in_processes(printed, [given, given])
+    assert (status, output, silent) == (0, one, (0, ""))
 
 
 def test_without_torchrun_there_is_one() -> None:

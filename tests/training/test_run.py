@@ -210,7 +210,7 @@ def test_the_command_and_its_folder(source: Path, tmp_path: Path, capsys: pytest
             }  # fmt: skip
     assert command("train", "qa", "--config", str(out / "training.toml"), "--resume") == 0
     assert command(*arguments) == 2
-    assert "already holds another run (training.toml); go on with it by --resume" in capsys.readouterr().err
+    assert "already holds another run (training.toml); continue it with --resume" in capsys.readouterr().err
 
 
 def test_offsets_that_are_wrong_are_counted(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +270,7 @@ def test_a_folder_with_a_checkpoint_in_it(source: Path, tmp_path: Path) -> None:
     with pytest.raises(LongformerError, match="already holds a checkpoint"):
         run(qa_options(source, other, squad_file(tmp_path / "squad.json")))
     before = (other / "model.safetensors").read_bytes()
-    with pytest.raises(LongformerError, match=r"holds model.safetensors but no training.toml: it is no run"):
+    with pytest.raises(LongformerError, match=r"holds model.safetensors but no training.toml, so the run cannot"):
         run(qa_options(source, other, squad_file(tmp_path / "squad.json")), resume=True)
     assert (other / "model.safetensors").read_bytes() == before
     assert not (other / "training.toml").exists()
@@ -292,7 +292,7 @@ def test_a_classifier_is_an_encoder_too(source: Path, tmp_path: Path) -> None:
     three = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     (source / "config.json").write_text(json.dumps({**config, **three}))
     with pytest.raises(
-        LongformerError, match=r"tiny: num_labels is 3; question answering has 2, .* if qa_outputs has two"
+        LongformerError, match=r"tiny: num_labels is 3; question answering has 2, .* If qa_outputs has two"
     ):
         run(qa_options(source, tmp_path / "out", file))
     rows = {name: torch.zeros(3, *tensor.shape[1:]) for name, tensor in weights.items() if "qa_outputs" in name}

@@ -12,13 +12,13 @@ from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import (
     assert_same_bits,
     context,
+    in_processes,
     interrupted_command,
     last_state,
     qa_options,
     run,
     squad_file,
     start,
-    together,
 )
 
 from longformer import LongformerError
@@ -47,12 +47,12 @@ def command_of(options: Any, tmp_path: Path) -> tuple[str, ...]:
 def test_a_run_that_is_asked_to_stop(setting: dict[str, Any], tmp_path: Path, name: str, status: int) -> None:
     options = qa_options(output=tmp_path / "out", **setting)
     with context().Pool(1) as pool:
-        found, said = pool.apply(interrupted_command, (name, *command_of(options, tmp_path)))
+        found, stderr = pool.apply(interrupted_command, (name, *command_of(options, tmp_path)))
     assert found == status
-    assert f"stopped by {name} at step 5 of 12, which is saved; go on with --resume" in said
+    assert f"stopped by {name} at step 5 of 12, which is saved; continue with --resume" in stderr
     assert saved_steps(tmp_path / "out" / "checkpoints")[-1].name == "step-00000005"
-    whole = qa_options(output=tmp_path / "whole", **setting)
-    for process in (start(options, resume=True), start(whole, resume=False)):
+    uninterrupted = qa_options(output=tmp_path / "whole", **setting)
+    for process in (start(options, resume=True), start(uninterrupted, resume=False)):
         process.join()
         assert process.exitcode == 0
     assert_same_bits(last_state(tmp_path / "out"), last_state(tmp_path / "whole"))
@@ -94,14 +94,14 @@ def test_two_processes_of_which_one_is_asked(setting: dict[str, Any], tmp_path: 
     setting |= {"evaluate_every": 5}  # due at that very step: left for when the run goes on
     options = qa_options(output=tmp_path / "out", **setting)
     arguments = command_of(options, tmp_path)
-    first, second = together(interrupted_command, [("", *arguments), ("SIGTERM", *arguments)])
+    first, second = in_processes(interrupted_command, [("", *arguments), ("SIGTERM", *arguments)])
     assert (first[0], second[0]) == (143, 143)
     assert "stopped by SIGTERM at step 5 of 12" in first[1]
     assert saved_steps(tmp_path / "out" / "checkpoints")[-1].name == "step-00000005"
     assert not [line for line in read_log(tmp_path / "out") if "f1" in line]
-    assert together(run, [(options, True), (options, True)]) == [None, None]
-    whole = qa_options(output=tmp_path / "whole", **setting)
-    assert together(run, [(whole,), (whole,)]) == [None, None]
+    assert in_processes(run, [(options, True), (options, True)]) == [None, None]
+    uninterrupted = qa_options(output=tmp_path / "whole", **setting)
+    assert in_processes(run, [(uninterrupted,), (uninterrupted,)]) == [None, None]
     assert_same_bits(last_state(tmp_path / "out"), last_state(tmp_path / "whole"))
 
 
@@ -110,7 +110,7 @@ def test_handlers() -> None:
     signals = Signals(Processes(0, 1, torch.device("cpu"), joined=False))
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with signals.noted():
+        with signals.recorded():
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
             assert signals.agreed() is None
             signal.raise_signal(signal.SIGINT)
