@@ -284,7 +284,7 @@ print(f"S = 6 C = {crossing} tokens; for the base model, with C = 768, {6 * 768}
 # %%
 longest = capacity - 30 + 1
 try:
-    answerer.answer(question, brief, max_length=512, stride=longest + 1)
+    answerer.answer(question, document, max_length=512, stride=longest + 1)
 except LongformerError as error:
     print(error)
 else:
