@@ -78,7 +78,10 @@ def _shards(index: Path) -> list[str]:
 
 
 def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Every tensor in ``files``, by its name there: memory-mapped, writable, never written back.
+    """Every tensor in ``files``, by its name there, writable, never written back. Safetensors are memory-mapped.
+
+    A ``.bin`` is read into memory. torch maps it without a check of its records, and the file may be written anew, by
+    ``torch.save`` for one, under the weights that are mapped from it.
 
     Raises:
         CheckpointError: a file that is cut short, corrupt, no weights at all, or a pickle that asks to run code.
@@ -105,8 +108,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with a strange pickle is told below
-            is_zip = file.read(4) == b"PK\x03\x04"  # files older than PyTorch 1.6 are not, and cannot be mapped
-            read = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            read = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted is None:  # PyTorch's own message recommends reading it unsafely
@@ -117,7 +119,18 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
         raise CheckpointError(f"{path} holds no plain state dict, names to tensors")
+    strange = [str(name) for name, value in read.items() if not _is_plain(value)]
+    if strange:
+        raise CheckpointError(
+            f"{path} holds {listed(strange)} without plain numbers (meta, sparse, quantised, or a subclass of tensor); "
+            "save the model's ordinary state dict"
+        )
     return {str(name): tensor.detach() for name, tensor in read.items()}
+
+
+def _is_plain(value: Tensor) -> bool:
+    ordinary = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
+    return ordinary and not value.is_meta and not value.is_quantized
 
 
 def _unreadable(path: Path, why: str) -> str:

@@ -55,9 +55,9 @@ class Pretrained(nn.Module):
     ) -> Model:
         """Load a model in ``eval()`` mode, with every weight from the checkpoint.
 
-        The weights are memory-mapped. So a float32 file that is loaded as float32 on the CPU takes memory only for the
-        weights that are used. Changing a weight does not change the file or what other processes see. For another
-        ``dtype`` or ``device``, tensors are converted one at a time.
+        Weights in safetensors are memory-mapped. So a float32 file that is loaded as float32 on the CPU takes memory
+        only for the weights that are used. Changing a weight does not change the file or what other processes see. For
+        another ``dtype`` or ``device``, tensors are converted one at a time. A ``pytorch_model.bin`` is read whole.
 
         Args:
             name_or_path: a folder, or a model's name on the hub such as ``"allenai/longformer-base-4096"``.

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -266,6 +267,57 @@ def test_weights_that_share_memory_in_the_file_are_parted(model: LongformerForQu
     with torch.no_grad():
         loaded.get_parameter(query).add_(1)
     assert torch.equal(loaded.get_parameter(query_global), state[query])
+
+
+def repacked(folder: Path, kind: int, change: Callable[[str, bytes], bytes]) -> None:
+    """Write the zip file ``pytorch_model.bin`` of a folder anew, its entries changed."""
+    path = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", kind) as new:
+        for name, content in entries.items():
+            new.writestr(name, change(name, content))
+
+
+def test_deflated_weights(model: LongformerForQuestionAnswering, folder: Path) -> None:
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    repacked(folder, zipfile.ZIP_DEFLATED, lambda name, content: content)
+    assert_equal(LongformerForQuestionAnswering.from_pretrained(folder).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("length", [16, -4])
+def test_a_record_that_is_shorter_than_its_tensor(
+    model: LongformerForQuestionAnswering, folder: Path, length: int
+) -> None:
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    repacked(folder, zipfile.ZIP_STORED, lambda name, x: x[:length] if name.endswith("data/0") else x)
+    assert "cut short, corrupt, or no weights" in load(folder)
+
+
+def test_a_file_that_is_written_over_keeps_the_model(model: LongformerForQuestionAnswering, folder: Path) -> None:
+    """``torch.save`` truncates the file that it writes."""
+    path = folder / "pytorch_model.bin"
+    torch.save(model.state_dict(), path)
+    loaded = LongformerForQuestionAnswering.from_pretrained(folder)
+    torch.save({name: tensor + 1 for name, tensor in loaded.state_dict().items()}, path)
+    path.write_bytes(b"")
+    assert_equal(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        torch.empty(2, device="meta"),
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+    ids=["meta", "sparse", "quantised"],
+)
+def test_tensors_without_plain_numbers(model: LongformerForQuestionAnswering, folder: Path, strange: Tensor) -> None:
+    torch.save({**model.state_dict(), "qa_outputs.bias": strange}, folder / "pytorch_model.bin")
+    assert "qa_outputs.bias" in load(folder)
 
 
 # --- heads and poolers --------------------------------------------------------------------------------------------
