@@ -186,7 +186,9 @@ class LongformerConfig:
                 value is out of range.
         """
         model_type = values.get("model_type")
-        if model_type != "longformer":
+        # The authors' script for making RoBERTa long leaves the model's type as it was, and adds the windows.
+        is_long = model_type == "roberta" and "attention_window" in values
+        if model_type != "longformer" and not is_long:
             raise ConfigError(
                 f'config has model_type {model_type!r}, not "longformer"; '
                 "a BERT or RoBERTa checkpoint becomes one with `longformer convert --to-long`"
@@ -252,6 +254,11 @@ def _refuse_variants(values: Mapping[str, Any]) -> None:
     positions = values.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise ConfigError(f"position_embedding_type {positions!r} is not supported, only 'absolute'")
+    if "attention_mode" in values:
+        raise ConfigError(
+            f"attention_mode {values['attention_mode']!r} is of allenai/longformer's own configs, whose "
+            "attention_window counts the tokens of one side; double the windows, and leave attention_mode out"
+        )
     if values.get("autoregressive"):
         raise ConfigError("autoregressive is set, but this model attends in both directions")
 

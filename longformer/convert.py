@@ -153,7 +153,8 @@ def to_long(
     _lengthen_positions(source, tensors, unused, max_tokens, source_unused=0 if model_type == "bert" else unused)
     if positions == "random":
         torch.nn.init.normal_(tensors[POSITIONS][unused:], std=config.initializer_range)
-    if model_type != "longformer":
+    # Projections for global attention that the source has are trained, and stay, whatever its type is called.
+    if model_type != "longformer" and not any("_global." in name for name in tensors):
         _copy_to_global(tensors)
     _check_base(source, tensors, config)
 

@@ -179,6 +179,35 @@ def test_a_longformer_is_made_longer_still(kind: str, tmp_path: Path) -> None:
         to_long(tmp_path / "long", tmp_path / "other", positions="none")
 
 
+def test_a_long_checkpoint_called_roberta(tmp_path: Path) -> None:
+    """As the authors' conversion script leaves one. It loads, converts and is made longer with its own projections."""
+    short_encoder("Roberta", tmp_path / "short")
+    to_long(tmp_path / "short", tmp_path / "long", max_tokens=SHORT, attention_window=8)
+    model = LongformerModel.from_pretrained(tmp_path / "long", add_pooling_layer=False)
+    with torch.no_grad():
+        model.encoder.layer[0].attention.self.query_global.weight.add_(1)
+    model.save_pretrained(tmp_path / "long")
+    path = tmp_path / "long" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "roberta"}))
+    expected = model.state_dict()
+    loaded = LongformerModel.from_pretrained(tmp_path / "long", add_pooling_layer=False)
+    convert(tmp_path / "long", tmp_path / "converted")
+    to_long(tmp_path / "long", tmp_path / "longer", max_tokens=40, attention_window=8)
+    converted, longer = (
+        LongformerModel.from_pretrained(tmp_path / name, add_pooling_layer=False) for name in ("converted", "longer")
+    )
+    assert converted.config.to_dict()["model_type"] == "longformer"
+    for found in (loaded, converted, longer):
+        state = found.state_dict()
+        assert all(torch.equal(state[name], expected[name]) for name in expected if name != POSITIONS)
+
+
+def test_one_sided_windows_are_refused() -> None:
+    values = LongformerConfig().to_dict() | {"attention_mode": "sliding_chunks"}
+    with pytest.raises(ConfigError, match=r"attention_mode 'sliding_chunks' .* tokens of one side; double the windows"):
+        LongformerConfig.from_dict(values)
+
+
 @pytest.mark.parametrize(
     "changes, error, message",
     [
