@@ -263,7 +263,10 @@ PROBABILITIES = sliding_window_probabilities(torch.zeros(1, 2, 9, 4), torch.zero
             "of the 2 heads",
         ),
         (lambda axes: plotting.draw_cost(axes, RESULTS / "scaling.json", "money"), "quantity is 'money'; .*\"time\""),
-        (lambda axes: plotting.draw_cost(axes, RESULTS / "absent.json"), r"no file at .*absent\.json.*; `longformer bench scaling --json` writes a report"),
+        (
+            lambda axes: plotting.draw_cost(axes, RESULTS / "absent.json"),
+            r"no file at .*absent\.json.* writes a report",
+        ),
         (lambda axes: plotting.draw_cost(axes, {"cases": []}), "has no time by length; `longformer bench scaling"),
         (lambda axes: plotting.draw_cost(axes, {}), "this is no report"),
     ],
