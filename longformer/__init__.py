@@ -9,8 +9,15 @@ from longformer.lazy import lazily
 if TYPE_CHECKING:
     from longformer.answering.answerer import Answer, QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
-    from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+    from longformer.models.heads import (
+        LongformerForMaskedLM,
+        LongformerForMultipleChoice,
+        LongformerForQuestionAnswering,
+        LongformerForSequenceClassification,
+        LongformerForTokenClassification,
+    )
     from longformer.tokenizer import LongformerTokenizer
 
 __all__ = [
@@ -22,10 +29,14 @@ __all__ = [
     "LongformerConfig",
     "LongformerError",
     "LongformerForMaskedLM",
+    "LongformerForMultipleChoice",
     "LongformerForQuestionAnswering",
+    "LongformerForSequenceClassification",
+    "LongformerForTokenClassification",
     "LongformerModel",
     "LongformerTokenizer",
     "QuestionAnswerer",
+    "attentions_to_dense",
 ]
 __version__ = "0.1.0"
 
@@ -33,9 +44,13 @@ _HOMES = {
     "Answer": "answering.answerer",
     "AnswerSettings": "answering.settings",
     "LongformerForMaskedLM": "models.heads",
+    "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",
+    "LongformerForSequenceClassification": "models.heads",
+    "LongformerForTokenClassification": "models.heads",
     "LongformerModel": "models.encoder",
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
+    "attentions_to_dense": "models.attention",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -120,6 +120,7 @@ class QuestionAnswerer:
             impl=impl,
             local_files_only=local_files_only,
             config=config,
+            new_head=False,
         )
         return cls(model, tokenizer, global_mask=global_mask)
 

@@ -53,7 +53,7 @@ def measure_mlm(
         with fail_together(group):
             placed_on = group.device if group.joined else device
             loaded = LongformerForMaskedLM.from_pretrained(
-                model, revision=revision, dtype=dtype, device=placed_on, impl=impl
+                model, revision=revision, dtype=dtype, device=placed_on, impl=impl, new_head=False
             )
             tokenizer = LongformerTokenizer.from_pretrained(model, revision=revision)
             length = _length(max_length, loaded.config.max_tokens)

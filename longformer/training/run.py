@@ -236,6 +236,10 @@ def _load(
     frozen = parts[options.freeze]
     if frozen is not None:
         frozen.requires_grad_(False)
+    if head_class is LongformerForMaskedLM:  # no token is global, and what has no part must not decay either
+        for name, weight in model.named_parameters():
+            if "_global." in name:
+                weight.requires_grad_(False)
     return model
 
 
