@@ -144,6 +144,32 @@ class Pretrained(nn.Module):
             return set()
         return {name for name in self.state_dict() if not name.startswith(f"{self.base_model_prefix}.")}
 
+    @classmethod
+    def from_transformers(cls: type[Model], model: nn.Module, *, impl: str = "auto") -> Model:
+        """This model around the weights of transformers' model of the same name, see :mod:`longformer.models.interop`.
+
+        The parameters are the same objects: what trains or changes one model changes the other. ``impl`` is as for
+        :meth:`from_pretrained`.
+
+        Raises:
+            LongformerError: it is not transformers' model of that name, or its weights are not the plain model's.
+            ConfigError: its config describes a variant that this model does not compute.
+        """
+        from longformer.models import interop
+
+        return interop.from_transformers(cls, model, impl=impl)
+
+    def to_transformers(self) -> nn.Module:
+        """transformers' model of the same name around the weights of this one, see :meth:`from_transformers`.
+
+        Raises:
+            LongformerError: transformers is not installed, or its model cannot compute what this one does: it has no
+                dilation, no odd windows, no windows of which the largest is no multiple, and one precision.
+        """
+        from longformer.models import interop
+
+        return interop.to_transformers(self)
+
 
 def _draw(name: str, shape: torch.Size, std: float) -> Tensor:
     """A new weight of a head: 0 for biases, 1 for LayerNorm's factors, a normal distribution for matrices."""
