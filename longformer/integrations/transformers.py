@@ -164,7 +164,7 @@ class _SelfAttention(attention.LongformerSelfAttention):
         return packing.unpack(packed.self_attention(self, packing.pack(hidden), packing.documents), batch)
 
     def _is_looked_into(self) -> bool:
-        """Whether somebody may see what happens inside. He should see what he saw before."""
+        """Whether somebody may see what happens inside. They should see what they saw before."""
         parts = (part for child in self.children() for part in child.modules())
         return (
             is_watched()
