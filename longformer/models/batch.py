@@ -164,8 +164,9 @@ class Packing(NamedTuple):
     places: Tensor | None
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, S) to (N,)."""
-        return x.flatten() if self.rows is None else x.flatten()[self.rows]
+        """(B, S, ...) to (N, ...)."""
+        x = x.flatten(0, 1)
+        return x if self.rows is None else x.index_select(0, self.rows)
 
     def unpack(self, hidden: Tensor, batch: int) -> Tensor:
         """(N, ...) to (B, S, ...)."""
@@ -180,7 +181,8 @@ def pack(inputs: Tensor, tokens: Tokens, *, multiple: int = 1) -> Packing:
     of equal token, position and type share one row, and the result is what computing each would give.
 
     Args:
-        inputs: (3, B, S) token ids, position ids, token type ids.
+        inputs: (3, B, S) token ids, position ids, token type ids. Or (1, B, S) of one number, if nobody looks at the
+            result at padding: all of it then shares one row.
         tokens: which of them are padding, and which are global.
         multiple: N is made a multiple of this, by rows whose result nobody sees.
     """

@@ -170,6 +170,32 @@ class Pretrained(nn.Module):
         extra = {"architectures": [type(self).__name__], "dtype": dtype_name(state.values())}
         write_checkpoint(folder, state, lambda path: self.config.save(path, **extra))
 
+    @classmethod
+    def from_transformers(cls: type[Model], model: nn.Module, *, impl: str = "auto") -> Model:
+        """This model around the weights of transformers' model of the same name, see :mod:`longformer.models.interop`.
+
+        The parameters are the same objects: what trains or changes one model changes the other. ``impl`` is as for
+        :meth:`from_pretrained`.
+
+        Raises:
+            LongformerError: it is not transformers' model of that name, or its weights are not the plain model's.
+            ConfigError: its config describes a variant that this model does not compute.
+        """
+        from longformer.models import interop
+
+        return interop.from_transformers(cls, model, impl=impl)
+
+    def to_transformers(self) -> nn.Module:
+        """transformers' model of the same name around the weights of this one, see :meth:`from_transformers`.
+
+        Raises:
+            LongformerError: transformers is not installed, or its model cannot compute what this one does: it has no
+                dilation, no odd windows, no windows of which the largest is no multiple, and one precision.
+        """
+        from longformer.models import interop
+
+        return interop.to_transformers(self)
+
     # ---- what users and tools ask of a model
 
     def train(self: Model, mode: bool = True) -> Model:
