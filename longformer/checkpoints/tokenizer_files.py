@@ -14,8 +14,24 @@ from longformer.errors import CheckpointError
 from longformer.files import parse_json, read_json, read_text
 
 # What the two families call their special tokens, where no file says so.
-ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
-BERT_TOKENS = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+EXTRA_TOKENS = ("extra_special_tokens", "additional_special_tokens")  # today's name of the list, and the one before
+ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # what files say of an added token
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -26,9 +42,10 @@ TOKENIZER_FILES = (
 )
 
 
-def token_content(given: Any, usual: str) -> Any:
-    """A special token as config files write it: a string, an object with the string in it, or nothing."""
-    given = given.get("content") if isinstance(given, Mapping) else given
+def token_content(given: Any, usual: str | None) -> Any:
+    """The text of a special token: as config files write it, a string, an object with the string in it, or nothing; or
+    an ``AddedToken``."""
+    given = given.get("content") if isinstance(given, Mapping) else getattr(given, "content", given)
     return usual if given is None else given
 
 
@@ -72,7 +89,8 @@ def read_tokenizer_config(files: Mapping[str, Path]) -> dict[str, Any]:
     if "special_tokens_map.json" in files:
         config |= read(files["special_tokens_map.json"])
     if "added_tokens.json" in files:
-        names = {token_content(config.get(f"{role}_token"), usual) for role, usual in ROBERTA_TOKENS.items()}
+        names = {token_content(config.get(role), usual) for role, usual in ROBERTA_TOKENS.items()}
+        names.update(token_content(token, None) for name in EXTRA_TOKENS for token in config.get(name) or ())
         config["added_tokens_decoder"] = {
             index: {"content": token, "special": token in names, "normalized": token not in names}
             for token, index in read(files["added_tokens.json"]).items()
