@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Encoding as RawEncoding
 
-from longformer.errors import LongformerError
+from longformer.errors import DataError, LongformerError
 
 
 class Span(NamedTuple):
@@ -161,6 +161,16 @@ def _as_tensor(name: str, value: Any, kind: str | None) -> Any:
                 f"{name}: rows of {min(lengths)} to {max(lengths)} tokens do not fit one tensor; pass padding=True"
             ) from None
         raise LongformerError(f"{name} does not fit a tensor: it must be numbers, in rows of one length") from None
+
+
+def check_halves(encodings: Sequence[RawEncoding], batched: bool) -> None:
+    """Refuse pairs with a half in which the tokenizer finds nothing; what was cut to nothing is no such half."""
+    for i, encoding in enumerate(encodings):
+        found = set(encoding.sequence_ids)
+        for sequence, name in enumerate(("question", "context")):
+            if sequence not in found and not encoding.overflowing:
+                where = f" of row {i}" if batched else ""
+                raise DataError(f"the {name}{where} has no tokens; give a text that is not empty")
 
 
 # What the tokens that pad a row have in each entry that is as long as the row; ids are the tokenizer's.

@@ -10,22 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, models, pre_tokenizers, processors
 from tokenizers import Encoding as RawEncoding
+from tokenizers import models, pre_tokenizers, processors
 
 from longformer.checkpoints.hub import find_files
 from longformer.checkpoints.tokenizer_files import (
-    ADDED_FLAGS,
     BERT_TOKENS,
     EXTRA_TOKENS,
     ROBERTA_TOKENS,
     TOKENIZER_FILES,
+    add_stated_tokens,
     read_tokenizer_config,
     read_tokenizer_json,
     read_vocab_and_merges,
     token_content,
 )
-from longformer.encoding import Encoding, as_columns, pad_columns
+from longformer.encoding import Encoding, as_columns, check_halves, pad_columns
 from longformer.encoding_options import NO_LIMIT, EncodingOptions, check_choice, text_rows
 from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line, unknown_name
 from longformer.files import replace_file
@@ -84,7 +84,7 @@ class LongformerTokenizer(Vocabulary):
             raise LongformerError("give tokenizer_json alone, or both vocab and merges")
         super().__init__(tokenizer)
         if tokenizer_json is None:
-            self._add_stated_tokens(source, config)
+            add_stated_tokens(tokenizer, source, config)
         self._set_special_tokens(source, config)
         self._set_layout(config)
         self._set_settings(config)
@@ -105,30 +105,6 @@ class LongformerTokenizer(Vocabulary):
         if not all(isinstance(token, str) for token in extra):
             raise CheckpointError(f"{source}: {' or '.join(EXTRA_TOKENS)} beside it is no list of tokens")
         self.add_special_tokens({"extra_special_tokens": list(dict.fromkeys(extra))})
-
-    def _add_stated_tokens(self, source: str | Path, config: Mapping[str, Any]) -> None:
-        """Make special tokens written in a text count as such. A ``tokenizer.json`` says that by itself."""
-        tokens: dict[str, tuple[int, Mapping[str, Any]]] = {}
-        try:
-            for index, entry in (config.get("added_tokens_decoder") or {}).items():
-                tokens[entry["content"]] = int(index), entry
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{source}: added_tokens_decoder beside it does not map ids to tokens") from None
-        for role, usual in ROBERTA_TOKENS.items():
-            given = config.get(role)
-            token = token_content(given, usual)
-            number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
-            if number is not None and token not in tokens:
-                tokens[token] = number, given if isinstance(given, Mapping) else {}
-        for content, (number, entry) in sorted(tokens.items(), key=lambda item: item[1][0]):
-            flags = {flag: bool(entry.get(flag, False)) for flag in ADDED_FLAGS}
-            special = bool(entry.get("special", True))
-            self.add_tokens([AddedToken(content, special=special, **flags)], special_tokens=special)
-            got = self._tokenizer.token_to_id(content)
-            if got != number:
-                raise CheckpointError(
-                    f"{source}: added token {content!r} has id {got}, not {number} as stated beside it"
-                )
 
     def _set_layout(self, config: Mapping[str, Any]) -> None:
         self._tokenizer.no_truncation()
@@ -265,7 +241,7 @@ class LongformerTokenizer(Vocabulary):
                 self._check_room(asked, rows)
             raise
         if seconds is not None:
-            _check_halves(encodings, batched)
+            check_halves(encodings, batched)
         return self._encoding(encodings, asked, batched)
 
     def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Encoding:
@@ -426,13 +402,3 @@ class LongformerTokenizer(Vocabulary):
 
     def __repr__(self) -> str:
         return f"LongformerTokenizer({len(self)} tokens, cls={self.cls_token!r}, sep={self.sep_token!r})"
-
-
-def _check_halves(encodings: Sequence[RawEncoding], batched: bool) -> None:
-    """Refuse pairs with a half in which the tokenizer finds nothing; what was cut to nothing is no such half."""
-    for i, encoding in enumerate(encodings):
-        found = set(encoding.sequence_ids)
-        for sequence, name in enumerate(("question", "context")):
-            if sequence not in found and not encoding.overflowing:
-                where = f" of row {i}" if batched else ""
-                raise DataError(f"the {name}{where} has no tokens; give a text that is not empty")

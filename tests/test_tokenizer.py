@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer as ReferenceAutoTokenizer
 from transformers import BertTokenizerFast, LongformerTokenizerFast, RobertaTokenizerFast
 
+from longformer import LongformerForQuestionAnswering
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.tokenizer import LongformerTokenizer
 
@@ -256,6 +257,60 @@ class TestSaving:
         again = pickle.loads(pickle.dumps(encoding))
         assert list(again) == list(encoding) and all(torch.equal(again[name], encoding[name]) for name in encoding)
         assert again.char_to_token(6) == encoding.char_to_token(6) is not None
+
+
+MODEL_CARD = """
+import torch
+from longformer import LongformerTokenizer as AutoTokenizer
+from longformer import LongformerForQuestionAnswering as AutoModelForQuestionAnswering
+
+tokenizer = AutoTokenizer.from_pretrained("valhalla/longformer-base-4096-finetuned-squadv1")
+model = AutoModelForQuestionAnswering.from_pretrained("valhalla/longformer-base-4096-finetuned-squadv1")
+
+text = "Huggingface has democratized NLP. Huge thanks to Huggingface for this."
+question = "What has Huggingface done ?"
+encoding = CALL(question, text, return_tensors="pt")
+input_ids = encoding["input_ids"]
+
+# default is local attention everywhere
+# the forward method will automatically set global attention on question tokens
+attention_mask = encoding["attention_mask"]
+
+FORWARD
+all_tokens = tokenizer.convert_ids_to_tokens(input_ids[0].tolist())
+
+answer_tokens = all_tokens[torch.argmax(start_scores) :torch.argmax(end_scores)+1]
+answer = tokenizer.decode(tokenizer.convert_tokens_to_ids(answer_tokens))
+# output => democratized NLP
+"""
+# What the card of valhalla/longformer-base-4096-finetuned-squadv1 printed in 2020, and what it prints since.
+IN_2020 = "start_scores, end_scores = model(input_ids, attention_mask=attention_mask)"
+TODAY = """
+outputs = model(input_ids, attention_mask=attention_mask)
+start_scores, end_scores = outputs.start_logits, outputs.end_logits
+"""
+
+
+@pytest.mark.parametrize("forward", [IN_2020, TODAY], ids=["2020", "today"])
+@pytest.mark.parametrize("call", ["tokenizer.encode_plus", "tokenizer"])
+def test_the_model_cards_own_code(
+    call: str, forward: str, pretrained_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its import line is another; the checkpoint of that name is here the one that the package ships."""
+    (tmp_path / "valhalla").mkdir()
+    (tmp_path / "valhalla" / "longformer-base-4096-finetuned-squadv1").symlink_to(pretrained_dir)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(MODEL_CARD.replace("CALL", call).replace("FORWARD", forward), names)
+    assert names["answer"] == "democratized nlp"  # whose tokens have no capitals
+
+
+def test_one_line_into_the_model(pretrained_dir: Path) -> None:
+    tokenizer = LongformerTokenizer.from_pretrained(pretrained_dir)
+    model = LongformerForQuestionAnswering.from_pretrained(pretrained_dir)
+    with torch.no_grad():
+        outputs = model(**tokenizer("Who fell?", "Dan fell. Ann did not.", return_tensors="pt").to("cpu"))
+    assert outputs.start_logits.shape == (1, len(tokenizer("Who fell?", "Dan fell. Ann did not.")["input_ids"]))
 
 
 class TestEncoding:

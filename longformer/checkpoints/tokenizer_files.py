@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
 from longformer.errors import CheckpointError
@@ -71,6 +71,39 @@ def read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     return tokenizer
+
+
+def add_stated_tokens(tokenizer: Tokenizer, source: str | Path, config: Mapping[str, Any]) -> None:
+    """Make added tokens written in a text count as such. A ``tokenizer.json`` says that by itself.
+
+    Args:
+        tokenizer: of the two files of the vocabulary.
+        source: their path, for messages.
+        config: from ``read_tokenizer_config``.
+
+    Raises:
+        CheckpointError: they are stated in no known form, or with ids that they do not have.
+    """
+    tokens: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    try:
+        for index, entry in (config.get("added_tokens_decoder") or {}).items():
+            tokens[entry["content"]] = int(index), entry
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{source}: added_tokens_decoder beside it does not map ids to tokens") from None
+    for role, usual in ROBERTA_TOKENS.items():
+        given = config.get(role)
+        token = token_content(given, usual)
+        number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if number is not None and token not in tokens:
+            tokens[token] = number, given if isinstance(given, Mapping) else {}
+    for content, (number, entry) in sorted(tokens.items(), key=lambda item: item[1][0]):
+        flags = {flag: bool(entry.get(flag, False)) for flag in ADDED_FLAGS}
+        special = bool(entry.get("special", True))
+        add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
+        add([AddedToken(content, special=special, **flags)])
+        got = tokenizer.token_to_id(content)
+        if got != number:
+            raise CheckpointError(f"{source}: added token {content!r} has id {got}, not {number} as stated beside it")
 
 
 def read_tokenizer_config(files: Mapping[str, Path]) -> dict[str, Any]:

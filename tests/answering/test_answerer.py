@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint, tiny_model, wordpiece_tokenizer
 from torch import Tensor, nn
 
-from longformer import DataError, LongformerError
+from longformer import CheckpointError, DataError, LongformerError
 from longformer.answering.answerer import Answer, QuestionAnswerer, group_by_length, top_spans
 from longformer.answering.settings import AnswerSettings
 
@@ -510,3 +511,25 @@ def test_a_checkpoint_under_another_pattern(tmp_path: Path) -> None:
         assert torch.equal(mine, other)
     question, document = "who fell", "Dan fell. Ann did not."
     assert changed.answer(question, document) != plain.answer(question, document)
+
+
+class TestTokensWithoutARow:
+    def test_is_said_when_the_two_are_put_together(self, tmp_path: Path) -> None:
+        tokenizer = byte_level_tokenizer(tmp_path)
+        model, rows = tiny_model(tokenizer), len(tokenizer)
+        QuestionAnswerer(model, tokenizer)
+        assert tokenizer.add_tokens(["<ent>", "<place>"]) == 2
+        both = rf"'<ent>' \(id {rows}\), '<place>' \(id {rows + 1}\)"
+        message = rf"the tokenizer has {both}, but .* rows for ids 0 to {rows - 1} alone; call model.resize_token_emb"
+        with pytest.raises(CheckpointError, match=message):
+            QuestionAnswerer(model, tokenizer)
+
+    def test_is_said_when_a_checkpoint_is_loaded(self, tmp_path: Path) -> None:
+        """A vocabulary with gaps, whose number of tokens alone would fit."""
+        tokenizer = byte_level_tokenizer(tmp_path)
+        tiny_model(tokenizer).save_pretrained(tmp_path)
+        vocabulary = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary["b"] = 7000
+        (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"the tokenizer has 'b' \(id 7000\), but"):
+            QuestionAnswerer.from_pretrained(tmp_path)
