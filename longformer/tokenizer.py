@@ -135,7 +135,14 @@ class LongformerTokenizer(Vocabulary):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, revision: str | None = None, local_files_only: bool = False, **changes: Any
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        **changes: Any,
     ) -> LongformerTokenizer:
         """Load the tokenizer of a checkpoint: ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``.
 
@@ -143,6 +150,8 @@ class LongformerTokenizer(Vocabulary):
             name_or_path: name on the hub, or a folder.
             revision: branch, tag or commit on the hub.
             local_files_only: look in the hub's cache only.
+            cache_dir: where that cache is.
+            token: to log in to the hub with.
             changes: entries of ``tokenizer_config.json`` that hold instead of the checkpoint's own, as
                 ``padding_side="left"``: the settings and special tokens that the class reads.
 
@@ -150,13 +159,17 @@ class LongformerTokenizer(Vocabulary):
             CheckpointError: no such checkpoint, no network, no tokenizer files, or malformed ones.
             LongformerError: a change of something that there is not.
         """
+        where: dict[str, Any] = {
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+        }
         known = (*_SETTINGS, *SPECIAL_TOKENS, *EXTRA_TOKENS)
         for name in changes:
             if name not in known:
-                raise LongformerError(
-                    unknown_name(name, ("revision", "local_files_only", *known), "option of from_pretrained")
-                )
-        files = find_files(name_or_path, TOKENIZER_FILES, revision=revision, local_files_only=local_files_only)
+                raise LongformerError(unknown_name(name, (*where, *known), "option of from_pretrained"))
+        files = find_files(name_or_path, TOKENIZER_FILES, **where)
         config = read_tokenizer_config(files) | changes
         if "tokenizer.json" in files:
             return cls(files["tokenizer.json"], config=config)
