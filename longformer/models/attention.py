@@ -140,7 +140,7 @@ def attentions_to_dense(
     tokens = make_tokens(attention[:, 0, :, 0], attention_mask, global_attention_mask).with_index(counted=True)
     index = tokens.global_index
     count = 0 if index is None else index.shape[1]
-    left = (width - count - 1) // 2
+    left = max(0, (width - count - 1) // 2)
     pattern = AttentionPattern((left, left)) if pattern is None else pattern
     if pattern.window is None or sum(pattern.window) + 1 != width - count:
         raise LongformerError(
