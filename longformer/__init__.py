@@ -9,6 +9,7 @@ from longformer.lazy import lazily
 if TYPE_CHECKING:
     from longformer.answering.answerer import Answer, QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.classifying.classifier import Classification, TextClassifier
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
@@ -24,6 +25,7 @@ __all__ = [
     "Answer",
     "AnswerSettings",
     "CheckpointError",
+    "Classification",
     "ConfigError",
     "DataError",
     "LongformerConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "LongformerModel",
     "LongformerTokenizer",
     "QuestionAnswerer",
+    "TextClassifier",
     "attentions_to_dense",
 ]
 __version__ = "0.1.0"
@@ -43,6 +46,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "answering.answerer",
     "AnswerSettings": "answering.settings",
+    "Classification": "classifying.classifier",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",
@@ -51,6 +55,7 @@ _HOMES = {
     "LongformerModel": "models.encoder",
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
+    "TextClassifier": "classifying.classifier",
     "attentions_to_dense": "models.attention",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)
