@@ -242,8 +242,8 @@ class ClassificationOptions(TrainingOptions):
     )
     problem_type: str | None = choice(
         None,
-        "What the labels are. Without it, what SRC's head is for; for a new head it follows from the texts: numbers with "
-        "a fraction mean regression, lists of labels several labels, anything else a single label.",
+        "What the labels are. Without it, what SRC's head is for. For a new head it follows from the texts: numbers "
+        "with a fraction mean regression, lists of labels several labels, anything else a single label.",
         among=PROBLEM_TYPES,
     )
     new_head: bool = choice(False, "Draw a new head for the labels of the texts, even if SRC has a head.")
