@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint
 from training_runs import TEXTS, assert_same_bits, classification_options, labelled_file, last_state, run, start
 
@@ -69,17 +71,21 @@ def test_it_learns_what_it_is_shown(
 
 def test_killed_and_resumed_to_the_same_bits(source: Path, tmp_path: Path) -> None:
     """Weights, moments, random states and the best weights; dropout is on."""
-    setting = {"hold_out": 0.34, "checkpoint_every": 1, "evaluate_every": 3, "epochs": 6}
+    setting = {"hold_out": 0.34, "checkpoint_every": 1, "evaluate_every": 3, "epochs": 15}
     file = labelled_file(tmp_path / "t.jsonl")
-    run(classification_options(source, tmp_path / "whole", file, **setting))
-    killed = classification_options(source, tmp_path / "killed", file, **setting)
+    whole, killed = (classification_options(source, tmp_path / name, file, **setting) for name in ("whole", "killed"))
+    process = start(whole, resume=False)
+    process.join()
+    assert process.exitcode == 0
     process = start(killed, resume=False)
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    while process.exitcode is None and not (checkpoints.is_dir() and list(checkpoints.glob("step-*"))):
+    while process.exitcode is None and not list((tmp_path / "killed").glob("checkpoints/step-*")):
         process.join(0.002)
     process.kill()
     process.join()
-    run(killed, resume=True)
+    assert process.exitcode == -signal.SIGKILL
+    process = start(killed, resume=True)
+    process.join()
+    assert process.exitcode == 0
     assert_same_bits(last_state(tmp_path / "killed"), last_state(tmp_path / "whole"))
     results = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert results[0] == results[1]
@@ -144,6 +150,24 @@ def test_a_head_keeps_its_labels(source: Path, tmp_path: Path, capsys: pytest.Ca
     assert "the head of" in capsys.readouterr().err
     model = LongformerForSequenceClassification.from_pretrained(tmp_path / "three")
     assert model.config.label_names == ("people", "rain", "things", "weather")
+
+
+def test_transformers_reads_what_was_trained(source: Path, tmp_path: Path) -> None:
+    import transformers
+
+    run(classification_options(source, tmp_path / "out", labelled_file(tmp_path / "t.jsonl", SEVERAL), max_steps=1))
+    theirs, info = transformers.LongformerForSequenceClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert theirs.config.id2label == {0: "people", 1: "short", 2: "things", 3: "weather"}
+    assert theirs.config.problem_type == "multi_label_classification"
+    ours = TextClassifier.from_pretrained(tmp_path / "out")
+    ids = ours.tokenizer("Ann met Bob.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        wanted = theirs.eval()(ids, global_attention_mask=(ids == 0).long()).logits[0].sigmoid()
+    (found,) = ours.classify(["Ann met Bob."])
+    assert list(found.scores.values()) == pytest.approx(wanted.tolist(), rel=1e-4)
 
 
 def test_what_cannot_be_is_refused_first(
