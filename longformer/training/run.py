@@ -88,7 +88,7 @@ def train_classification(options: ClassificationOptions, *, resume: bool = False
         return {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type}
 
     def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> ClassificationTask:
-        task = ClassificationTask(found[0], tokenizer, options)
+        task = ClassificationTask(found.pop(), tokenizer, options)
         labels = task.labels
         shown = "" if labels.problem_type == REGRESSION else f", {len(labels.names)} labels: {listed(labels.names)}"
         say(f"{len(task.rows)} texts to train on, {len(task.held_out)} to measure on; {labels.problem_type}{shown}")
