@@ -9,6 +9,7 @@ from longformer.lazy import lazily
 if TYPE_CHECKING:
     from longformer.answering.answerer import Answer, QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.classifying.classifier import Classification, TextClassifier
     from longformer.editing.edit import edit
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
@@ -26,6 +27,7 @@ __all__ = [
     "Answer",
     "AnswerSettings",
     "CheckpointError",
+    "Classification",
     "ConfigError",
     "DataError",
     "LongformerConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "LongformerModel",
     "LongformerTokenizer",
     "QuestionAnswerer",
+    "TextClassifier",
     "attentions_to_dense",
     "edit",
     "trace",
@@ -47,6 +50,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "answering.answerer",
     "AnswerSettings": "answering.settings",
+    "Classification": "classifying.classifier",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",
@@ -55,6 +59,7 @@ _HOMES = {
     "LongformerModel": "models.encoder",
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
+    "TextClassifier": "classifying.classifier",
     "attentions_to_dense": "models.attention",
     "edit": "editing.edit",
     "trace": "parity.recorder",

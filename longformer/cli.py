@@ -15,6 +15,7 @@ import click
 from longformer.answering.cli import answer, evaluate, predict
 from longformer.answering.options import DTYPES, first_given
 from longformer.bench.cli import bench
+from longformer.classifying.cli import classify
 from longformer.errors import LongformerError
 from longformer.explain.cli import explain
 from longformer.parity.cli import parity
@@ -133,5 +134,5 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-for command in (answer, predict, evaluate, bench, evaluate_mlm, explain, parity, train):
+for command in (answer, predict, evaluate, bench, classify, evaluate_mlm, explain, parity, train):
     cli.add_command(command)

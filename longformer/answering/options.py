@@ -25,8 +25,8 @@ MODEL_OPTIONS = ("model", "revision", "device", "dtype", "impl")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def model_options(command: Command) -> Command:
-    """Options that say which model to load, and how."""
+def loading_options(command: Command) -> Command:
+    """Options that say how to load a model."""
     for option in (
         click.option("--impl", type=click.Choice(IMPLEMENTATIONS), default="auto", help="How attention is computed."),
         click.option(
@@ -37,15 +37,19 @@ def model_options(command: Command) -> Command:
             help="Precision; mixed computes matrix products in bfloat16, int8 the linear layers in int8.",
         ),
         click.option("--device", metavar="NAME", help="Where to compute, such as cuda; the CPU unless named."),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the hub."),
-        click.option(
-            "--model",
-            metavar="NAME",
-            help="Folder, or name on the hub. Without it, the small model that comes with the package.",
-        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub."),
     ):
         command = option(command)
     return command
+
+
+def model_options(command: Command) -> Command:
+    """Options that say which model to load, and how."""
+    return click.option(
+        "--model",
+        metavar="NAME",
+        help="Folder, or name on the hub. Without it, the small model that comes with the package.",
+    )(loading_options(command))
 
 
 def answer_options(command: Command) -> Command:

@@ -9,11 +9,23 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import QUESTIONS, command, in_processes, last_state, printed, qa_options, run, squad_file
+from training_runs import (
+    QUESTIONS,
+    classification_options,
+    command,
+    in_processes,
+    labelled_file,
+    last_state,
+    printed,
+    qa_options,
+    run,
+    squad_file,
+)
 
 from longformer import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.distributed import processes
 from longformer.training import MLMOptions
+from longformer.training.log import read_log
 
 # AdamW divides by the gradient's size: where that is 0 but for rounding, as of a key's bias, an epsilon as small as
 # usual turns rounding into steps of full length. With this one the weights differ by as little as the gradients do.
@@ -46,6 +58,20 @@ def test_two_processes_give_the_weights_of_one(setting: dict[str, Any], tmp_path
     models = [LongformerForQuestionAnswering.from_pretrained(tmp_path / name) for name in ("one", "two")]
     for x, y in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(y, x, **ROUNDING)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_classify_as_one(setting: dict[str, Any], tmp_path: Path, parallel: str) -> None:
+    file = labelled_file(tmp_path / "texts.jsonl")
+    values: dict[str, Any] = {"batch_size": 4, "evaluate_on": (file,), "epochs": 3, **STILL}
+    run(classification_options(setting["source"], tmp_path / "one", file, **values))
+    options = classification_options(
+        setting["source"], tmp_path / "two", file, parallel=parallel, batch_tokens=30, **values
+    )
+    assert in_processes(run, [(options,), (options,)]) == [None, None]
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    scores = [[line for line in read_log(tmp_path / name) if "accuracy" in line] for name in ("one", "two")]
+    assert scores[0] == scores[1] and len(scores[0]) == 3
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
