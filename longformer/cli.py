@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import click
 
-from longformer.answering.cli import answer, evaluate, predict
+from longformer.answering.cli import answer
+from longformer.answering.files_cli import evaluate, predict, tune_threshold
 from longformer.answering.options import DTYPES, first_given
 from longformer.bench.cli import bench
 from longformer.errors import LongformerError
@@ -133,5 +134,5 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-for command in (answer, predict, evaluate, bench, evaluate_mlm, explain, parity, train):
+for command in (answer, predict, evaluate, bench, evaluate_mlm, explain, parity, train, tune_threshold):
     cli.add_command(command)
