@@ -46,7 +46,7 @@ def find_questions(text: str, name: str, form: str | None, refuse: Refuse) -> It
     for place, entry in _entries(text, name, refuse):
         if not isinstance(entry, dict):
             refuse(f"{place} is {describe_json(entry)}; it must be an object")
-        else:
+        elif list(entry) != ["header"]:  # with which a file of MRQA begins
             chosen = form or _tell_form(place, entry, refuse)
             if chosen is not None:
                 yield from FORMS[chosen](entry, place, refuse)

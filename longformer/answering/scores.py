@@ -44,11 +44,11 @@ def f1(prediction: str, answers: Sequence[str], *, v2: bool = False) -> float:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by question, in percent, in the order of the examples.
+    """Scores by question, in the order of the examples.
 
     Args:
         exact_match: (N,) float64, each 0 or 100.
-        f1: (N,) float64, each in [0, 100].
+        f1_share: (N,) float64, F1, each in [0, 1].
         ids: of the N questions.
         articles: N names, the clusters for ``bootstrap_interval``.
         has_answer: (N,) bool, whether the context answers the question.
@@ -58,7 +58,7 @@ class Scores:
     """
 
     exact_match: np.ndarray
-    f1: np.ndarray
+    f1_share: np.ndarray
     ids: list[str]
     articles: list[str]
     has_answer: np.ndarray
@@ -66,12 +66,17 @@ class Scores:
     missing: list[str]
     v2: bool
 
+    @property
+    def f1(self) -> np.ndarray:
+        """(N,) float64, F1 in percent."""
+        return 100.0 * self.f1_share
+
     def only(self, which: np.ndarray) -> Scores:
         """The scores of some questions. ``which``: (N,) bool."""
         ids = [key for key, kept in zip(self.ids, which, strict=True) if kept]
         return Scores(
             exact_match=self.exact_match[which],
-            f1=self.f1[which],
+            f1_share=self.f1_share[which],
             ids=ids,
             articles=[name for name, kept in zip(self.articles, which, strict=True) if kept],
             has_answer=self.has_answer[which],
@@ -117,7 +122,7 @@ def score(examples: Sequence[Example], predictions: Mapping[str, str], *, v2: bo
         overlap.append(0.0 if prediction is None else f1(prediction, golds, v2=v2))
     return Scores(
         exact_match=100.0 * np.array(exact),
-        f1=100.0 * np.array(overlap),
+        f1_share=np.array(overlap),
         ids=[example.id for example in examples],
         articles=[example.article for example in examples],
         has_answer=np.array([not example.is_impossible for example in examples]),

@@ -238,21 +238,27 @@ def _answers(entry: Mapping[str, Any], context: str) -> Iterator[Answer]:
     for text, start in _texts(entry, "answers"):
         if start is None:  # MRQA says in another place, and as the context spells it, where its answers stand
             text, start = detected.get(text.casefold(), (text, start))
-        stated = _integer(start)
-        kept = text.strip()
-        if not kept:
+        if not text.strip():
             continue
         if impossible:
             raise DataError("is_impossible is true, yet there are answers; correct one or the other")
-        yield _answer(kept, stated if stated is None else stated + text.index(kept), context)
+        yield _answer(text, _integer(start), context)
 
 
 def _answer(text: str, stated: int | None, context: str) -> Answer:
-    if stated is not None and stated >= 0 and context.startswith(text, stated):
-        return Answer(text, stated, stated)
-    found = context.find(text)
-    certain = found >= 0 and context.find(text, found + 1) < 0
-    return Answer(text, found if certain else None, stated)
+    """An answer without the space around its text, which the file's offset may count or not."""
+    kept = text.strip()
+    before = text.index(kept)
+    stated_of_kept = None if stated is None else stated + before
+    forms = ((text, stated, before), (kept, stated_of_kept, 0))
+    for form, offset, shift in forms:
+        if offset is not None and offset >= 0 and context.startswith(form, offset):
+            return Answer(kept, offset + shift, stated_of_kept)
+    for form, _, shift in forms:
+        found = context.find(form)
+        if found >= 0 and context.find(form, found + 1) < 0:
+            return Answer(kept, found + shift, stated_of_kept)
+    return Answer(kept, None, stated_of_kept)
 
 
 def _texts(entry: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:

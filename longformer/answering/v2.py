@@ -18,8 +18,6 @@ import numpy as np
 
 from longformer.answering.scores import Scores
 
-NA_PROBABILITY = 1.0  # the script's own threshold, which no probability exceeds
-
 
 class Curve(NamedTuple):
     """Precision against recall where the threshold for no answer is raised from value to value, and the area under it.
@@ -49,11 +47,11 @@ def with_threshold(scores: Scores, values: Mapping[str, float], threshold: float
     """
     missing = set(scores.missing)
     none = np.array([key not in missing and values[key] > threshold for key in scores.ids], dtype=bool)
-    right = 100.0 * ~scores.has_answer
+    right = (~scores.has_answer).astype(np.float64)
     return replace(
         scores,
-        exact_match=np.where(none, right, scores.exact_match),
-        f1=np.where(none, right, scores.f1),
+        exact_match=np.where(none, 100.0 * right, scores.exact_match),
+        f1_share=np.where(none, right, scores.f1_share),
         empty=scores.empty | none,
     )
 
@@ -76,60 +74,74 @@ def by_kind(scores: Scores) -> dict[str, float | int]:
 def best_thresholds(scores: Scores, values: Mapping[str, float]) -> dict[str, float]:
     """``best_exact`` and ``best_f1``, in percent, and the thresholds that give them, by the script's own scan.
 
-    The scan goes through the questions from the lowest value to the highest, and takes the best mean on the way. Two
-    things about it are odd: among questions of one value it may stop between two, where no threshold can be; and where
-    nothing is better than no answer to all, it says 0.0, which is right of probabilities but not of scores.
-    :func:`tune` does neither.
+    The scan goes through the questions from the lowest value to the highest, and takes the best mean on the way. Three
+    things about it are odd. Among questions of one value it may stop between two, where no threshold can be. Where no
+    answer to all is best it says 0.0, which is right of probabilities but not of scores. And an answer such as "the"
+    counts as wrong, where none would be right and the means take it for none. :func:`tune` is otherwise.
 
     Args:
         scores: all questions, those without a prediction too.
         values: by id. Among equals their order decides, as it does in the script.
     """
     found = {}
-    for name, points in (("exact", scores.exact_match), ("f1", scores.f1)):
-        best, threshold = _without_answer(scores), 0.0
-        for value, total, _ in _scan(scores, points, values):
+    for name, shares in _shares(scores):
+        gains = np.where(scores.has_answer, shares, np.where(scores.empty, 0.0, -1.0))
+        best, threshold = _without_answers(scores), 0.0
+        for value, total, _ in _scan(scores, gains, values):
             if total > best:
                 best, threshold = total, value
-        found[f"best_{name}"] = float(best / (len(scores.ids) - len(scores.missing)))
+        found[f"best_{name}"] = 100.0 * best / (len(scores.ids) - len(scores.missing))
         found[f"best_{name}_thresh"] = float(threshold)
     return found
 
 
 def tune(scores: Scores, values: Mapping[str, float]) -> dict[str, float]:
-    """As :func:`best_thresholds`, but each threshold gives the mean that is said of it: of equals the lowest.
+    """As :func:`best_thresholds`, but each threshold gives the mean that is said of it, and none gives a better one.
 
-    Where no answer to all is best, the threshold is just below the lowest value.
+    Of equals it is the lowest; where no answer to all is best, it is just below the lowest value.
+
+    Args:
+        scores: questions with a prediction.
+        values: by id.
     """
     found = {}
-    for name, points in (("exact", scores.exact_match), ("f1", scores.f1)):
-        best, threshold = _without_answer(scores), np.nextafter(min(values[key] for key in scores.ids), -np.inf)
-        for value, total, is_last in _scan(scores, points, values):
+    for name, shares in _shares(scores):
+        gains = shares - ~scores.has_answer
+        best, threshold = _without_answers(scores), np.nextafter(min(values[key] for key in scores.ids), -np.inf)
+        for value, total, is_last in _scan(scores, gains, values):
             if is_last and total > best:
                 best, threshold = total, value
-        found[f"best_{name}"] = float(best / len(scores.ids))
+        found[f"best_{name}"] = 100.0 * best / len(scores.ids)
         found[f"best_{name}_thresh"] = float(threshold)
     return found
 
 
-def _without_answer(scores: Scores) -> float:
-    """The sum of the scores where the answer to every question is ""."""
-    return 100.0 * int((~scores.has_answer).sum())
+def _shares(scores: Scores) -> tuple[tuple[str, np.ndarray], ...]:
+    """Exact match and F1 in [0, 1]: sums over these round as the script's do, which decides between near equals."""
+    return ("exact", scores.exact_match / 100.0), ("f1", scores.f1_share)
 
 
-def _scan(scores: Scores, points: np.ndarray, values: Mapping[str, float]) -> Iterator[tuple[float, float, bool]]:
-    """Each question's value, from the lowest on; the sum of scores where it and those before it keep their answers;
-    and whether it is the last of its value, so that this is what a threshold of that value gives."""
-    of = {key: i for i, key in enumerate(scores.ids)}
+def _without_answers(scores: Scores) -> float:
+    """The sum of the scores where no question is answered."""
+    return float((~scores.has_answer).sum())
+
+
+def _scan(scores: Scores, gains: np.ndarray, values: Mapping[str, float]) -> Iterator[tuple[float, float, bool]]:
+    """Each question's value, from the lowest on, with the sum of scores where it and those before it are answered.
+
+    The third is whether it is the last of its value, so that a threshold of that value gives this sum.
+
+    Args:
+        scores: questions; those without a prediction are left out.
+        gains: (N,), by how much the sum grows with each question that is answered.
+        values: by id.
+    """
+    places = {key: i for i, key in enumerate(scores.ids)}
     missing = set(scores.missing)
-    total = _without_answer(scores)
-    order = sorted((key for key in values if key in of and key not in missing), key=values.__getitem__)
+    order = sorted((key for key in values if key in places and key not in missing), key=values.__getitem__)
+    total = _without_answers(scores)
     for n, key in enumerate(order):
-        i = of[key]
-        if scores.has_answer[i]:
-            total += points[i]
-        elif not scores.empty[i]:
-            total -= 100.0
+        total += float(gains[places[key]])
         yield values[key], total, n + 1 == len(order) or values[order[n + 1]] != values[key]
 
 
@@ -143,7 +155,7 @@ def precision_recall(scores: Scores, values: Mapping[str, float]) -> dict[str, C
         return {}
     of = {key: i for i, key in enumerate(scores.ids)}
     order = sorted((key for key in values if key in of), key=values.__getitem__)
-    kinds = {"exact": scores.exact_match / 100, "f1": scores.f1 / 100, "oracle": np.ones(len(scores.ids))}
+    kinds = {**dict(_shares(scores)), "oracle": np.ones(len(scores.ids))}
     return {
         name: _curve(
             [points[of[key]] * scores.has_answer[of[key]] for key in order],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_checkpoint import byte_level_tokenizer, tiny_model
 
 from longformer import AnswerSettings
 from longformer.answering.answerer import QuestionAnswerer
+from longformer.answering.spans import Answer
 from longformer.answering.texts import inside_graphemes, whole_words
 
 
@@ -71,12 +73,14 @@ class TestNothingIsCut:
     def test_a_real_tokenizer(self, tmp_path: Path) -> None:
         tokenizer = byte_level_tokenizer(tmp_path)  # where an accent is two tokens
         document = "Zoe\u0308 and Rene\u0301 met Noe\u0308l"
-        answers = QuestionAnswerer(tiny_model(tokenizer), tokenizer).answer("who", document, top_k=100, inside_words=True)
+        answers = QuestionAnswerer(tiny_model(tokenizer), tokenizer).answer(
+            "who", document, top_k=100, inside_words=True
+        )
         assert len(answers) > 50
         assert not {place for a in answers for place in (a.start, a.end)} & inside_graphemes(document)
 
 
-def apart_by_definition(answerer: QuestionAnswerer, document: str, **settings: int) -> list[str]:
+def apart_by_definition(answerer: QuestionAnswerer, document: str, **settings: int) -> Iterator[Answer]:
     """All answers, best first, of which one is left out that shares a word with one before it."""
     kept: list[tuple[int, int]] = []
     for answer in answerer.answer("qq", document, **{**settings, "top_k": 10_000}):
@@ -115,6 +119,10 @@ class TestNoOverlap:
         assert [a.text for a in found] == ["", "one", "two"]
 
 
+LONG = "b " + "x " * 14
+IN_TWO = {"max_answer_tokens": 1, "max_length": 26, "inside_words": True}
+
+
 class TestNoAnswer:
     """Two windows: in the first "b" is the best span, and no answer scores as ``nulls`` say, window by window."""
 
@@ -128,9 +136,6 @@ class TestNoAnswer:
 
         return QuestionAnswerer(Windowed(lambda t, i: 5 * (t == ord("b")), lambda t, i: 0), FakeTokenizer())
 
-    DOCUMENT = "b " + "x " * 14
-    SETTINGS = {"max_answer_tokens": 1, "max_length": 26, "inside_words": True}
-
     @pytest.mark.parametrize(
         ("rule", "nulls", "score"),
         [
@@ -142,16 +147,16 @@ class TestNoAnswer:
     )
     def test_the_rule_says_which_window(self, rule: str, nulls: tuple[float, float], score: float) -> None:
         answerer = self.answerer(nulls)
-        (found,) = answerer.search([("qq", self.DOCUMENT)], null_rule=rule, **self.SETTINGS).values()
+        (found,) = answerer.search([("qq", LONG)], null_rule=rule, **IN_TWO).values()
         assert sum(map(len, answerer.model.rows)) == 2
         assert found.null_score == score and found.text == "b"
         for threshold, text in ((score - 0.1, ""), (score, "b"), (score + 0.1, "b")):
-            settings = AnswerSettings(null_threshold=threshold, null_rule=rule, **self.SETTINGS)
-            assert answerer.answer("qq", self.DOCUMENT, settings=settings)[0].text == text
+            settings = AnswerSettings(null_threshold=threshold, null_rule=rule, **IN_TWO)
+            assert answerer.answer("qq", LONG, settings=settings)[0].text == text
 
     def test_its_probability_is_among_all_spans(self) -> None:
         answerer = self.answerer((7.0, 1.0))
-        none, best = answerer.answer("qq", self.DOCUMENT, top_k=2, null_threshold=0.0, **self.SETTINGS)
+        none, best = answerer.answer("qq", LONG, top_k=2, null_threshold=0.0, **IN_TWO)
         assert none.text == "" and math.log(none.probability / best.probability) == pytest.approx(2.0)
         rest = 14 * math.exp(0)
         assert none.probability == pytest.approx(math.exp(7) / (math.exp(7) + math.exp(5) + rest))
