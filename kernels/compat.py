@@ -101,13 +101,19 @@ def is_fake(tensor: torch.Tensor) -> bool:
 
 
 def register_output(kind: type, name: str) -> None:
-    """Lets an exported program that is saved to a file say by ``name`` that it gives a named tuple of this kind.
+    """Lets torch see the entries of a subclass of tuple, and an exported program in a file say by ``name`` that it
+    gives one. ``kind(entries)`` makes it.
 
-    A torch without this knows the fields, and not the name.
+    A torch without this takes it for one object, as it does any class that it does not know.
     """
-    register = _lookup(torch.utils, "_pytree._register_namedtuple")
+    register = _lookup(torch.utils, "_pytree.register_pytree_node")
     if register is not None:
-        register(kind, serialized_type_name=name)
+        register(
+            kind,
+            lambda output: (list(output), None),
+            lambda entries, _: kind(entries),
+            serialized_type_name=name,
+        )
 
 
 def is_compiler_error(error: BaseException) -> bool:

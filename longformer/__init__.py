@@ -10,8 +10,17 @@ if TYPE_CHECKING:
     from longformer.answering.answerer import QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
     from longformer.answering.spans import Answer
+    from longformer.editing.edit import edit
+    from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
-    from longformer.models.heads import LongformerForMaskedLM, LongformerForQuestionAnswering
+    from longformer.models.heads import (
+        LongformerForMaskedLM,
+        LongformerForMultipleChoice,
+        LongformerForQuestionAnswering,
+        LongformerForSequenceClassification,
+        LongformerForTokenClassification,
+    )
+    from longformer.parity.recorder import trace
     from longformer.tokenizer import LongformerTokenizer
 
 __all__ = [
@@ -23,10 +32,16 @@ __all__ = [
     "LongformerConfig",
     "LongformerError",
     "LongformerForMaskedLM",
+    "LongformerForMultipleChoice",
     "LongformerForQuestionAnswering",
+    "LongformerForSequenceClassification",
+    "LongformerForTokenClassification",
     "LongformerModel",
     "LongformerTokenizer",
     "QuestionAnswerer",
+    "attentions_to_dense",
+    "edit",
+    "trace",
 ]
 __version__ = "0.1.0"
 
@@ -34,9 +49,15 @@ _HOMES = {
     "Answer": "answering.spans",
     "AnswerSettings": "answering.settings",
     "LongformerForMaskedLM": "models.heads",
+    "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",
+    "LongformerForSequenceClassification": "models.heads",
+    "LongformerForTokenClassification": "models.heads",
     "LongformerModel": "models.encoder",
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
+    "attentions_to_dense": "models.attention",
+    "edit": "editing.edit",
+    "trace": "parity.recorder",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

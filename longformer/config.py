@@ -15,6 +15,7 @@ from longformer.files import read_json, write_text
 if TYPE_CHECKING:
     from longformer.kernels import AttentionPattern
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 
@@ -45,6 +46,10 @@ class LongformerConfig:
             depend on it, so any checkpoint loads with any dilation. transformers' model has no dilation.
         pad_token_id, bos_token_id, eos_token_id, sep_token_id: ids of the special tokens.
         num_labels: outputs of the head: 2 (start and end) for question answering.
+        label_names: the labels' names, in the order of their numbers; by default ``LABEL_0`` and so on. The hub's
+            ``id2label`` says the same.
+        problem_type: what sequence classification computes a loss for, one of ``PROBLEM_TYPES``; None lets it follow
+            from the labels.
 
     Raises:
         ConfigError: a value is out of range. The message gives its name and the value.
@@ -69,6 +74,8 @@ class LongformerConfig:
     eos_token_id: int = 2
     sep_token_id: int = 2
     num_labels: int = 2
+    label_names: tuple[str, ...] = ()
+    problem_type: str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -104,8 +111,27 @@ class LongformerConfig:
             self.max_position_embeddings,
             f"more than pad_token_id + 1 = {self.pad_token_id + 1}, because positions start after the padding's",
         )
+        _require(
+            self.problem_type is None or self.problem_type in PROBLEM_TYPES,
+            "problem_type",
+            self.problem_type,
+            f"None or one of {', '.join(PROBLEM_TYPES)}",
+        )
+        object.__setattr__(self, "label_names", self._label_names())
         object.__setattr__(self, "attention_window", self._windows())
         object.__setattr__(self, "attention_dilation", self._dilations())
+
+    def _label_names(self) -> tuple[str, ...]:
+        names = tuple(self.label_names) or tuple(f"LABEL_{i}" for i in range(self.num_labels))
+        if len(names) != self.num_labels or not all(isinstance(name, str) for name in names):
+            raise ConfigError(
+                f"label_names is {names!r}; it must be one name for each of num_labels, of which there are "
+                f"{self.num_labels}"
+            )
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"label_names has {twice!r} twice; each label needs a name of its own")
+        return names
 
     def _windows(self) -> tuple[int, ...]:
         given: object = self.attention_window
@@ -157,6 +183,16 @@ class LongformerConfig:
         """Length of the longest sequence for which there are position embeddings, in tokens."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The labels' names, by their numbers."""
+        return dict(enumerate(self.label_names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The labels' numbers, by their names."""
+        return {name: i for i, name in enumerate(self.label_names)}
+
     def window(self, layer: int) -> tuple[int, int]:
         """(left, right): how many tokens layer ``layer`` sees on each side, as the kernels count them."""
         assert isinstance(self.attention_window, tuple)
@@ -174,7 +210,19 @@ class LongformerConfig:
         return AttentionPattern(self.window(layer), self.dilation(layer))
 
     def replace(self, **changes: Any) -> LongformerConfig:
-        """A copy with ``changes``. If ``num_hidden_layers`` changes, give ``attention_window`` as well."""
+        """A copy with ``changes``. If ``num_hidden_layers`` changes, give ``attention_window`` as well.
+
+        ``id2label`` or ``label2id`` may be given too, and say the labels' names and number. Another number alone gives
+        them new names.
+        """
+        label2id = changes.pop("label2id", None)
+        if label2id is not None:
+            changes.setdefault("id2label", {number: name for name, number in dict(label2id).items()})
+        if "id2label" in changes:
+            names = _names_of(changes.pop("id2label"))
+            changes = {"num_labels": len(names), "label_names": names, **changes}
+        if changes.get("num_labels", self.num_labels) != self.num_labels:
+            changes.setdefault("label_names", ())
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -199,8 +247,9 @@ class LongformerConfig:
         missing = [key for key in _REQUIRED if key not in arguments]
         if missing:
             raise ConfigError(f"config lacks {', '.join(missing)}; a Longformer config.json states them")
-        if "num_labels" not in arguments and isinstance(values.get("id2label"), Mapping):
-            arguments["num_labels"] = len(values["id2label"])
+        if isinstance(values.get("id2label"), Mapping):
+            arguments.setdefault("num_labels", len(values["id2label"]))
+            arguments.setdefault("label_names", _usable_names(values["id2label"], arguments["num_labels"]))
         if isinstance(arguments.get("attention_window"), list):
             arguments["attention_window"] = tuple(arguments["attention_window"])
         return cls(**arguments)
@@ -222,9 +271,11 @@ class LongformerConfig:
         if dilation != 1:
             each = dilation if isinstance(dilation, tuple) else (dilation,) * self.num_hidden_layers
             values["attention_dilation"] = [list(d) if isinstance(d, tuple) else d for d in each]
-        num_labels = values.pop("num_labels")
-        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(num_labels)}
-        values["label2id"] = {f"LABEL_{i}": i for i in range(num_labels)}
+        del values["num_labels"], values["label_names"]
+        values["id2label"] = {str(i): name for i, name in self.id2label.items()}
+        values["label2id"] = self.label2id
+        if values["problem_type"] is None:
+            del values["problem_type"]
         return {"model_type": "longformer", **values}
 
     def save(self, path: str | Path, **extra: Any) -> None:
@@ -248,6 +299,27 @@ _REQUIRED = (
     "max_position_embeddings",
     "attention_window",
 )
+
+
+def _names_of(id2label: object) -> tuple[str, ...]:
+    """The labels' names in the order of their numbers, from a mapping of numbers, or numbers in text, to names."""
+    try:
+        names = {int(number): name for number, name in dict(id2label).items()}  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        names = {}
+    if not names or sorted(names) != list(range(len(names))):
+        raise ConfigError(f"id2label is {id2label!r}; it must give a name to each number from 0 on")
+    return tuple(names[i] for i in range(len(names)))
+
+
+def _usable_names(id2label: Mapping[Any, Any], number: object) -> tuple[str, ...]:
+    """The labels' names in a config.json; none where they are not ``number`` different names, which nothing needs."""
+    try:
+        names = _names_of(id2label)
+    except ConfigError:
+        return ()
+    usable = len(names) == number and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return names if usable else ()
 
 
 def _refuse_variants(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.folder import check_tensors, dtype_name, find_config, write_checkpoint
+from longformer.checkpoints.folder import architectures_of, check_tensors, dtype_name, find_config, write_checkpoint
 from longformer.checkpoints.hub import PathOrName, find_files
 from longformer.checkpoints.names import (
     BERT_LM_HEAD,
@@ -29,7 +29,7 @@ from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, listed
 from longformer.files import read_json, write_file
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import HEADS
+from longformer.models.heads import head_of
 from longformer.tokenizer import LongformerTokenizer
 
 POSITIONS = "longformer.embeddings.position_embeddings.weight"
@@ -160,8 +160,8 @@ def to_long(
 
     if "lm_head" in keep:
         check_tied(source, tensors)
-    architecture = next((head.__name__ for part, head in HEADS.items() if part in keep), LongformerModel.__name__)
-    extra = {"architectures": [architecture], "dtype": dtype_name(tensors.values())}
+    architecture = head_of(tensors, architectures_of(config_file)) or LongformerModel
+    extra = {"architectures": [architecture.__name__], "dtype": dtype_name(tensors.values())}
     dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
     tokenizer.model_max_length = max_tokens
     tokenizer.save_pretrained(folder)

@@ -44,6 +44,7 @@ class QuestionAnswerer:
 
     Raises:
         LongformerError: a tokenizer that is not the model's, by its special tokens.
+        CheckpointError: a tokenizer with tokens for which the model has no row.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class QuestionAnswerer:
                     f"{name} is {of_model} for the model and {of_tokenizer} for the tokenizer; "
                     "load both from the same checkpoint"
                 )
+        tokenizer.check_rows(model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.global_mask = global_mask
@@ -101,6 +103,7 @@ class QuestionAnswerer:
             impl=impl,
             local_files_only=local_files_only,
             config=config,
+            new_head=False,
         )
         return cls(model, tokenizer, global_mask=global_mask)
 

@@ -109,6 +109,25 @@ def model(
 
 
 @bench.command()
+@click.option("--lengths", type=Numbers(5), default="512,4096", show_default=True, help="Tokens of each document.")
+@click.option(
+    "--globals", "global_tokens", type=POSITIVE, default=14, show_default=True, metavar="G", help="Global tokens."
+)
+@click.option("--config", metavar="FILE", help="A config.json; by default the architecture of the released base model.")
+@common(rounds=5)
+def transformers(lengths: tuple[int, ...], global_tokens: int, **options: Any) -> None:
+    """transformers' own models with our attention inside and without: Longformer, and at the longest LED's encoder."""
+
+    def records(rounds: int, config: str | None) -> list[Record]:
+        from longformer.bench import model, replaced, timing
+
+        found = replaced.cases(model.read_config(config), lengths=lengths, global_tokens=global_tokens)
+        return [timing.measure(case, rounds) for case in found]
+
+    _run("transformers", records, {"lengths": lengths, "globals": global_tokens}, options)
+
+
+@bench.command()
 @click.argument("data")
 @click.option("--tokenizer", required=True, metavar="NAME", help="Folder, or name on the hub, of the tokenizer.")
 @click.option("--limit", type=POSITIVE, metavar="N", help="Take N questions, evenly spaced over the file.")

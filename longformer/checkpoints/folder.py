@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,24 +16,33 @@ from longformer.checkpoints.names import TIED, todays_name
 from longformer.checkpoints.weights import SAFETENSORS, unaliased
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
-from longformer.files import replace_file
+from longformer.files import read_json, replace_file
 
 CONFIG = "config.json"
 
 
-def read_config(
-    name_or_path: PathOrName, *, revision: str | None = None, local_files_only: bool = False
-) -> LongformerConfig:
-    """The config of a checkpoint. Raises CheckpointError if there is none, ConfigError if it is no Longformer's."""
-    return LongformerConfig.from_file(find_config(name_or_path, revision=revision, local_files_only=local_files_only))
+def read_config(name_or_path: PathOrName, **where: Any) -> LongformerConfig:
+    """The config of a checkpoint. ``where``: as for ``hub.find_files``.
+
+    Raises:
+        CheckpointError: there is none.
+        ConfigError: it is no Longformer's.
+    """
+    return LongformerConfig.from_file(find_config(name_or_path, **where))
 
 
-def find_config(name_or_path: PathOrName, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+def find_config(name_or_path: PathOrName, **where: Any) -> Path:
     """Path of a checkpoint's ``config.json``. Raises CheckpointError where there is none."""
-    found = find_files(name_or_path, [CONFIG], revision=revision, local_files_only=local_files_only)
+    found = find_files(name_or_path, [CONFIG], **where)
     if CONFIG not in found:
         raise CheckpointError(f"{name_or_path} has no {CONFIG}; a checkpoint is a folder with that and {SAFETENSORS}")
     return found[CONFIG]
+
+
+def architectures_of(config_file: Path) -> list[str]:
+    """The classes that a ``config.json`` says the checkpoint is for. Nothing where it does not say so."""
+    named = read_json(config_file, error=ConfigError).get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

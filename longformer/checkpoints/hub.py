@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors as hub
@@ -20,6 +21,8 @@ def find_files(
     *,
     revision: str | None = None,
     local_files_only: bool = False,
+    cache_dir: PathOrName | None = None,
+    token: str | bool | None = None,
     first: bool = False,
 ) -> dict[str, Path]:
     """Those of the wanted files that a model has, by name; from the hub they are fetched into its cache.
@@ -32,6 +35,8 @@ def find_files(
         wanted: file names; those that do not exist are left out of the result.
         revision: branch, tag or commit on the hub.
         local_files_only: look only in the hub's local cache.
+        cache_dir: where that cache is; None is the hub's own setting.
+        token: to log in with; None is the hub's own setting, False is none.
         first: stop at the first file that exists; ``wanted`` is then an order of preference.
 
     Raises:
@@ -39,7 +44,9 @@ def find_files(
     """
     folder = _folder(name_or_path)
     if folder is None:
-        return _from_hub(str(name_or_path), wanted, revision, local_files_only, first)
+        cache = None if cache_dir is None else os.path.expanduser(cache_dir)
+        hub_options = {"revision": revision, "cache_dir": cache, "token": token}
+        return _from_hub(str(name_or_path), wanted, hub_options, local_files_only, first)
     if revision is not None:
         raise CheckpointError(f"revision {revision!r} is of the hub, but {folder} is a folder here; leave it out")
     found = {name: folder / name for name in wanted if (folder / name).is_file()}
@@ -47,14 +54,22 @@ def find_files(
 
 
 def has_file(
-    name_or_path: PathOrName, file: str, *, revision: str | None = None, local_files_only: bool = False
+    name_or_path: PathOrName,
+    file: str,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    **_: Any,
 ) -> bool:
     """Whether a model is known to have ``file``, which is not fetched. Never raises: it serves error messages."""
     try:
         folder = _folder(name_or_path)
         if folder is not None:
             return (folder / file).is_file()
-        return not local_files_only and huggingface_hub.file_exists(str(name_or_path), file, revision=revision)
+        return not local_files_only and huggingface_hub.file_exists(
+            str(name_or_path), file, revision=revision, token=token
+        )
     except Exception:  # the network's layers raise many kinds
         return False
 
@@ -73,20 +88,20 @@ def _folder(name_or_path: PathOrName) -> Path | None:
 
 
 def _from_hub(
-    name: str, wanted: Sequence[str], revision: str | None, local_files_only: bool, first: bool
+    name: str, wanted: Sequence[str], options: dict[str, Any], local_files_only: bool, first: bool
 ) -> dict[str, Path]:
+    """``options``: revision, cache_dir and token, as the hub's library takes them."""
+    revision = options["revision"]
     found: dict[str, Path] = {}
-    why_silent = "it was not asked (local_files_only)" if local_files_only else _why_silent(name, wanted[0], revision)
+    why_silent = "it was not asked (local_files_only)" if local_files_only else _why_silent(name, wanted[0], options)
     unknown = []
     for file in wanted:
         try:
-            path = huggingface_hub.hf_hub_download(
-                name, file, revision=revision, local_files_only=why_silent is not None
-            )
+            path = huggingface_hub.hf_hub_download(name, file, local_files_only=why_silent is not None, **options)
             found[file] = Path(path)
         except hub.LocalEntryNotFoundError as error:
             why_silent = why_silent or in_one_line(error.__cause__ or error)
-            if not _known_absent(name, file, revision):
+            if not _known_absent(name, file, options):
                 unknown.append(file)
         except hub.EntryNotFoundError:
             continue
@@ -95,18 +110,20 @@ def _from_hub(
         if first and found:
             break
     if unknown and not found:
+        cache = options["cache_dir"] or huggingface_hub.constants.HF_HUB_CACHE
         raise CheckpointError(
-            f"there is no folder {name!r} here, and the local cache {huggingface_hub.constants.HF_HUB_CACHE} lacks "
+            f"there is no folder {name!r} here, and the local cache {cache} lacks "
             f"{', '.join(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
             "Fetch the model once with network, or give a folder"
         )
     return found
 
 
-def _why_silent(name: str, file: str, revision: str | None) -> str | None:
+def _why_silent(name: str, file: str, options: dict[str, Any]) -> str | None:
     """Why the hub does not answer, None if it does. Asked once, where a download would retry for half a minute."""
     try:
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, file, revision=revision))
+        url = huggingface_hub.hf_hub_url(name, file, revision=options["revision"])
+        huggingface_hub.get_hf_file_metadata(url, token=options["token"])
     except hub.OfflineModeIsEnabled:
         return "it was not asked (HF_HUB_OFFLINE)"
     except (hub.HfHubHTTPError, hub.HFValidationError):
@@ -116,9 +133,11 @@ def _why_silent(name: str, file: str, revision: str | None) -> str | None:
     return None
 
 
-def _known_absent(name: str, file: str, revision: str | None) -> bool:
+def _known_absent(name: str, file: str, options: dict[str, Any]) -> bool:
     """Whether the hub said, when it was last asked, that the model has no such file."""
-    known = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+    known = huggingface_hub.try_to_load_from_cache(
+        name, file, revision=options["revision"], cache_dir=options["cache_dir"]
+    )
     return known is not None and not isinstance(known, str)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import warnings
@@ -17,6 +18,8 @@ from longformer.checkpoints.hub import PathOrName, find_files, has_file
 from longformer.errors import CheckpointError, listed
 from longformer.files import read_json
 
+log = logging.getLogger(__name__)
+
 SAFETENSORS = "model.safetensors"
 WEIGHTS = (  # in order of preference
     SAFETENSORS,
@@ -24,21 +27,24 @@ WEIGHTS = (  # in order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # entries of a training checkpoint that hold the weights
+PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, of a module around the model, of torch.compile
 FOREIGN_WEIGHTS = {
     "tf_model.h5": ("TensorFlow", "from_tf"),
     "flax_model.msgpack": ("Flax", "from_flax"),
 }
 
 
-def find_weights(
-    name_or_path: PathOrName, *, revision: str | None = None, local_files_only: bool = False
-) -> list[Path]:
+def find_weights(name_or_path: PathOrName, **where: Any) -> list[Path]:
     """Paths of a checkpoint's weights: one file, or every shard. Safetensors are preferred.
+
+    Args:
+        name_or_path: a folder, or a name on the hub.
+        where: ``revision``, ``local_files_only``, ``cache_dir`` and ``token``, as for ``hub.find_files``.
 
     Raises:
         CheckpointError: no weights, weights for TensorFlow or Flax alone, or a missing shard.
     """
-    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     found = find_files(name_or_path, WEIGHTS, first=True, **where)
     if not found:
         raise CheckpointError(_no_weights(name_or_path, where))
@@ -80,6 +86,9 @@ def _shards(index: Path) -> list[str]:
 def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     """Every tensor in ``files``, by its name there, writable, never written back. Safetensors are memory-mapped.
 
+    What wrapped the model that was saved is taken off: a prefix that all names share, such as ``module.``, and in a
+    ``.bin`` the entry that holds the weights, such as ``state_dict``. The log says so.
+
     A ``.bin`` is read into memory. torch maps it without a check of its records, and the file may be written anew, by
     ``torch.save`` for one, under the weights that are mapped from it.
 
@@ -93,6 +102,17 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
         if twice:
             raise CheckpointError(f"{path} holds {listed(twice)} a second time; another shard has it too")
         tensors.update(read)
+    return without_prefix(tensors, ", ".join(map(str, files)))
+
+
+def without_prefix(tensors: dict[str, Tensor], source: object) -> dict[str, Tensor]:
+    """The same tensors without the prefixes that all their names share. ``source`` is what the log calls them."""
+    taken = ""
+    while prefix := next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        taken += prefix
+    if taken:
+        log.warning("%s: every name begins with %s, which is left out", source, taken)
     return tensors
 
 
@@ -117,6 +137,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} was not read: its pickle asks for {wanted[1]}, which could run code and which no weights need; "
             "ask where it came from for safetensors, or trust it not"
         ) from None
+    inner = next((key for key in WRAPPERS if isinstance(read, dict) and isinstance(read.get(key), dict)), None)
+    if inner is not None:
+        log.warning("%s: the weights are what it holds as %s; the rest is not read", path, inner)
+        read = read[inner]
     if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
         raise CheckpointError(f"{path} holds no plain state dict, names to tensors")
     strange = [str(name) for name, value in read.items() if not _is_plain(value)]

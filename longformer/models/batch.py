@@ -37,7 +37,7 @@ def check_ids(name: str, ids: Tensor, size: int, like: Tensor | None = None) -> 
     if like is None and (ids.dim() != 2 or 0 in ids.shape):
         raise LongformerError(f"{name} has shape {tuple(ids.shape)}; it must be (B, S), each at least 1")
     if like is not None and ids.shape != like.shape:
-        raise LongformerError(f"{name} has shape {tuple(ids.shape)}; input_ids has {tuple(like.shape)}")
+        raise LongformerError(f"{name} has shape {tuple(ids.shape)}; the input has {tuple(like.shape)}")
     if not can_be_read(ids):
         assert_in_graph(((ids >= 0) & (ids < size)).all(), f"{name} out of range")
         return
@@ -46,10 +46,19 @@ def check_ids(name: str, ids: Tensor, size: int, like: Tensor | None = None) -> 
         raise LongformerError(f"{name} holds {low if low < 0 else high}; the model has rows 0 to {size - 1} for it")
 
 
-def _check_mask(name: str, mask: Tensor, input_ids: Tensor, most: int, meaning: str) -> None:
-    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape:
+def check_embeddings(embeddings: Tensor, size: int) -> None:
+    """Raise LongformerError where ``embeddings`` are not (B, S, size) floating-point numbers."""
+    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+        what = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise LongformerError(f"inputs_embeds is {what}; it must be a tensor of floating-point numbers")
+    if embeddings.dim() != 3 or embeddings.shape[2] != size or 0 in embeddings.shape:
+        raise LongformerError(f"inputs_embeds has shape {tuple(embeddings.shape)}; it must be (B, S, {size})")
+
+
+def _check_mask(name: str, mask: Tensor, like: Tensor, most: int, meaning: str) -> None:
+    if not isinstance(mask, Tensor) or mask.shape != like.shape:
         what = f"has shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
-        raise LongformerError(f"{name} {what}; it must be a tensor of input_ids' shape, {tuple(input_ids.shape)}")
+        raise LongformerError(f"{name} {what}; it must be a tensor of the input's shape, {tuple(like.shape)}")
     if mask.dtype == torch.bool:
         return
     known = (mask == 0) | (mask == 1) | (mask == most)
@@ -59,43 +68,61 @@ def _check_mask(name: str, mask: Tensor, input_ids: Tensor, most: int, meaning: 
         raise LongformerError(f"{name} holds {mask[~known][0].item()}; it may hold {meaning}")
 
 
-def make_tokens(input_ids: Tensor, attention_mask: Tensor | None, global_attention_mask: Tensor | None) -> Tokens:
+def make_tokens(like: Tensor, attention_mask: Tensor | None, global_attention_mask: Tensor | None) -> Tokens:
     """Which tokens are padding and which are global, from a model's arguments; padding wins over global.
 
+    Args:
+        like: (B, S), of any kind.
+        attention_mask, global_attention_mask: (B, S), see :class:`longformer.LongformerModel`.
+
     Raises:
-        LongformerError: a mask of another shape than ``input_ids``, or one that holds another value than it may.
+        LongformerError: a mask of another shape than ``like``, or one that holds another value than it may.
     """
     keep = is_global = None
     if attention_mask is not None:
-        _check_mask("attention_mask", attention_mask, input_ids, 2, "0 (padding), 1 (local) or 2 (global)")
+        _check_mask("attention_mask", attention_mask, like, 2, "0 (padding), 1 (local) or 2 (global)")
         keep, is_global = attention_mask != 0, attention_mask == 2
     if global_attention_mask is not None:
-        _check_mask("global_attention_mask", global_attention_mask, input_ids, 1, "0 (local) or 1 (global)")
+        _check_mask("global_attention_mask", global_attention_mask, like, 1, "0 (local) or 1 (global)")
         named = global_attention_mask.bool()
         is_global = named if is_global is None else is_global | named
-    if can_be_read(input_ids):  # no padding and no global token are simpler than masks that say so
+    if can_be_read(like):  # no padding and no global token are simpler than masks that say so
         keep = None if keep is None or bool(keep.all()) else keep
         is_global = None if is_global is None or not bool(is_global.any()) else is_global
     return Tokens.of(keep, is_global)
 
 
-def count_positions(input_ids: Tensor, config: LongformerConfig) -> Tensor:
+def count_positions(input_ids: Tensor | None, like: Tensor, config: LongformerConfig) -> Tensor:
     """Position ids (B, S): tokens other than padding count up from ``pad_token_id + 1``; padding has ``pad_token_id``.
+
+    Without ids nobody knows which tokens are padding, and all count.
+
+    Args:
+        input_ids: (B, S), or None.
+        like: (B, S), of any kind.
 
     Raises:
         LongformerError: more tokens in a row than the model has positions for.
     """
     pad = config.pad_token_id
+    if input_ids is None:
+        _check_length(like.shape[1], config)
+        return torch.arange(pad + 1, pad + 1 + like.shape[1], device=like.device).expand(like.shape)
     real = input_ids != pad
     counts = real.sum(dim=1)
-    if not can_be_read(input_ids):
+    if can_be_read(input_ids):
+        _check_length(int(counts.max()), config)
+    else:
         assert_in_graph((counts <= config.max_tokens).all(), "more tokens than positions")
-    elif (longest := int(counts.max())) > config.max_tokens:
+    return real.cumsum(dim=1) * real + pad
+
+
+def _check_length(longest: int, config: LongformerConfig) -> None:
+    if longest > config.max_tokens:
         raise LongformerError(
-            f"input_ids has a sequence of {longest} tokens; the model has positions for {config.max_tokens} "
+            f"the input has a sequence of {longest} tokens; the model has positions for {config.max_tokens} "
             "(QuestionAnswerer reads longer documents in overlapping windows)"
         )
-    return real.cumsum(dim=1) * real + pad
 
 
 # ---- a batch without its padding
@@ -137,8 +164,9 @@ class Packing(NamedTuple):
     places: Tensor | None
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, S) to (N,)."""
-        return x.flatten() if self.rows is None else x.flatten()[self.rows]
+        """(B, S, ...) to (N, ...)."""
+        x = x.flatten(0, 1)
+        return x if self.rows is None else x.index_select(0, self.rows)
 
     def unpack(self, hidden: Tensor, batch: int) -> Tensor:
         """(N, ...) to (B, S, ...)."""
@@ -153,7 +181,8 @@ def pack(inputs: Tensor, tokens: Tokens, *, multiple: int = 1) -> Packing:
     of equal token, position and type share one row, and the result is what computing each would give.
 
     Args:
-        inputs: (3, B, S) token ids, position ids, token type ids.
+        inputs: (3, B, S) token ids, position ids, token type ids. Or (1, B, S) of one number, if nobody looks at the
+            result at padding: all of it then shares one row.
         tokens: which of them are padding, and which are global.
         multiple: N is made a multiple of this, by rows whose result nobody sees.
     """

@@ -8,25 +8,21 @@ Letters: B batch, S sequence, C hidden size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.kernels.compat import is_jit_tracing
+from longformer.kernels.compat import in_transform, is_jit_tracing
 from longformer.models import packed
-from longformer.models.batch import can_be_read, check_ids, count_positions, make_tokens
+from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention
+from longformer.models.batch import can_be_read, check_embeddings, check_ids, count_positions, make_tokens
 from longformer.models.layers import LongformerEmbeddings, LongformerEncoder, LongformerPooler, init_weights
+from longformer.models.outputs import ModelOutput
 from longformer.models.pretrained import Pretrained
-
-
-class ModelOutput(NamedTuple):
-    """last_hidden_state: (B, S, C). pooler_output: (B, C), or None in a model without a pooler."""
-
-    last_hidden_state: Tensor
-    pooler_output: Tensor | None
 
 
 class LongformerModel(Pretrained, nn.Module):
@@ -49,11 +45,16 @@ class LongformerModel(Pretrained, nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ModelOutput:
         """Encode a batch.
 
@@ -62,28 +63,98 @@ class LongformerModel(Pretrained, nn.Module):
             attention_mask: (B, S): 0 padding, 1 attend locally, 2 attend globally. None is all 1.
             global_attention_mask: (B, S): 1 at tokens that attend globally, 0 elsewhere; they join those marked 2.
             token_type_ids: (B, S), None is all 0.
-            position_ids: (B, S) rows of the position embeddings. By default tokens other than padding count up from
-                ``pad_token_id + 1``, and padding has ``pad_token_id``.
+            position_ids: (B, S) or (1, S) rows of the position embeddings. By default tokens other than padding count
+                up from ``pad_token_id + 1``, and padding has ``pad_token_id``.
+            inputs_embeds: (B, S, C) in place of ``input_ids`` and their embeddings. By default all positions count.
+            output_hidden_states, output_attentions: whether the output has them, see :class:`ModelOutput`. None is no.
+            return_dict: False gives a plain tuple.
 
         Raises:
-            LongformerError: a wrong shape, dtype or value, named; or ``torch.jit.trace``.
+            LongformerError: a wrong shape, dtype or value, named; ids and embeddings both, or neither; or
+                ``torch.jit.trace``.
         """
         if is_jit_tracing():
             raise LongformerError("torch.jit.trace would keep one input's decisions; torch.export exports this model")
-        config = self.config
-        check_ids("input_ids", input_ids, config.vocab_size)
-        tokens = make_tokens(input_ids, attention_mask, global_attention_mask)
-        if position_ids is None:
-            position_ids = count_positions(input_ids, config)
-        else:
-            check_ids("position_ids", position_ids, config.max_position_embeddings, input_ids)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        else:
-            check_ids("token_type_ids", token_type_ids, config.type_vocab_size, input_ids)
-        if packed.may_serve(self, input_ids):
+        like = self._check_input(input_ids, inputs_embeds)
+        tokens = make_tokens(like, attention_mask, global_attention_mask)
+        position_ids, token_type_ids = self._other_ids(input_ids, like, position_ids, token_type_ids)
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        probabilities: list[AttentionProbabilities] | None = [] if output_attentions else None
+        is_asked = output_hidden_states or output_attentions
+        if input_ids is not None and not is_asked and packed.may_serve(self, input_ids):
             hidden = packed.encode(self, input_ids, position_ids, token_type_ids, tokens)
         else:
-            tokens = tokens.with_index(counted=can_be_read(input_ids))
-            hidden = self.encoder(self.embeddings(input_ids, position_ids, token_type_ids), tokens)
-        return ModelOutput(hidden, None if self.pooler is None else self.pooler(hidden))
+            tokens = tokens.with_index(counted=can_be_read(like))
+            hidden = self.embeddings(input_ids, position_ids, token_type_ids, inputs_embeds)
+            hidden = self.encoder(hidden, tokens, states, probabilities)
+        if tokens.is_global is None and torch.is_grad_enabled() and not in_transform():
+            hidden = _Joined.apply(hidden, *self._global_projections())
+        output = ModelOutput.of(
+            last_hidden_state=hidden,
+            pooler_output=None if self.pooler is None else self.pooler(hidden),
+            hidden_states=None if states is None else tuple(states),
+            **_attentions(probabilities),
+        )
+        return output.as_asked(return_dict)
+
+    def _check_input(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """A tensor (B, S), for its shape and its device."""
+        if (input_ids is None) == (inputs_embeds is None):
+            given = "neither is" if input_ids is None else "both are"
+            raise LongformerError(f"give input_ids or inputs_embeds, one of them; {given} given")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            check_ids("input_ids", input_ids, self.config.vocab_size)
+            return input_ids
+        check_embeddings(inputs_embeds, self.config.hidden_size)
+        return inputs_embeds[..., 0]
+
+    def _other_ids(
+        self, input_ids: Tensor | None, like: Tensor, position_ids: Tensor | None, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions and token types, (B, S) each."""
+        config = self.config
+        if position_ids is None:
+            position_ids = count_positions(input_ids, like, config)
+        else:
+            if isinstance(position_ids, Tensor) and position_ids.shape == (1, like.shape[1]):
+                position_ids = position_ids.expand(like.shape)
+            check_ids("position_ids", position_ids, config.max_position_embeddings, like)
+        if token_type_ids is None:
+            return position_ids, torch.zeros_like(position_ids)
+        check_ids("token_type_ids", token_type_ids, config.type_vocab_size, like)
+        return position_ids, token_type_ids
+
+    def _global_projections(self) -> Iterable[Tensor]:
+        """Parameters that have no part in a batch without global tokens."""
+        for layer in self.encoder.layer:
+            attention = getattr(layer, "attention", None)
+            attention = getattr(attention, "self", None)
+            if isinstance(attention, LongformerSelfAttention):
+                for part in (attention.query_global, attention.key_global, attention.value_global):
+                    yield from part.parameters()
+
+
+def _attentions(probabilities: list[AttentionProbabilities] | None) -> dict[str, tuple[Tensor, ...] | None]:
+    """The entries of an output, each layer's columns before its band."""
+    if probabilities is None:
+        return {}
+    return {
+        "attentions": tuple(p.band if p.columns is None else torch.cat([p.columns, p.band], -1) for p in probabilities),
+        "global_attentions": tuple(p.rows.mT for p in probabilities if p.rows is not None) or None,
+    }
+
+
+class _Joined(torch.autograd.Function):
+    """Its first argument, as if it depended on the others too. Their gradients are None.
+
+    DistributedDataParallel waits in every step for every parameter that the result depends on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, *unused: Tensor) -> Tensor:
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *(None for _ in ctx.needs_input_grad[1:])

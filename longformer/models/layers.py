@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longformer.config import LongformerConfig
 from longformer.kernels import Tokens
-from longformer.models.attention import LongformerSelfAttention
+from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention
 from longformer.models.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -42,9 +42,16 @@ class LongformerEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """Three (B, S) of int64 to (B, S, C)."""
-        embeddings = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        position_ids: Tensor,
+        token_type_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Three (B, S) of int64 to (B, S, C). ``inputs_embeds`` (B, S, C) stand in place of the words' embeddings."""
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        embeddings = words + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings + self.token_type_embeddings(token_type_ids)))
 
 
@@ -70,9 +77,11 @@ class LongformerAttention(nn.Module):
         self.self = LongformerSelfAttention(config, layer, impl=impl)
         self.output = LongformerOutput(config, config.hidden_size)
 
-    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+    def forward(
+        self, hidden: Tensor, tokens: Tokens, probabilities: list[AttentionProbabilities] | None = None
+    ) -> Tensor:
         """(B, S, C) to (B, S, C)."""
-        return self.output(self.self(hidden, tokens), hidden)
+        return self.output(self.self(hidden, tokens, probabilities), hidden)
 
 
 class LongformerIntermediate(nn.Module):
@@ -97,9 +106,11 @@ class LongformerLayer(nn.Module):
         self.intermediate = LongformerIntermediate(config)
         self.output = LongformerOutput(config, config.intermediate_size)
 
-    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+    def forward(
+        self, hidden: Tensor, tokens: Tokens, probabilities: list[AttentionProbabilities] | None = None
+    ) -> Tensor:
         """(B, S, C) to (B, S, C)."""
-        hidden = self.attention(hidden, tokens)
+        hidden = self.attention(hidden, tokens, probabilities)
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -116,11 +127,31 @@ class LongformerEncoder(nn.Module):
         self.layer = nn.ModuleList(LongformerLayer(config, i, impl=impl) for i in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
-    def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        """(B, S, C) to (B, S, C)."""
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+    def forward(
+        self,
+        hidden: Tensor,
+        tokens: Tokens,
+        states: list[Tensor] | None = None,
+        probabilities: list[AttentionProbabilities] | None = None,
+    ) -> Tensor:
+        """(B, S, C) to (B, S, C).
+
+        Args:
+            hidden: the embeddings.
+            tokens: which of them are padding, and which are global.
+            states: a list that is given the embeddings and every layer's output.
+            probabilities: a list that is given every layer's; layers are then not computed again on the way back.
+        """
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None
         for layer in self.layer:
-            hidden = checkpoint(layer, hidden, tokens, use_reentrant=False) if again else layer(hidden, tokens)
+            if states is not None:
+                states.append(hidden)
+            if again:
+                hidden = checkpoint(layer, hidden, tokens, use_reentrant=False)
+            else:
+                hidden = layer(hidden, tokens, probabilities)
+        if states is not None:
+            states.append(hidden)
         return hidden
 
 
@@ -141,8 +172,11 @@ def init_weights(module: nn.Module, config: LongformerConfig) -> None:
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=config.initializer_range)
-        if isinstance(part, nn.Linear):
-            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+        bias = getattr(part, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             with torch.no_grad():
                 part.weight[part.padding_idx].zero_()

@@ -81,15 +81,30 @@ def may_serve(model: LongformerModel, input_ids: Tensor) -> bool:
     or on meta; compiling, tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of
     ``PLAIN``: "reference" asks for the plain model, and the other kernels are made for whole batches.
     """
-    if torch.compiler.is_compiling() or in_transform() or is_watched() or type(input_ids) is not Tensor:
+    if not _is_unseen(input_ids):
         return False
     if type(model.embeddings) is not LongformerEmbeddings or type(model.encoder) is not LongformerEncoder:
         return False
     if not all(_is_ours(layer) for layer in model.encoder.layer):
         return False
-    if any(kind.forward is not own for kind, own in FORWARDS.items()):
+    return not any(_is_changed(part) for part in model.modules())
+
+
+def may_serve_attention(attention: LongformerSelfAttention, hidden: Tensor) -> bool:
+    """The same for :func:`self_attention` alone, in whatever model ``attention`` stands and whatever its own class is.
+
+    ``hidden`` is what it is given. Its six linear parts are asked what :func:`may_serve` asks all modules.
+    """
+    if not _is_unseen(hidden) or attention.impl in PLAIN:
         return False
-    return input_ids.device.type == "cpu" and not any(_is_changed(part) for part in model.modules())
+    return not any(_is_changed(part) for child in attention.children() for part in child.modules())
+
+
+def _is_unseen(x: Tensor) -> bool:
+    """Whether ``x``, the input, is an ordinary tensor on a CPU, and nobody sees or has replaced a work done on it."""
+    if torch.compiler.is_compiling() or in_transform() or is_watched():
+        return False
+    return type(x) is Tensor and x.device.type == "cpu" and all(kind.forward is own for kind, own in FORWARDS.items())
 
 
 def _is_ours(layer: nn.Module) -> bool:
@@ -112,14 +127,14 @@ def _is_changed(part: nn.Module) -> bool:
         or part._forward_pre_hooks
         or part._backward_hooks
         or part._backward_pre_hooks
-        or ("forward" in part.__dict__ and not _is_own_method(part, part.__dict__["forward"]))
+        or ("forward" in part.__dict__ and not is_own_method(part, part.__dict__["forward"]))
         or "parametrizations" in part._modules
         or part._compiled_call_impl is not None
         or any(x is not None and not _is_ordinary(x) for x in part._parameters.values())
     )
 
 
-def _is_own_method(part: nn.Module, forward: object) -> bool:
+def is_own_method(part: nn.Module, forward: object) -> bool:
     """Whether ``forward`` is that of the module's class, which accelerate leaves on an instance without its hooks."""
     return getattr(forward, "__self__", None) is part and getattr(forward, "__func__", None) is type(part).forward
 

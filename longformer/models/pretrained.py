@@ -1,28 +1,29 @@
-"""Load a model from a checkpoint, and save it as one.
+"""What every model can do: be loaded from a checkpoint, be saved as one, and what users and tools ask of a model.
 
-Model classes inherit ``from_pretrained`` and ``save_pretrained`` from ``Pretrained``, which knows none of them. Weights
-may have the names of any year (see :mod:`longformer.checkpoints.names`).
+Model classes inherit it from ``Pretrained``, which knows none of them. Weights may have the names of any year (see
+:mod:`longformer.checkpoints.names`).
 """
 
 from __future__ import annotations
 
-import logging
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from longformer.checkpoints.folder import check_tensors, dtype_name, read_config, write_checkpoint
+from longformer.checkpoints.folder import dtype_name, read_config, write_checkpoint
 from longformer.checkpoints.hub import PathOrName
 from longformer.checkpoints.hub import find_files as find_files  # for callers that read other files of a checkpoint
-from longformer.checkpoints.names import check_tied, fit_names, todays_name
-from longformer.checkpoints.weights import find_weights, read_tensors, unaliased
+from longformer.checkpoints.names import todays_name
+from longformer.checkpoints.weights import find_weights, read_tensors, without_prefix
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, ConfigError
-from longformer.models import precision
-
-log = logging.getLogger(__name__)
+from longformer.errors import CheckpointError, ConfigError, LongformerError
+from longformer.models import loading
+from longformer.models.layers import init_weights
+from longformer.models.resizing import resize_embeddings
 
 Model = TypeVar("Model", bound="Pretrained")
 
@@ -35,93 +36,124 @@ class Pretrained(nn.Module):
     """
 
     base_model_prefix = "longformer"
+    main_input_name = "input_ids"
     mode_changes = 0  # how often train() or eval() was called: by this a thread knows that another one has
-    num_labels: int | None = None  # set by a head whose number of labels is fixed
+    fixed_labels: int | None = None  # set by a head whose number of labels is fixed
     config: LongformerConfig
 
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        name_or_path: PathOrName,
+        name_or_path: PathOrName | None,
         *,
-        revision: str | None = None,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
-        impl: str = "auto",
-        local_files_only: bool = False,
-        new_head: bool = False,
         config: LongformerConfig | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        device_map: Any = None,
+        impl: str = "auto",
+        new_head: bool | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: PathOrName | None = None,
+        token: str | bool | None = None,
         **arguments: Any,
-    ) -> Model:
-        """Load a model in ``eval()`` mode, with every weight from the checkpoint.
+    ) -> Any:
+        """Load a model in ``eval()`` mode.
 
         Weights in safetensors are memory-mapped. So a float32 file that is loaded as float32 on the CPU takes memory
         only for the weights that are used. Changing a weight does not change the file or what other processes see. For
         another ``dtype`` or ``device``, tensors are converted one at a time. A ``pytorch_model.bin`` is read whole.
 
         Args:
-            name_or_path: a folder, or a model's name on the hub such as ``"allenai/longformer-base-4096"``.
-            revision: branch, tag or commit on the hub.
-            dtype: floating-point type of the weights; None is float32, whatever the file holds. For inference it may
-                also be one of the names "mixed" and "int8", see :mod:`longformer.models.precision`.
+            name_or_path: a folder, or a model's name on the hub such as ``"allenai/longformer-base-4096"``. It may be
+                None if ``config`` and ``state_dict`` are given.
+            config: architecture to use instead of the checkpoint's own.
+            state_dict: weights to use instead of the checkpoint's own.
+            dtype: floating-point type of the weights, or its name; "auto" is the file's; None is float32, whatever the
+                file holds. For inference it may also be "mixed" or "int8", see :mod:`longformer.models.precision`.
+            torch_dtype: the older name of ``dtype``.
             device: where to put the weights; None is the CPU.
+            device_map: what it means for one device: a device, ``{"": device}``, or "auto", which is a GPU if there
+                is one.
             impl: implementation of the attention, see ``longformer.kernels``.
+            new_head: None: draw a head or a pooler at random if the checkpoint has none, and say so in the log, as a
+                warning. True: draw the head in any case, for fine-tuning. False: what is not there is an error, since a
+                random head answers as confidently as a trained one.
+            ignore_mismatched_sizes: draw what has another shape in the checkpoint, too. Without it that is an error.
+            output_loading_info: return the model and a dict: ``missing_keys``, ``unexpected_keys`` (not used),
+                ``mismatched_keys`` (name, checkpoint's shape, model's shape) and ``error_msgs``.
+            revision: branch, tag or commit on the hub.
             local_files_only: look only in the hub's local cache. ``HF_HUB_OFFLINE=1`` does the same for everything.
-            new_head: draw the head's weights at random, for fine-tuning. Without it, a checkpoint that lacks them is an
-                error, because a random head would answer as confidently as a trained one.
-            config: architecture to use instead of the checkpoint's own, for example the same one with other windows:
-                ``LongformerConfig.from_file(...).replace(attention_window=128)``.
-            arguments: further arguments of the class, such as ``add_pooling_layer=False``.
+            cache_dir: where that cache is.
+            token: to log in to the hub with.
+            arguments: changes of the config, such as ``attention_window=128``, ``num_labels=3`` or ``id2label={...}``;
+                and further arguments of the class, such as ``add_pooling_layer=False``.
 
         Raises:
             CheckpointError: the checkpoint is not found or cannot be read, or weights are missing, unexpected or of the
                 wrong shape.
             ConfigError: ``config.json`` does not describe a Longformer.
+            LongformerError: an unknown keyword, or two that contradict each other.
         """
-        dtype, lower_precision = (torch.float32, precision.NAMED[dtype]) if dtype in precision.NAMED else (dtype, None)
-        dtype = torch.float32 if dtype is None else dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            names = " or ".join(map(repr, precision.NAMED))
-            raise CheckpointError(f"dtype is {dtype!r}; it must be a floating type such as torch.float32, or {names}")
+        known = set(inspect.signature(Pretrained.from_pretrained).parameters) - {"name_or_path", "arguments"}
+        changes, of_class = loading.split_arguments(cls, arguments, known)
+        if dtype is not None and torch_dtype is not None:
+            raise LongformerError(f"dtype is {dtype!r} and torch_dtype {torch_dtype!r}; give one of them")
+        device = loading.choose_device(device, device_map)
+        where = {
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+        }
+        if name_or_path is None and (config is None or state_dict is None):
+            raise LongformerError("without a checkpoint's name or path both config and state_dict must be given")
+        loading.choose_dtype(dtype or torch_dtype, {})  # a wrong one is said before anything is fetched
         if config is None:
-            config = read_config(name_or_path, revision=revision, local_files_only=local_files_only)
-        if new_head and cls.num_labels is not None:  # the config's number belongs to a head that is not loaded
-            config = config.replace(num_labels=cls.num_labels)
+            assert name_or_path is not None
+            config = read_config(name_or_path, **where)
+        if state_dict is None:
+            assert name_or_path is not None
+            tensors = read_tensors(find_weights(name_or_path, **where))
+        else:
+            tensors = without_prefix(dict(state_dict), "state_dict")
+        source = "state_dict" if name_or_path is None else name_or_path
         try:
+            config = config.replace(**changes)
+            if cls.fixed_labels is not None and (new_head or (new_head is None and not cls.has_head(tensors))):
+                config = config.replace(num_labels=cls.fixed_labels)  # the config's number is of another head
             with torch.device("meta"):  # shapes only: no memory, no random numbers
-                model = cls(config, impl=impl, **arguments)
+                model = cls(config, impl=impl, **of_class)
         except ConfigError as error:
-            raise ConfigError(f"{name_or_path}: {error}") from None
-        tensors = read_tensors(find_weights(name_or_path, revision=revision, local_files_only=local_files_only))
-        shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
-        fresh = model._head_names() if new_head else set()
-        if new_head and not fresh:
-            raise CheckpointError(f"new_head is set, but {cls.__name__} has no head")
-        try:
-            chosen, dropped = fit_names(tensors, [name for name in shapes if name not in fresh])
-            check_tensors({name: tensors[source] for name, source in chosen.items()}, shapes)
-        except CheckpointError as error:
-            raise CheckpointError(f"{name_or_path}: {error}") from None
-        if "lm_head.bias" in shapes and not new_head:
-            check_tied(name_or_path, {todays_name(name): tensors[name] for name in (*chosen.values(), *dropped)})
-        if dropped:
-            log.info("%s: not used by %s: %s", name_or_path, cls.__name__, ", ".join(dropped))
-        state = unaliased({name: tensors[source] for name, source in chosen.items()})
+            raise ConfigError(f"{source}: {error}") from None
+        number_type, lower_precision = loading.choose_dtype(dtype or torch_dtype, tensors)
+        loaded = loading.load_weights(
+            model, tensors, source, new_head=new_head, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
         del tensors
-        for name in state:
-            state[name] = state[name].to(device, dtype)
-        for name in sorted(fresh):  # the order of a set differs between processes, and each draw depends on the order
-            state[name] = _draw(name, shapes[name], config.initializer_range).to(device, dtype)
-        model.load_state_dict(state, assign=True)
+        for name in loaded.weights:
+            loaded.weights[name] = loaded.weights[name].to(device, number_type)
+        model.load_state_dict(loaded.weights, assign=True)
         if lower_precision is not None:
             lower_precision(model)
-        return model.eval()
+        model.eval()
+        return (model, loaded.info()) if output_loading_info else model
 
-    def train(self: Model, mode: bool = True) -> Model:
-        """As ``nn.Module.train``."""
-        self.mode_changes += 1
-        trained: Model = super().train(mode)
-        return trained
+    @classmethod
+    def has_head(cls, names: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with weights of these names has the class's own head."""
+        start = f"{getattr(cls, 'part', '')}."
+        return any(todays_name(name).startswith(start) for name in names)
+
+    def head_names(self) -> set[str]:
+        """Names of the weights that do not belong to the base model. The base model itself has none."""
+        if not hasattr(self, self.base_model_prefix):
+            return set()
+        return {name for name in self.state_dict() if not name.startswith(f"{self.base_model_prefix}.")}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, which transformers' class of the same name loads too.
@@ -138,15 +170,148 @@ class Pretrained(nn.Module):
         extra = {"architectures": [type(self).__name__], "dtype": dtype_name(state.values())}
         write_checkpoint(folder, state, lambda path: self.config.save(path, **extra))
 
-    def _head_names(self) -> set[str]:
-        """Names of the weights that do not belong to the base model. The base model itself has none."""
-        if not hasattr(self, self.base_model_prefix):
-            return set()
-        return {name for name in self.state_dict() if not name.startswith(f"{self.base_model_prefix}.")}
+    @classmethod
+    def from_transformers(cls: type[Model], model: nn.Module, *, impl: str = "auto") -> Model:
+        """This model around the weights of transformers' model of the same name, see :mod:`longformer.models.interop`.
 
+        The parameters are the same objects: what trains or changes one model changes the other. ``impl`` is as for
+        :meth:`from_pretrained`.
 
-def _draw(name: str, shape: torch.Size, std: float) -> Tensor:
-    """A new weight of a head: 0 for biases, 1 for LayerNorm's factors, a normal distribution for matrices."""
-    if name.endswith(".bias"):
-        return torch.zeros(shape)
-    return torch.ones(shape) if len(shape) == 1 else torch.empty(shape).normal_(std=std)
+        Raises:
+            LongformerError: it is not transformers' model of that name, or its weights are not the plain model's.
+            ConfigError: its config describes a variant that this model does not compute.
+        """
+        from longformer.models import interop
+
+        return interop.from_transformers(cls, model, impl=impl)
+
+    def to_transformers(self) -> nn.Module:
+        """transformers' model of the same name around the weights of this one, see :meth:`from_transformers`.
+
+        Raises:
+            LongformerError: transformers is not installed, or its model cannot compute what this one does: it has no
+                dilation, no odd windows, no windows of which the largest is no multiple, and one precision.
+        """
+        from longformer.models import interop
+
+        return interop.to_transformers(self)
+
+    # ---- what users and tools ask of a model
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """As ``nn.Module.train``."""
+        self.mode_changes += 1
+        trained: Model = super().train(mode)
+        return trained
+
+    @property
+    def base_model(self) -> Pretrained:
+        """The encoder: of a head the model below it, else the model itself."""
+        base: Pretrained = getattr(self, self.base_model_prefix, self)
+        return base
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weight is."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point weight."""
+        return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head."""
+        return self.config.num_labels
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the weights have.
+
+        Args:
+            only_trainable: leave out what has ``requires_grad=False``.
+            exclude_embeddings: leave out the embeddings' matrices.
+        """
+        matrices = [part.weight for part in self.modules() if isinstance(part, nn.Embedding)]
+        excluded = {id(matrix) for matrix in matrices} if exclude_embeddings else set()
+        chosen = (weight for weight in self.parameters() if weight.requires_grad or not only_trainable)
+        return sum(weight.numel() for weight in chosen if id(weight) not in excluded)
+
+    def init_weights(self) -> None:
+        """Draw all weights again, as for a new model: see :func:`longformer.models.layers.init_weights`."""
+        init_weights(self, self.config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        words: nn.Module = self._embeddings().word_embeddings
+        return words
+
+    def set_input_embeddings(self, embeddings: nn.Module) -> None:
+        """Use other word embeddings. A masked language model's output shares their matrix, whichever they are."""
+        self._embeddings().word_embeddings = embeddings
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Module:
+        """Give the vocabulary another size: the word embeddings, the output that is tied to them, bias and config.
+
+        New rows are drawn from a normal distribution with the mean and the standard deviation of the old rows, each
+        dimension by itself. A new word's bias is the mean of the old ones.
+
+        Args:
+            new_num_tokens: rows; None keeps their number.
+            pad_to_multiple_of: round up to a multiple of it.
+
+        Returns:
+            The word embeddings.
+
+        Raises:
+            LongformerError: a special token would lose its row, or a number is below 1.
+        """
+        embeddings = resize_embeddings(self, new_num_tokens, pad_to_multiple_of)
+        self.set_input_embeddings(embeddings)
+        config = self.config.replace(vocab_size=embeddings.num_embeddings)
+        self.config = self.base_model.config = config
+        return embeddings
+
+    def _embeddings(self) -> Any:
+        return self.base_model.embeddings
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are computed again on the way back."""
+        return bool(self._encoder().gradient_checkpointing)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Keep only each layer's input in training, and compute the rest again on the way back.
+
+        Args:
+            gradient_checkpointing_kwargs: may hold ``use_reentrant``. It makes no difference: gradients are the same,
+                and need no input that requires one.
+
+        Raises:
+            LongformerError: they hold something else.
+        """
+        unknown = sorted(set(gradient_checkpointing_kwargs or {}) - {"use_reentrant"})
+        if unknown:
+            raise LongformerError(f"gradient_checkpointing_kwargs has {unknown[0]!r}; it may have use_reentrant alone")
+        self._encoder().gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything that the way back needs."""
+        self._encoder().gradient_checkpointing = False
+
+    def _encoder(self) -> Any:
+        return self.base_model.encoder
+
+    def enable_input_require_grads(self) -> None:
+        """Make the word embeddings' output require a gradient, for tools that train inside a frozen model."""
+        self.disable_input_require_grads()
+        hook = self.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_(True))
+        self._require_grads_hook = hook
+
+    def disable_input_require_grads(self) -> None:
+        """Undo :meth:`enable_input_require_grads`."""
+        hook = self.__dict__.pop("_require_grads_hook", None)
+        if hook is not None:
+            hook.remove()

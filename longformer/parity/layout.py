@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from longformer.errors import LongformerError
 from longformer.kernels import Tokens
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import Head, LongformerForQuestionAnswering
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
 Longformer = LongformerModel | Head
@@ -103,11 +103,8 @@ class LongformerLayout(Layout):
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
-        if isinstance(model, LongformerForMaskedLM) and bound.get("labels") is not None:
-            raise LongformerError(
-                "with labels LongformerForMaskedLM scores only the tokens that have one, and a trace has the scores of "
-                "all: call the model without labels, and take the loss from its logits"
-            )
+        if bound.get("only_labelled"):
+            raise LongformerError("a trace has the scores of all tokens; call the model without only_labelled")
         return {name: bound[name].detach().cpu() for name in TARGETS if isinstance(bound.get(name), Tensor)}
 
 

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from longformer.checkpoints.folder import read_config
+from longformer.checkpoints.folder import architectures_of, find_config, read_config
 from longformer.checkpoints.names import PARTS, todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import HEADS, LongformerForQuestionAnswering
+from longformer.models.heads import LongformerForQuestionAnswering, head_of
 from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer
 from longformer.parity.recorder import trace
@@ -99,12 +99,13 @@ class Kind(NamedTuple):
 
 
 def kind_of(name_or_path: str) -> Kind:
-    """The first of the heads that a checkpoint has, in the order of ``HEADS``; else the base model."""
+    """The head that a checkpoint is for, by its config and its weights; else the base model."""
     names = {todays_name(name) for name in read_tensors(find_weights(name_or_path))}
     parts = [part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in names)]
-    for part, head in HEADS.items():
-        if part in parts:
-            return Kind(head, {}, [other for other in parts if other != part])
+    head = head_of(names, architectures_of(find_config(name_or_path)))
+    if head is not None:
+        needed = {part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in head.weights)}
+        return Kind(head, {}, [part for part in parts if part not in needed])
     has_pooler = "pooler" in parts
     return Kind(LongformerModel, {"add_pooling_layer": has_pooler}, [part for part in parts if part != "pooler"])
 
@@ -112,7 +113,7 @@ def kind_of(name_or_path: str) -> Kind:
 def load_ours(name_or_path: str, *, dtype: torch.dtype = torch.float32, impl: str = "auto") -> Longformer:
     """Our model, of the class that serves the checkpoint."""
     kind, arguments, _ = kind_of(name_or_path)
-    return kind.from_pretrained(name_or_path, dtype=dtype, impl=impl, **arguments)
+    return kind.from_pretrained(name_or_path, dtype=dtype, impl=impl, new_head=False, **arguments)
 
 
 def require_loss(name_or_path: str) -> None:

@@ -45,13 +45,11 @@ class Task(Protocol):
         lengths: tokens of each row.
         score: name of the score that decides which weights are best.
         higher_is_better: whether the best value of that score is the highest. Otherwise it is the lowest.
-        has_unused: whether a step may leave parameters without a gradient.
         fingerprint: a hash of all data. Equal fingerprints mean the same rows in the same order.
     """
 
     score: str
     higher_is_better: bool
-    has_unused: bool
     lengths: list[int]
     fingerprint: str
 
@@ -93,7 +91,7 @@ class Trainer:
         self, model: Pretrained, task: Task, options: TrainingOptions, group: Processes, folder: Path, *, origin: str
     ) -> None:
         self.task, self.options, self.group, self.folder, self.origin = task, options, group, folder, origin
-        self.parallel = Parallel(model, options, group, has_unused=task.has_unused)
+        self.parallel = Parallel(model, options, group)
         self.optimizer = make_optimizer(self.parallel.model, options, fused=not self.parallel.sharded)
         self.steps_per_epoch = math.ceil(len(task.lengths) / options.batch_size)
         all_steps = options.epochs * self.steps_per_epoch

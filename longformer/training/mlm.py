@@ -60,7 +60,7 @@ def pack_documents(documents: Iterable[str], tokenizer: LongformerTokenizer, max
     """
     stream: list[int] = []
     for document in documents:
-        ids = tokenizer(document, return_offsets=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer(document, track_offsets=False, split_special_tokens=True)["input_ids"]
         stream += ids[1:]
     content = max_length - 2
     if len(stream) < 2:
@@ -88,7 +88,7 @@ class Masking:
         if tokenizer.mask_token_id is None:
             raise LongformerError("the tokenizer has no mask token; masked language modelling needs one")
         self.probability, self.seed = probability, seed
-        self.mask, self.vocabulary = tokenizer.mask_token_id, tokenizer.vocab_size
+        self.mask, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
         self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
         self.pad = tokenizer.pad_token_id
 
@@ -152,7 +152,7 @@ class HeldOut:
         for row in rows:
             inputs, count = self._masked(row)
             with torch.inference_mode():
-                loss: Tensor = model(**{name: x.to(device) for name, x in inputs.items()})[0]
+                loss: Tensor = model(**{name: x.to(device) for name, x in inputs.items()}, only_labelled=True).loss
             if not bool(loss.isfinite()):
                 raise LongformerError("the model's scores are not finite; its weights are damaged")
             yield loss.item() * count / math.log(2), count
@@ -174,7 +174,6 @@ class MaskedLMTask:
 
     score = "bits_per_token"
     higher_is_better = False
-    has_unused = True  # no token is global, so the global projections are not used
 
     def __init__(
         self, train: Sequence[str], held_out: Sequence[str], tokenizer: LongformerTokenizer, options: MLMOptions
@@ -202,7 +201,7 @@ class MaskedLMTask:
 
     def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of the tokens to be predicted."""
-        loss: Tensor = model(**inputs)[0]
+        loss: Tensor = model(**inputs, only_labelled=True).loss
         return loss
 
     def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:

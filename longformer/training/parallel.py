@@ -28,13 +28,9 @@ class Parallel:
         model: with the same weights in all processes.
         options: ``parallel`` and ``impl`` are read.
         group: the processes.
-        has_unused: whether a step may leave parameters without a gradient. For example, the global projections have
-            none if no token is global. DDP looks for such parameters only if it is told to.
     """
 
-    def __init__(
-        self, model: Pretrained, options: TrainingOptions, group: Processes, *, has_unused: bool = False
-    ) -> None:
+    def __init__(self, model: Pretrained, options: TrainingOptions, group: Processes) -> None:
         self.group, self.impl = group, options.impl
         self.model_class, self.config = type(model), model.config
         self.model = model.to(group.device)
@@ -43,7 +39,7 @@ class Parallel:
         if self.sharded:
             _shard(self.model, group)
         elif group.size > 1:
-            self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=has_unused)
+            self.wrapped = DistributedDataParallel(self.model)
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:

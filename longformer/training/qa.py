@@ -136,7 +136,6 @@ class QuestionAnsweringTask:
 
     score = "f1"
     higher_is_better = True
-    has_unused = False
 
     def __init__(
         self, train: Sequence[Example], held_out: Sequence[Example], tokenizer: LongformerTokenizer, options: QAOptions

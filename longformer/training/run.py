@@ -222,11 +222,7 @@ def _load(
                 f"{options.source}: {name} is {getattr(model.config, name)} for the model and "
                 f"{getattr(tokenizer, name)} for the tokenizer"
             )
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise CheckpointError(
-            f"{options.source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
-            f"{model.config.vocab_size}"
-        )
+    tokenizer.check_rows(model.config.vocab_size)
     _set_dropout(model, options.hidden_dropout, options.attention_dropout)
     base: Any = getattr(model, model.base_model_prefix)
     base.encoder.gradient_checkpointing = options.gradient_checkpointing
@@ -234,6 +230,10 @@ def _load(
     frozen = parts[options.freeze]
     if frozen is not None:
         frozen.requires_grad_(False)
+    if head_class is LongformerForMaskedLM:  # no token is global, and what has no part must not decay either
+        for name, weight in model.named_parameters():
+            if "_global." in name:
+                weight.requires_grad_(False)
     return model
 
 

@@ -32,7 +32,7 @@ def test_shapes(model: LongformerModel, batch: int, seq_len: int) -> None:
 
 def test_output_has_names(model: LongformerModel) -> None:
     output = model(random_ids(2, 9))
-    assert output._fields == ("last_hidden_state", "pooler_output")
+    assert output.keys() == ("last_hidden_state", "pooler_output")
     dense = model.pooler.dense
     assert torch.equal(output.pooler_output, torch.tanh(dense(output.last_hidden_state[:, 0])))
 
@@ -375,7 +375,7 @@ def put(tensor: Tensor, value: float) -> Tensor:
     return changed
 
 
-NOT_OF_SHAPE = r"it must be a tensor of input_ids' shape, \(2, 9\)"
+NOT_OF_SHAPE = r"it must be a tensor of the input's shape, \(2, 9\)"
 
 
 @pytest.mark.parametrize(
@@ -402,10 +402,10 @@ NOT_OF_SHAPE = r"it must be a tensor of input_ids' shape, \(2, 9\)"
         ({"global_attention_mask": (0, 1)}, f"global_attention_mask is a tuple; {NOT_OF_SHAPE}"),
         ({"token_type_ids": put(IDS * 0, 2)}, "token_type_ids holds 2; the model has rows 0 to 1 for it"),
         ({"token_type_ids": put(IDS * 0, -1)}, "token_type_ids holds -1"),
-        ({"token_type_ids": IDS[:, :8]}, r"token_type_ids has shape \(2, 8\); input_ids has \(2, 9\)"),
+        ({"token_type_ids": IDS[:, :8]}, r"token_type_ids has shape \(2, 8\); the input has \(2, 9\)"),
         ({"token_type_ids": IDS.float()}, "token_type_ids is torch.float32; it must be a tensor of int64"),
         ({"position_ids": put(IDS, 66)}, "position_ids holds 66; the model has rows 0 to 65 for it"),
-        ({"position_ids": IDS[:1]}, r"position_ids has shape \(1, 9\); input_ids has \(2, 9\)"),
+        ({"position_ids": IDS[:, :3]}, r"position_ids has shape \(2, 3\); the input has \(2, 9\)"),
         ({"position_ids": IDS.bool()}, "position_ids is torch.bool; it must be a tensor of int64"),
     ],
 )

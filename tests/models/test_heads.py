@@ -72,8 +72,8 @@ def test_a_loss_comes_first(model: LongformerForQuestionAnswering) -> None:
 
 
 def test_names(model: LongformerForQuestionAnswering) -> None:
-    assert model(IDS, MASK)._fields == ("start_logits", "end_logits")
-    assert model(IDS, MASK, **positions([6, 4], [7, 4]))._fields == ("loss", "start_logits", "end_logits")
+    assert model(IDS, MASK).keys() == ("start_logits", "end_logits")
+    assert model(IDS, MASK, **positions([6, 4], [7, 4])).keys() == ("loss", "start_logits", "end_logits")
     assert {name.split(".")[0] for name in model.state_dict()} == {"longformer", "qa_outputs"}
     assert not [name for name in model.state_dict() if "pooler" in name]
 
@@ -167,10 +167,16 @@ def test_half_of_the_positions_outside(model: LongformerForQuestionAnswering) ->
     torch.testing.assert_close(loss, F.cross_entropy(start_logits, torch.tensor([6, 4])) / 2)
 
 
-def test_negative_positions_are_the_first_token(model: LongformerForQuestionAnswering) -> None:
-    assert torch.equal(
-        model(IDS, MASK, **positions([-1, 4], [7, -5])).loss, model(IDS, MASK, **positions([0, 4], [7, 0])).loss
-    )
+def test_positions_as_a_column(model: LongformerForQuestionAnswering) -> None:
+    columns = {name: x[:, None] for name, x in positions([6, 4], [7, 4]).items()}
+    assert torch.equal(model(IDS, MASK, **columns).loss, model(IDS, MASK, **positions([6, 4], [7, 4])).loss)
+
+
+def test_a_negative_position_is_refused(model: LongformerForQuestionAnswering) -> None:
+    with pytest.raises(
+        LongformerError, match=r"end_positions holds -5; a position counts from 0, and one of S or more"
+    ):
+        model(IDS, MASK, **positions([6, 4], [7, -5]))
 
 
 def mean_cross_entropy(start_logits: Tensor, end_logits: Tensor) -> Tensor:

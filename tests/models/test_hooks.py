@@ -98,7 +98,7 @@ def check_shapes(model: nn.Module, calls: Calls, seq_len: int) -> None:
     names = {id(part): name for name, part in model.named_modules()}
     for part, given, gave in calls.seen:
         name = names[id(part)]
-        if part is encoder_of(model):  # it gives several
+        if part is encoder_of(model) or name.startswith("classifier"):  # one gives several, one has its own shapes
             continue
         first_token = (BATCH, model.config.hidden_size)
         assert all(x.shape[:2] == (first_token if name == "pooler.dense" else (BATCH, seq_len)) for x in given), name
@@ -124,8 +124,9 @@ def test_each_module_is_seen_once_with_the_whole_batch(kind: str, seq_len: int, 
             if gradients:
                 weighted_sum(outputs).backward()
         counts = {name: sum(part is seen for seen, *_ in calls.seen) for name, part in parts.items()}
-        assert set(counts.values()) == {1}, {name: count for name, count in counts.items() if count != 1}
-        assert len(calls.seen) == len(parts)
+        expected = {name: 2 if name == "classifier.dropout" else 1 for name in parts}  # before and behind a dense layer
+        assert counts == expected
+        assert len(calls.seen) == sum(expected.values())
         check_shapes(model, calls, seq_len)
         assert not calls.were_overwritten()
 

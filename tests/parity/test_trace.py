@@ -313,8 +313,11 @@ def test_masked_language_modelling_has_its_scores() -> None:
         recorded.backward(model(**batch).logits.square().mean())
     assert recorded["gradient.logits"].shape == (2, 40, 60)
     assert "gradient.parameter.lm_head.bias" in recorded
-    with pytest.raises(LongformerError, match="call the model without labels"), trace(model):
-        model(**batch, labels=batch["input_ids"])
+    with trace(model, gradients=True) as with_labels:
+        with_labels.backward(model(**batch, labels=batch["input_ids"]).loss)
+    assert torch.equal(with_labels["logits"], model(**batch).logits)
+    with pytest.raises(LongformerError, match="call the model without only_labelled"), trace(model):
+        model(**batch, labels=batch["input_ids"], only_labelled=True)
 
 
 class Other(nn.Module):

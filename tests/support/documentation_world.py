@@ -39,6 +39,7 @@ LIMITS = {
     ("bench", "precision"): ("--model", "my/checkpoint", "--limit", "2"),
     ("bench", "qa"): ("--limit", "2", *CONFIG),
     ("bench", "scaling"): ("--lengths", "16,32", *SHAPE),
+    ("bench", "transformers"): ("--lengths", "32", *CONFIG),
 }
 
 

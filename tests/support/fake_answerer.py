@@ -21,17 +21,24 @@ class FakeTokenizer:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def __call__(self, text: str, *, split_special_tokens: bool, return_offsets: bool = True) -> FakeEncoding:
+    def __call__(
+        self,
+        text: str,
+        *,
+        split_special_tokens: bool,
+        track_offsets: bool = True,
+        return_offsets_mapping: bool = False,
+    ) -> dict[str, list]:
         assert split_special_tokens
         self.texts.append(text)
         tokens = [(ord(c) + 1000 * n, (i, i + 1)) for i, c in enumerate(text) for n in range(1 + (c == TWICE))]
-        encoding = FakeEncoding(input_ids=[CLS, *(token for token, _ in tokens), SEP])
-        encoding.offsets = [(0, 0), *(span for _, span in tokens), (0, 0)] if return_offsets else None
+        encoding = {"input_ids": [CLS, *(token for token, _ in tokens), SEP]}
+        if return_offsets_mapping:
+            encoding["offset_mapping"] = [(0, 0), *(span for _, span in tokens), (0, 0)]
         return encoding
 
-
-class FakeEncoding(dict):
-    offsets: list[tuple[int, int]] | None
+    def check_rows(self, rows: int) -> None:
+        """Has no rows to check: the fake model reads every id."""
 
 
 class FakeModel(nn.Module):
@@ -39,7 +46,7 @@ class FakeModel(nn.Module):
 
     def __init__(self, start, end, *, max_tokens: int = 512) -> None:
         super().__init__()
-        self.config = SimpleNamespace(max_tokens=max_tokens, sep_token_id=SEP, pad_token_id=PAD)
+        self.config = SimpleNamespace(max_tokens=max_tokens, sep_token_id=SEP, pad_token_id=PAD, vocab_size=0)
         self.weight = nn.Parameter(torch.zeros(1))
         self.start, self.end = start, end
         self.rows: list[list[list[int]]] = []  # of each call

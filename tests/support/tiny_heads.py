@@ -1,4 +1,7 @@
-"""Every model class in the tiny size of ``tiny_models``, and one batch that takes all ways through it."""
+"""Every model class in the tiny size of ``tiny_models``, and one batch that takes all ways through it.
+
+``CLASSES`` take the same (B, S) batch; multiple choice wants one of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,25 @@ import torch
 from tiny_models import CONFIG, NO_DROPOUT, padded, random_ids
 from torch import Tensor, nn
 
-from longformer import LongformerConfig, LongformerForMaskedLM, LongformerForQuestionAnswering, LongformerModel
+from longformer import (
+    LongformerConfig,
+    LongformerForMaskedLM,
+    LongformerForMultipleChoice,
+    LongformerForQuestionAnswering,
+    LongformerForSequenceClassification,
+    LongformerForTokenClassification,
+    LongformerModel,
+)
 from longformer.models import packed
 
-CLASSES = [LongformerModel, LongformerForQuestionAnswering, LongformerForMaskedLM]
+HEADS = [
+    LongformerForQuestionAnswering,
+    LongformerForMaskedLM,
+    LongformerForSequenceClassification,
+    LongformerForTokenClassification,
+    LongformerForMultipleChoice,
+]
+CLASSES = [LongformerModel, *HEADS[:-1]]
 SEQ_LEN = 48
 
 
