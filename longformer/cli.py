@@ -13,8 +13,9 @@ from typing import NoReturn
 import click
 
 from longformer.answering.cli import answer
-from longformer.answering.files_cli import evaluate, predict, tune_threshold
+from longformer.answering.files_cli import predict
 from longformer.answering.options import DTYPES, first_given
+from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
 from longformer.errors import LongformerError
 from longformer.explain.cli import explain

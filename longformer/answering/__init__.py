@@ -2,7 +2,8 @@
 
 Read on in this order: ``answerer`` (question and document in, answers out), ``windows`` (what the model reads),
 ``spans`` (what it makes of it), ``texts`` (words and characters), ``settings``, ``mode``; then ``squad`` and ``forms``
-(files of questions), ``scores`` and ``v2`` (how good answers are), ``evaluation``, ``cli`` and ``files_cli``.
+(files of questions), ``scores`` and ``v2`` (how good answers are), ``evaluation``, ``cli``, ``files_cli`` and
+``scoring_cli``.
 """
 
 from typing import TYPE_CHECKING
