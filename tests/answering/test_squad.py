@@ -7,10 +7,13 @@ import gzip
 import json
 import math
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longformer.answering.scores import evaluate
 from longformer.answering.squad import Answer, Example, offset_report, read_null_scores, read_predictions, read_squad
@@ -504,3 +507,30 @@ class TestMalformed:
 
     def test_null_scores_that_are_well(self, tmp_path: Path) -> None:
         assert read_null_scores(write(tmp_path, {"b": -1, "a": 0.5, "c": 7}), ["a"]) == {"b": -1, "a": 0.5, "c": 7}
+
+
+KEYS = ["data", "paragraphs", "qas", "context", "question", "id", "qid", "answers", "text", "answer_start", "title"]
+KEYS += ["is_impossible", "detected_answers", "char_spans", "start", "header"]
+TEXT = st.sampled_from(["", " a", "a", "\ud83d"])
+LEAF = st.one_of(st.none(), st.booleans(), st.integers(-2, 10**20), st.floats(), TEXT)
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+
+
+ANYTHING = st.recursive(LEAF, nested, max_leaves=25)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=6) | st.lists(ANYTHING, max_size=3), st.booleans())
+def test_whatever_is_in_a_file_it_is_read_or_refused(content: Any, questions_only: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        question = content if isinstance(content, dict) else {}
+        for written in (content, {"data": [content]}, squad(answers=content), squad(**question)):
+            path = write(Path(folder), written)
+            try:
+                examples = read_squad(path, questions_only=questions_only, skipped=[])
+            except DataError as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)
+            else:
+                assert all(e.id is not None and e.question.strip() and e.context.strip() for e in examples)
