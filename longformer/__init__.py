@@ -7,8 +7,9 @@ from longformer.errors import CheckpointError, ConfigError, DataError, Longforme
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
-    from longformer.answering.answerer import Answer, QuestionAnswerer
+    from longformer.answering.answerer import QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.answering.spans import Answer
     from longformer.classifying.classifier import Classification, TextClassifier
     from longformer.editing.edit import edit
     from longformer.models.attention import attentions_to_dense
@@ -48,7 +49,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "answering.answerer",
+    "Answer": "answering.spans",
     "AnswerSettings": "answering.settings",
     "Classification": "classifying.classifier",
     "LongformerForMaskedLM": "models.heads",

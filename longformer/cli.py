@@ -12,8 +12,10 @@ from typing import NoReturn
 
 import click
 
-from longformer.answering.cli import answer, evaluate, predict
+from longformer.answering.cli import answer
+from longformer.answering.files_cli import predict
 from longformer.answering.options import DTYPES, first_given
+from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
 from longformer.classifying.cli import classify
 from longformer.errors import LongformerError
@@ -134,5 +136,5 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-for command in (answer, predict, evaluate, bench, classify, evaluate_mlm, explain, parity, train):
+for command in (answer, predict, evaluate, bench, classify, evaluate_mlm, explain, parity, train, tune_threshold):
     cli.add_command(command)

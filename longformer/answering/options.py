@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from longformer.answering.settings import SETTINGS, AnswerSettings
+from longformer.answering.settings import NULL_RULES, SETTINGS, AnswerSettings
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +52,30 @@ def model_options(command: Command) -> Command:
     )(loading_options(command))
 
 
+def batch_option(command: Command) -> Command:
+    """Option for the size of a batch."""
+    return click.option(
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        default=4096,
+        show_default=True,
+        metavar="N",
+        help="Most tokens in a batch, padding counted.",
+    )(command)
+
+
 def answer_options(command: Command) -> Command:
     """Options that say what counts as an answer and how a long document is read."""
     for option in (
+        click.option("--inside-words", is_flag=True, help="Answers may begin and end inside a word."),
+        click.option("--no-overlap", is_flag=True, help="Of several answers, no two share a word."),
+        click.option(
+            "--null-rule",
+            type=click.Choice(NULL_RULES),
+            default=AnswerSettings.null_rule,
+            show_default=True,
+            help="Which window says what no answer scores: that of the best answer, or the one where it scores least.",
+        ),
         click.option(
             "--null-threshold",
             type=float,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longformer.answering.cli import batch_option, printable
-from longformer.answering.options import DTYPES, loading_options
+from longformer.answering.cli import printable
+from longformer.answering.options import DTYPES, batch_option, loading_options
 from longformer.classifying.texts import Text, is_table, read_texts
 from longformer.files import read_document, read_text
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import longformer
 from longformer.answering.answerer import QuestionAnswerer
-from longformer.answering.evaluation import QuestionFile, check_questions
+from longformer.answering.evaluation import check_questions
 from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
 from longformer.checkpoints.folder import CONFIG, read_config
@@ -61,10 +61,9 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
     """
 
     def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
-        train, held_out_by_file = _read_questions(options, say)
+        train, held_out = _read_questions(options, say)
         settings = AnswerSettings(max_answer_tokens=options.max_answer_tokens)
-        check_questions(held_out_by_file, QuestionAnswerer(model, tokenizer), settings)
-        held_out = [example for _, examples in held_out_by_file for example in examples]
+        check_questions(held_out, QuestionAnswerer(model, tokenizer), settings)
         task = QuestionAnsweringTask(train, held_out, tokenizer, options)
         left_out = f", {len(task.unusable)} questions left out" if task.unusable else ""
         say(
@@ -180,31 +179,30 @@ def _train(
         say(f"wrote {folder}")
 
 
-def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[QuestionFile]]:
-    """Questions to train on, and questions to measure on by file. Wrong offsets of answers are reported by ``say``."""
-    files = _read_files(options.files, say)
-    train = [example for _, examples in files for example in examples]
+def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[Example]]:
+    """Questions to train on, and questions to measure on. Wrong offsets of answers are reported by ``say``."""
+    train = _read_files(options.files, say)
     if not options.hold_out:
         return train, _read_files(options.evaluate_on, say)
     titles = {example.title for example in train}
     for title in options.hold_out:
         if title not in titles:
             raise DataError(f"hold_out is {title!r}; no file has an article of that title")
-    held_out = [(file, [e for e in examples if e.title in options.hold_out]) for file, examples in files]
+    held_out = [example for example in train if example.title in options.hold_out]
     train = [example for example in train if example.title not in options.hold_out]
     if not train:
         raise DataError("hold_out leaves nothing to train on")
     return train, held_out
 
 
-def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[QuestionFile]:
+def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[Example]:
     found = []
     for file in files:
         examples = read_squad(file)
         offsets = offset_report(examples)
         if offsets.realigned or offsets.unusable:
             say(f"{file}: {offsets}")
-        found.append((file, examples))
+        found += examples
     return found
 
 

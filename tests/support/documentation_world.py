@@ -17,7 +17,7 @@ import torch
 from documentation_blocks import ROOT
 from short_encoder import short_encoder
 from tiny_checkpoint import byte_level_tokenizer, tiny_model
-from training_runs import TEXTS, squad_file
+from training_runs import QUESTIONS, TEXTS, squad_file
 
 import longformer.models.attention
 from longformer import LongformerConfig
@@ -69,6 +69,7 @@ def build(folder: Path) -> None:
 def _data(folder: Path) -> None:
     for name in ("squad", "train", "dev", "train-v1.1", "dev-v1.1", "xquad-en", "squad-v1.1-train-part"):
         squad_file(folder / f"{name}.json")
+    squad_file(folder / "squad-v2.json", [*QUESTIONS, ("Who sang?", "Ann met Bob.", None)])
     articles = ("Doctor_Who", "Force", "Pharmacy", "Warsaw")
     data: list[Any] = [json.loads((folder / "squad.json").read_text())["data"][0]]
     for title in articles:

@@ -166,6 +166,23 @@ def test_predict_and_evaluate_share_the_questions(setting: dict[str, Any], tmp_p
     assert (status, output, silent) == (0, one, (0, ""))
 
 
+def test_processes_leave_out_bad_questions_together(setting: dict[str, Any], tmp_path: Path) -> None:
+    path = Path(setting["file"])
+    data = json.loads(path.read_text())
+    paragraphs = data["data"][0]["paragraphs"]
+    paragraphs[1]["qas"][0]["question"] = 60 * "Who "
+    del paragraphs[2]["qas"][0]["question"]
+    path.write_text(json.dumps(data))
+    outputs = [str(tmp_path / name) for name in ("p.json", "n.json")]
+    arguments = ("predict", str(path), "-o", outputs[0], "--null-scores", outputs[1], "--model", str(setting["source"]))
+    assert in_processes(command, [arguments, arguments]) == [2, 2] and not Path(outputs[0]).exists()
+    assert in_processes(command, [(*arguments, "--skip-bad"), (*arguments, "--skip-bad")]) == [0, 0]
+    for output in outputs:
+        assert list(json.loads(Path(output).read_text())) == ["q0", "q3", "q4", "q5"]
+    (status, out), silent = in_processes(printed, [("evaluate", *arguments[1:2], *arguments[-2:], "--skip-bad")] * 2)
+    assert status == 0 and out.endswith("questions    5   (2 left out)\n") and silent == (0, "")
+
+
 def test_without_torchrun_there_is_one() -> None:
     with processes() as group:
         assert (group.rank, group.size, group.joined) == (0, 1, False)
