@@ -57,7 +57,7 @@ def test_disk_offload(cls: type, tmp_path: Path) -> None:
 def parts(model: nn.Module) -> list[str]:
     """What a device map speaks of: the embeddings, each layer, and the head or pooler."""
     names = [name for name, part in model.named_modules() if type(part).__name__ == "LongformerLayer"]
-    others = ("embeddings", "pooler", "longformer.embeddings", "qa_outputs", "lm_head")
+    others = ("embeddings", "pooler", "longformer.embeddings", "qa_outputs", "lm_head", "classifier")
     return names + [name for name, _ in model.named_modules() if name in others]
 
 
