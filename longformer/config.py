@@ -278,6 +278,38 @@ class LongformerConfig:
         return cls(**arguments)
 
     @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        **changes: Any,
+    ) -> LongformerConfig:
+        """The config of a checkpoint.
+
+        Args:
+            name_or_path: a folder, or a model's name on the hub such as ``"allenai/longformer-base-4096"``.
+            revision, local_files_only, cache_dir, token: as for :meth:`LongformerModel.from_pretrained`.
+            changes: as for :meth:`replace`, such as ``num_labels=3``.
+
+        Raises:
+            CheckpointError: there is no such folder or model, or it has no ``config.json``.
+            ConfigError: ``config.json`` does not describe a Longformer.
+        """
+        from longformer.hub import find_config  # imports what a config does not need otherwise
+
+        where: dict[str, Any] = {
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+        }
+        return cls.from_file(find_config(name_or_path, **where)).replace(**changes)
+
+    @classmethod
     def from_file(cls, path: str | Path) -> LongformerConfig:
         """Read a ``config.json``. Raises ``ConfigError``, which names the file, if it cannot be read or is not one."""
         values = read_json(path, error=ConfigError)

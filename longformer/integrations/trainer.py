@@ -10,7 +10,7 @@ from pathlib import Path
 
 import transformers
 
-from longformer.checkpoints.folder import CONFIG
+from longformer.hub import CONFIG
 from longformer.models.pretrained import Pretrained
 
 __all__ = ["Trainer"]

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from longformer.checkpoints.folder import dtype_name, read_config, write_checkpoint
-from longformer.checkpoints.hub import PathOrName
-from longformer.checkpoints.hub import find_files as find_files  # for callers that read other files of a checkpoint
+from longformer.checkpoints.folder import dtype_name, write_checkpoint
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors, without_prefix
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, LongformerError
+from longformer.hub import PathOrName
+from longformer.hub import find_files as find_files  # for callers that read other files of a checkpoint
 from longformer.models import loading
 from longformer.models.layers import init_weights
 from longformer.models.resizing import resize_embeddings
@@ -106,7 +106,7 @@ class Pretrained(nn.Module):
         if dtype is not None and torch_dtype is not None:
             raise LongformerError(f"dtype is {dtype!r} and torch_dtype {torch_dtype!r}; give one of them")
         device = loading.choose_device(device, device_map)
-        where = {
+        where: dict[str, Any] = {
             "revision": revision,
             "local_files_only": local_files_only,
             "cache_dir": cache_dir,
@@ -117,7 +117,7 @@ class Pretrained(nn.Module):
         loading.choose_dtype(dtype or torch_dtype, {})  # a wrong one is said before anything is fetched
         if config is None:
             assert name_or_path is not None
-            config = read_config(name_or_path, **where)
+            config = LongformerConfig.from_pretrained(name_or_path, **where)
         if state_dict is None:
             assert name_or_path is not None
             tensors = read_tensors(find_weights(name_or_path, **where))
@@ -271,6 +271,10 @@ class Pretrained(nn.Module):
         """The word embeddings."""
         words: nn.Module = self._embeddings().word_embeddings
         return words
+
+    def get_output_embeddings(self) -> None:
+        """None: scores of words, where there are any, are computed with the word embeddings' own matrix."""
+        return None
 
     def set_input_embeddings(self, embeddings: nn.Module) -> None:
         """Use other word embeddings. A masked language model's output shares their matrix, whichever they are."""

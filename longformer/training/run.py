@@ -17,11 +17,11 @@ from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.evaluation import QuestionFile, check_questions
 from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
-from longformer.checkpoints.folder import CONFIG
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
 from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.hub import CONFIG
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.models.pretrained import Pretrained
