@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from tiny_heads import batch, build_class, encoder_of, flat
-from tiny_models import random_ids
 from torch import Tensor
 
 import longformer
@@ -138,10 +137,17 @@ def test_learned_prompts(kind: str, name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(flat(prompted(input_ids=ids, attention_mask=mask)), flat(expected))
 
 
-def test_prefix_tuning_is_refused(tmp_path: Path) -> None:
-    """It gives keys and values of its own to every layer, which a model of a sliding window has no place for."""
-    model = build_class(longformer.LongformerForSequenceClassification, dtype=torch.float32)
-    config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
-    prompted = peft.get_peft_model(model, config)
-    with pytest.raises((ValueError, TypeError, AttributeError)):
-        prompted(input_ids=random_ids(1, 12))
+def test_a_resized_vocabulary_is_saved_with_the_adapter(tmp_path: Path) -> None:
+    build_class(longformer.LongformerForMaskedLM, dtype=torch.float32).save_pretrained(tmp_path / "base")
+    model = longformer.LongformerForMaskedLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(63)
+    adapted = peft.get_peft_model(model, lora(None, init_lora_weights=False)).eval()
+    expected = inferred(adapted)
+    with pytest.warns(UserWarning, match="has been resized"):
+        adapted.save_pretrained(tmp_path / "adapter")
+    again = longformer.LongformerForMaskedLM.from_pretrained(tmp_path / "base")
+    again.resize_token_embeddings(63)
+    with torch.no_grad():
+        again.lm_head.bias.copy_(model.lm_head.bias)  # which is no part of an adapter
+    loaded = peft.PeftModel.from_pretrained(again, tmp_path / "adapter")
+    torch.testing.assert_close(inferred(loaded), expected, rtol=0, atol=0)
