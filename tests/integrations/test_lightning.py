@@ -72,9 +72,9 @@ def test_trains_as_a_loop_of_ones_own(cls: type, tmp_path: Path) -> None:
     assert at_once.losses == pytest.approx(losses, rel=1e-5)
     assert again.losses == pytest.approx(losses[2:], rel=1e-5)
     assert sum(losses[2:]) < sum(losses[:2])
-    for own, once, twice in zip(*(m.parameters() for m in (model, at_once.model, again.model)), strict=True):
+    for own, once, later in zip(*(m.parameters() for m in (model, at_once.model, again.model)), strict=True):
         torch.testing.assert_close(once, own, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(twice, own, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(later, own, rtol=1e-5, atol=1e-6)
     again.model.save_pretrained(tmp_path / "model")
     loaded = cls.from_pretrained(tmp_path / "model")
     assert all(map(torch.equal, loaded.parameters(), again.model.parameters()))
