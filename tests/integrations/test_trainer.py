@@ -267,3 +267,18 @@ def test_a_config_that_it_would_have_to_change(tokenizer: Any, tmp_path: Path) -
     )  # whose padding is not the model's
     with pytest.raises(ConfigError, match=r"^pad_token_id is 1, .* config\.replace\(pad_token_id=0\)"):
         trainer.train()
+
+
+@pytest.mark.skipif(CHECKPOINTING != "activation_checkpointing", reason="transformers has no such option yet")
+def test_a_way_of_checkpointing_that_there_is_not(tokenizer: Any, tmp_path: Path) -> None:
+    model = build_class(LongformerForSequenceClassification, config_for(tokenizer), dtype=torch.float32)
+    task = task_of(type(model).__name__, tokenizer)
+    for options in ({"every_n_layers": 2}, {"offload": True}):
+        trainer = trainer_of(
+            model, task, tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs=options
+        )
+        with pytest.raises(LongformerError, match=r"^checkpointing is given every_n_layers=.*: leave both out$"):
+            trainer.train()
+    with pytest.raises(LongformerError, match="may be given use_reentrant alone"):
+        model.activation_checkpointing_enable({"determinism_check": "none"})
+    assert not model.is_gradient_checkpointing
