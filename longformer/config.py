@@ -94,7 +94,7 @@ class LongformerConfig:
             remedy = f"make another with config.replace({change}), and a model from it"
             raise ConfigError(
                 f"{name} is {getattr(self, name)!r}, and a config cannot be changed; "
-                f"{remedy if name in _replaceable(self) else f'leave out {change}'}"
+                f"{remedy if name in (*self.__dict__, 'id2label', 'label2id') else f'leave out {change}'}"
             )
 
     def __delattr__(self, name: str) -> None:
@@ -361,11 +361,6 @@ _REQUIRED = (
     "max_position_embeddings",
     "attention_window",
 )
-
-
-def _replaceable(config: LongformerConfig) -> set[str]:
-    """Names that ``replace`` takes."""
-    return {"id2label", "label2id", *config.__dataclass_fields__}
 
 
 def _names_of(id2label: object) -> tuple[str, ...]:
