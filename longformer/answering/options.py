@@ -151,8 +151,8 @@ def take_settings(options: dict[str, Any]) -> AnswerSettings:
 def checkpoint_files(model: str | None) -> list[Path]:
     """The files that are read of a checkpoint in a folder; none of a name on the hub."""
     from longformer.answering.answerer import PRETRAINED
-    from longformer.checkpoints.folder import CONFIG
     from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
+    from longformer.hub import CONFIG
 
     folder = PRETRAINED if model is None else Path(os.path.expanduser(model))
     if not folder.is_dir():

@@ -17,13 +17,14 @@ from torch import Tensor
 from longformer.answering.answerer import BATCH_TOKENS, group_by_length
 from longformer.answering.mode import evaluating
 from longformer.answering.settings import check_count
-from longformer.checkpoints.folder import architectures_of, find_config
+from longformer.checkpoints.folder import architectures_of
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.classifying.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 from longformer.config import LongformerConfig
 from longformer.distributed import check_device
 from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.hub import find_config
 from longformer.models.heads import LongformerForSequenceClassification, head_of
 from longformer.tokenizer import LongformerTokenizer
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from longformer.checkpoints.folder import read_config
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
@@ -111,7 +110,7 @@ def _has_gradients(trace: Trace) -> bool:
 
 def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: str) -> None:
     """Refuse, before anything runs, what ``compare`` would refuse in the end."""
-    inputs, config = effective_inputs(sample.inputs), read_config(folder)
+    inputs, config = effective_inputs(sample.inputs), LongformerConfig.from_pretrained(folder)
     for name, trace in files.items():
         check_inputs(trace.inputs, inputs, name, source if source != name else f"{name}, as the model is given it")
         check_configs(metadata_object(trace.metadata, "config"), config.to_dict(), name, "the model")

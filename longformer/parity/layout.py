@@ -103,8 +103,8 @@ class LongformerLayout(Layout):
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
-        if bound.get("only_labelled"):
-            raise LongformerError("a trace has the scores of all tokens; call the model without only_labelled")
+        if bound.get("only_targets"):
+            raise LongformerError("a trace has the scores of all tokens; call the model without only_targets")
         return {name: bound[name].detach().cpu() for name in TARGETS if isinstance(bound.get(name), Tensor)}
 
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from longformer.checkpoints.folder import architectures_of, find_config, read_config
+from longformer.checkpoints.folder import architectures_of
 from longformer.checkpoints.names import PARTS, todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
+from longformer.hub import find_config
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import LongformerForQuestionAnswering, head_of
@@ -137,7 +138,7 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if read_config(name_or_path).attention_dilation != 1:
+    if LongformerConfig.from_pretrained(name_or_path).attention_dilation != 1:
         raise LongformerError(
             f"{name_or_path} has an attention_dilation, which transformers' Longformer does not compute"
         )

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.folder import read_config
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, DataError
 from longformer.files import read_json, read_text
@@ -52,7 +51,7 @@ def read_sample(path: str, model: str, settings: Settings) -> Sample:
     Raises:
         DataError: no such file, not what its name says, or nothing that the model can take.
     """
-    config = read_config(model)
+    config = LongformerConfig.from_pretrained(model)
     if path.endswith(SUFFIX):
         inputs = _inputs_of_trace(path)
     elif path.endswith(".json"):

@@ -17,13 +17,13 @@ from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.evaluation import check_questions
 from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
-from longformer.checkpoints.folder import CONFIG, read_config
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
 from longformer.classifying.labels import REGRESSION
 from longformer.config import LongformerConfig
 from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError, listed
+from longformer.hub import CONFIG
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import (
     Head,
@@ -254,7 +254,8 @@ def _load(
     weights = read_tensors(find_weights(options.source, revision=options.revision))
     has_head = any(todays_name(name) in head_class.weights for name in weights)
     new_head = new_head or not has_head
-    changes = head_config(None if new_head else read_config(options.source, revision=options.revision))
+    known = None if new_head else LongformerConfig.from_pretrained(options.source, revision=options.revision)
+    changes = head_config(known)
     if new_head:
         why = (
             f"the head of {options.source} is replaced"

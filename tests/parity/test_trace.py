@@ -316,8 +316,8 @@ def test_masked_language_modelling_has_its_scores() -> None:
     with trace(model, gradients=True) as with_labels:
         with_labels.backward(model(**batch, labels=batch["input_ids"]).loss)
     assert torch.equal(with_labels["logits"], model(**batch).logits)
-    with pytest.raises(LongformerError, match="call the model without only_labelled"), trace(model):
-        model(**batch, labels=batch["input_ids"], only_labelled=True)
+    with pytest.raises(LongformerError, match="call the model without only_targets"), trace(model):
+        model(**batch, labels=batch["input_ids"], only_targets=True)
 
 
 class Other(nn.Module):
