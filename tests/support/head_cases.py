@@ -22,7 +22,7 @@ Inputs = dict[str, Tensor]
 
 
 class HeadCase(NamedTuple):
-    """kind: the class. changes: of a config, which the head and its answers need. is_real: whether labels are floats."""
+    """kind: the class. changes: of a config, for the head and its answers. is_real: whether labels are floats."""
 
     kind: type[Head]
     changes: dict[str, object]

@@ -92,7 +92,7 @@ def with_weights(
     kind: type[Ours] = LongformerForQuestionAnswering,
     impl: str = "auto",
 ) -> Ours:
-    """Our model over ``weights``, strictly: every name and shape must fit. Second names of tied weights are left out."""
+    """Our model over ``weights``, strictly: every name and shape must fit, but for second names of tied weights."""
     with torch.device("meta"):
         ours = kind(config, impl=impl)
     ours.load_state_dict({name: weight for name, weight in weights.items() if name not in TIED}, assign=True)
@@ -201,9 +201,10 @@ def assert_no_further(ours: Encoded, reference: Encoded, truth: Encoded, *, trai
 def measure_by(name: str, config: LongformerConfig) -> str:
     """The parameter by whose gradient the error in that of ``name`` is measured: nearly always ``name`` itself.
 
-    Some gradients are 0 in exact arithmetic, because the loss does not change when their parameter does: a key's bias
-    shifts all scores of a row alike, and in question answering the last LayerNorm's bias and the head's all logits of a
-    document, in multiple choice the head's those of all choices, which no softmax sees. What a computer gives for them is the rounding of the weight beside them, and is judged by its size.
+    Some gradients are 0 in exact arithmetic, because the loss does not change when their parameter does. A key's bias
+    shifts all scores of a row alike. In question answering the last LayerNorm's bias and the head's shift all logits of
+    a document alike, in multiple choice the head's those of all choices, and no softmax sees that. What a computer
+    gives for them is the rounding of the weight beside them, and is judged by its size.
     """
     last = f"encoder.layer.{config.num_hidden_layers - 1}.output.LayerNorm.bias"
     if name.endswith(("self.key.bias", "self.key_global.bias", last)) or name in ("qa_outputs.bias", "classifier.bias"):
