@@ -9,6 +9,7 @@ from longformer.lazy import lazily
 if TYPE_CHECKING:
     from longformer.answering.answerer import Answer, QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.editing.edit import edit
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         LongformerForSequenceClassification,
         LongformerForTokenClassification,
     )
+    from longformer.parity.recorder import trace
     from longformer.tokenizer import LongformerTokenizer
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "LongformerTokenizer",
     "QuestionAnswerer",
     "attentions_to_dense",
+    "edit",
+    "trace",
 ]
 __version__ = "0.1.0"
 
@@ -52,5 +56,7 @@ _HOMES = {
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
     "attentions_to_dense": "models.attention",
+    "edit": "editing.edit",
+    "trace": "parity.recorder",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

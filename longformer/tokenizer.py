@@ -5,62 +5,67 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers import Encoding as RawEncoding
+from tokenizers import models, pre_tokenizers, processors
 
 from longformer.checkpoints.hub import find_files
 from longformer.checkpoints.tokenizer_files import (
     BERT_TOKENS,
+    EXTRA_TOKENS,
     ROBERTA_TOKENS,
     TOKENIZER_FILES,
+    add_stated_tokens,
     read_tokenizer_config,
     read_tokenizer_json,
     read_vocab_and_merges,
     token_content,
 )
-from longformer.encoding import Encoding, as_tensor, is_one_id, pad_rows, text_rows, token_ids
-from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line
+from longformer.encoding import Encoding, as_columns, check_halves, pad_columns
+from longformer.encoding_options import NO_LIMIT, EncodingOptions, check_choice, text_rows
+from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line, unknown_name
 from longformer.files import replace_file
+from longformer.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+# What tokenizer_config.json says of how to tokenize, beside the special tokens.
+_SETTINGS = (
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "add_prefix_space",
+    "clean_up_tokenization_spaces",
+    "model_input_names",
+)
 
 
-class LongformerTokenizer:
+class LongformerTokenizer(Vocabulary):
     """Token ids of texts, and of pairs as ``<s> question </s></s> context </s>``, the layout Longformer reads.
 
     A BERT-style ``tokenizer.json`` is laid out in the same way with its own special tokens:
-    ``[CLS] question [SEP][SEP] context [SEP]``. Truncation, padding and layout stated in the file are ignored.
+    ``[CLS] question [SEP][SEP] context [SEP]``. Truncation, padding and layout stated in the file are ignored. The
+    calls are those of transformers' tokenizers and give the same results. Threads may share a tokenizer.
 
     Args:
         tokenizer_json: path of a ``tokenizer.json``. Give this, or ``vocab`` and ``merges``.
         vocab: path of RoBERTa's ``vocab.json``.
         merges: path of RoBERTa's ``merges.txt``.
-        config: entries of the hub's ``tokenizer_config.json``. Read are ``cls_token``, ``sep_token``, ``pad_token``,
-            ``unk_token``, ``mask_token``, ``added_tokens_decoder``, ``add_prefix_space`` and ``model_max_length``.
+        config: entries of the hub's ``tokenizer_config.json``. Read are the special tokens, ``added_tokens_decoder``,
+            ``add_prefix_space``, ``model_max_length``, ``padding_side``, ``truncation_side``,
+            ``clean_up_tokenization_spaces`` and ``model_input_names``.
 
     Attributes:
-        cls_token, sep_token, pad_token: str; and with ``_id`` appended, int.
-        unk_token, mask_token: likewise; None where the vocabulary has no such token.
-        model_max_length: most tokens of a sequence according to ``config``, the default of ``truncation``; None if
+        model_max_length: most tokens of a row according to ``config``, the default of ``max_length``; ``int(1e30)`` if
             it does not say.
+        padding_side, truncation_side: "right" or "left".
+        model_input_names: list of str, what a call returns unless it says otherwise.
 
     Raises:
         CheckpointError: a file is missing or malformed, or lacks a special token.
     """
-
-    cls_token: str
-    sep_token: str
-    pad_token: str
-    unk_token: str | None
-    mask_token: str | None
-    cls_token_id: int
-    sep_token_id: int
-    pad_token_id: int
-    unk_token_id: int | None
-    mask_token_id: int | None
 
     def __init__(
         self,
@@ -72,75 +77,72 @@ class LongformerTokenizer:
     ) -> None:
         config = config or {}
         if tokenizer_json is not None and vocab is None and merges is None:
-            source, self._tokenizer = tokenizer_json, read_tokenizer_json(Path(tokenizer_json))
+            source, tokenizer = tokenizer_json, read_tokenizer_json(Path(tokenizer_json))
         elif tokenizer_json is None and vocab is not None and merges is not None:
-            source, self._tokenizer = vocab, read_vocab_and_merges(Path(vocab), Path(merges))
+            source, tokenizer = vocab, read_vocab_and_merges(Path(vocab), Path(merges))
         else:
             raise LongformerError("give tokenizer_json alone, or both vocab and merges")
+        super().__init__(tokenizer)
         if tokenizer_json is None:
-            self._add_tokens(source, config)
+            add_stated_tokens(tokenizer, source, config)
         self._set_special_tokens(source, config)
         self._set_layout(config)
-        limit = config.get("model_max_length")
-        # Files write "no limit" as a huge number.
-        self.model_max_length: int | None = limit if isinstance(limit, int) and 0 < limit < 10**9 else None
+        self._set_settings(config)
 
     def _set_special_tokens(self, source: str | Path, config: Mapping[str, Any]) -> None:
         known = self._tokenizer.token_to_id
         family = BERT_TOKENS if known("<s>") is None and known("[CLS]") is not None else ROBERTA_TOKENS
-        for role, usual in family.items():
-            token = token_content(config.get(f"{role}_token"), usual)
+        for role in SPECIAL_TOKENS:
+            token = token_content(config.get(role), family.get(role))
             index = known(token) if isinstance(token, str) else None
-            if index is None and role in ("cls", "sep", "pad"):
-                raise CheckpointError(f"{source}: the {role} token {token!r} is not in the vocabulary")
-            setattr(self, f"{role}_token", None if index is None else token)
-            setattr(self, f"{role}_token_id", index)
+            if index is None and role in ("cls_token", "sep_token", "pad_token"):
+                raise CheckpointError(f"{source}: the {role} {token!r} is not in the vocabulary")
+            setattr(self, role, None if index is None else token)
         model = self._tokenizer.model
         if isinstance(model, models.WordPiece) and model.token_to_id(model.unk_token) is None:
             raise CheckpointError(f"{source}: the unknown token {model.unk_token!r} is not in the vocabulary")
-
-    def _add_tokens(self, source: str | Path, config: Mapping[str, Any]) -> None:
-        """Make special tokens written in a text count as such. A ``tokenizer.json`` says that by itself."""
-        tokens: dict[str, tuple[int, Mapping[str, Any]]] = {}
-        try:
-            for index, entry in (config.get("added_tokens_decoder") or {}).items():
-                tokens[entry["content"]] = int(index), entry
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{source}: added_tokens_decoder beside it does not map ids to tokens") from None
-        for role, usual in ROBERTA_TOKENS.items():
-            given = config.get(f"{role}_token")
-            token = token_content(given, usual)
-            number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
-            if number is not None and token not in tokens:
-                tokens[token] = number, given if isinstance(given, Mapping) else {}
-        for content, (number, entry) in sorted(tokens.items(), key=lambda item: item[1][0]):
-            flags = {flag: bool(entry.get(flag, False)) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
-            special = bool(entry.get("special", True))
-            add = self._tokenizer.add_special_tokens if special else self._tokenizer.add_tokens
-            add([AddedToken(content, special=special, **flags)])
-            got = self._tokenizer.token_to_id(content)
-            if got != number:
-                raise CheckpointError(
-                    f"{source}: added token {content!r} has id {got}, not {number} as stated beside it"
-                )
+        extra = [token_content(token, None) for name in EXTRA_TOKENS for token in config.get(name) or ()]
+        if not all(isinstance(token, str) for token in extra):
+            raise CheckpointError(f"{source}: {' or '.join(EXTRA_TOKENS)} beside it is no list of tokens")
+        self.add_special_tokens({"extra_special_tokens": list(dict.fromkeys(extra))})
 
     def _set_layout(self, config: Mapping[str, Any]) -> None:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         pre_tokenizer = self._tokenizer.pre_tokenizer
         self._byte_level = isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
-        prefix_space = False
+        self.add_prefix_space = False
         if self._byte_level:
-            prefix_space = bool(config.get("add_prefix_space", pre_tokenizer.add_prefix_space))
-            pre_tokenizer.add_prefix_space = prefix_space
+            self.add_prefix_space = bool(config.get("add_prefix_space", pre_tokenizer.add_prefix_space))
+            pre_tokenizer.add_prefix_space = self.add_prefix_space
         # Byte-level tokens include the space before a word; trimming takes it out of their offsets.
         self._tokenizer.post_processor = processors.RobertaProcessing(
-            (self.sep_token, self.sep_token_id), (self.cls_token, self.cls_token_id), self._byte_level, prefix_space
+            (self.sep_token, self.sep_token_id),
+            (self.cls_token, self.cls_token_id),
+            self._byte_level,
+            self.add_prefix_space,
         )
+
+    def _set_settings(self, config: Mapping[str, Any]) -> None:
+        limit = config.get("model_max_length")
+        self.model_max_length: int = limit if isinstance(limit, int) and 0 < limit < 10**9 else NO_LIMIT
+        self.padding_side: str = config.get("padding_side", "right")
+        self.truncation_side: str = config.get("truncation_side", "right")
+        for name in ("padding_side", "truncation_side"):
+            check_choice(name, getattr(self, name), ("right", "left"))
+        self.model_input_names: list[str] = list(config.get("model_input_names", ("input_ids", "attention_mask")))
+        self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, revision: str | None = None, local_files_only: bool = False
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        **changes: Any,
     ) -> LongformerTokenizer:
         """Load the tokenizer of a checkpoint: ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``.
 
@@ -148,12 +150,27 @@ class LongformerTokenizer:
             name_or_path: name on the hub, or a folder.
             revision: branch, tag or commit on the hub.
             local_files_only: look in the hub's cache only.
+            cache_dir: where that cache is.
+            token: to log in to the hub with.
+            changes: entries of ``tokenizer_config.json`` that hold instead of the checkpoint's own, as
+                ``padding_side="left"``: the settings and special tokens that the class reads.
 
         Raises:
             CheckpointError: no such checkpoint, no network, no tokenizer files, or malformed ones.
+            LongformerError: a change of something that there is not.
         """
-        files = find_files(name_or_path, TOKENIZER_FILES, revision=revision, local_files_only=local_files_only)
-        config = read_tokenizer_config(files)
+        where: dict[str, Any] = {
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+        }
+        known = (*_SETTINGS, *SPECIAL_TOKENS, *EXTRA_TOKENS)
+        for name in changes:
+            if name not in known:
+                raise LongformerError(unknown_name(name, (*where, *known), "option of from_pretrained"))
+        files = find_files(name_or_path, TOKENIZER_FILES, **where)
+        config = read_tokenizer_config(files) | changes
         if "tokenizer.json" in files:
             return cls(files["tokenizer.json"], config=config)
         missing = [name for name in ("vocab.json", "merges.txt") if name not in files]
@@ -164,232 +181,237 @@ class LongformerTokenizer:
             )
         return cls(vocab=files["vocab.json"], merges=files["merges.txt"], config=config)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and the vocabulary's own files, for us and for others.
+
+        Args:
+            save_directory: a folder; it is made if there is none.
+
+        Returns:
+            Paths of the files.
 
         Raises:
             CheckpointError: they cannot be written, for example because the disk is full.
         """
-        folder = Path(folder)
+        folder = Path(save_directory)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory() as made:
                 self._tokenizer.save(str(Path(made) / "tokenizer.json"))
                 self._tokenizer.model.save(made)
                 (Path(made) / "tokenizer_config.json").write_text(self._config_text(), encoding="utf-8")
-                for path in sorted(Path(made).iterdir()):
-                    replace_file(folder / path.name, partial(shutil.copyfile, path))
+                names = sorted(path.name for path in Path(made).iterdir())
+                for name in names:
+                    replace_file(folder / name, partial(shutil.copyfile, Path(made) / name))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(
                 f"the tokenizer cannot be written into {folder}: {in_one_line(error)}; "
                 "make room, or name a folder that can be written"
             ) from None
+        return tuple(str(folder / name) for name in names)
 
     def _config_text(self) -> str:
         config: dict[str, Any] = {
             # Transformers' own WordPiece classes lay pairs out with two separators; the general one obeys the file.
             "tokenizer_class": "LongformerTokenizer" if self._byte_level else "PreTrainedTokenizerFast",
-            "model_input_names": ["input_ids", "attention_mask"],
+            **{name: getattr(self, name) for name in _SETTINGS},
+            **self.special_tokens_map,
         }
-        for role in ROBERTA_TOKENS:
-            if getattr(self, f"{role}_token") is not None:
-                config[f"{role}_token"] = getattr(self, f"{role}_token")
-        if self._byte_level:
-            config["add_prefix_space"] = self._tokenizer.pre_tokenizer.add_prefix_space
-        if self.model_max_length is not None:
-            config["model_max_length"] = self.model_max_length
+        if not self._byte_level:
+            del config["add_prefix_space"]
+        if self.model_max_length >= NO_LIMIT:
+            del config["model_max_length"]
+        if self.extra_special_tokens:  # by the name that every year's transformers read
+            config["additional_special_tokens"] = self.extra_special_tokens
         return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, special and added ones included."""
-        return self._tokenizer.get_vocab_size()
-
-    def __len__(self) -> int:
-        return self.vocab_size
-
-    def __call__(
-        self,
-        text: str | Sequence[str] | Sequence[tuple[str, str]],
-        text_pair: str | Sequence[str] | None = None,
-        *,
-        padding: bool | str = False,
-        truncation: bool = False,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        return_offsets: bool = True,
-        split_special_tokens: bool = False,
-    ) -> Encoding:
+    def __call__(self, text: Any, text_pair: Any = None, **options: Any) -> Encoding:
         """Encode a text, a pair, or a batch of either.
 
         Args:
             text: one text (the question), or a list of them; a list of (question, context) tuples is a batch of pairs.
+                With ``is_split_into_words`` a list of words stands for a text.
             text_pair: the context, or a list of as many contexts as ``text`` has questions.
-            padding: True or "longest" pads a batch on the right to its longest row.
-            truncation: cut what exceeds ``max_length`` off the end of the context (of the text, if there is no pair);
-                the question is never cut.
-            max_length: most tokens of a row, special tokens included; ``model_max_length`` if None.
-            return_tensors: None for lists, "pt" for tensors, "np" for arrays.
-            return_offsets: False saves their time; ``offsets`` is None then.
-            split_special_tokens: treat special tokens written in the text, as ``</s>``, like any other text. Without
-                it they become the special token, as in transformers.
+            options: what to add, cut, pad and return, see :class:`longformer.encoding_options.EncodingOptions`.
 
         Raises:
             DataError: a text that is no string or not representable in UTF-8; a pair with an empty half; a batch
-                without rows or with halves of unequal number; a question that leaves no room within ``max_length``.
-            LongformerError: arguments that contradict each other.
+                without rows or with halves of unequal number; a text that leaves no room within ``max_length``.
+            LongformerError: an unknown option, a value that means nothing, or options that contradict each other.
         """
-        firsts, seconds, batched = text_rows(text, text_pair)
-        if padding not in (False, True, "longest"):
-            raise LongformerError(f'padding is {padding!r}; it must be False, True or "longest"')
-        if return_tensors not in (None, "pt", "np"):
-            raise LongformerError(f'return_tensors is {return_tensors!r}; it must be None, "pt" or "np"')
-        limit = self._limit(truncation, max_length)
-
-        tokenizer = self._verbatim if split_special_tokens else self._tokenizer
-        encode = tokenizer.encode_batch if return_offsets else tokenizer.encode_batch_fast
-        question_encodings = encode(firsts, add_special_tokens=False)
-        context_encodings = encode(seconds, add_special_tokens=False) if seconds is not None else None
-        ids, offsets, sequences = [], [], []
-        for i, first in enumerate(question_encodings):
-            parts = [first] if context_encodings is None else [first, context_encodings[i]]
-            where = f" of row {i}" if batched else ""
-            row_ids, row_offsets, row_sequences = self._lay_out(parts, limit, where)
-            ids.append(row_ids)
-            offsets.append(row_offsets)
-            sequences.append(row_sequences)
-
-        lengths = [len(row) for row in ids]
-        if padding:
-            pad_rows(ids, self.pad_token_id)
-            pad_rows(offsets, (0, 0))
-            pad_rows(sequences, None)
-        masks = [[1] * length + [0] * (len(row) - length) for length, row in zip(lengths, ids, strict=True)]
-        given_offsets = offsets if return_offsets else None
-        if return_tensors is None and not batched:
-            return Encoding(
-                input_ids=ids[0],
-                attention_mask=masks[0],
-                offsets=given_offsets and given_offsets[0],
-                sequence_ids=sequences[0],
+        asked = EncodingOptions.of(options)
+        firsts, seconds, batched = text_rows(text, text_pair, words=asked.is_split_into_words)
+        rows = firsts if seconds is None else list(zip(firsts, seconds, strict=True))
+        truncation = self._truncation(asked, rows, pair=seconds is not None)
+        variant = self._variant(asked.split_special_tokens, truncation, self._padding(asked))
+        encode = variant.encode_batch if asked.track_offsets else variant.encode_batch_fast
+        try:
+            encodings = encode(
+                rows, is_pretokenized=asked.is_split_into_words, add_special_tokens=asked.add_special_tokens
             )
-        if return_tensors is not None and len({len(row) for row in ids}) > 1:
-            raise LongformerError(
-                f"rows of {min(lengths)} to {max(lengths)} tokens do not fit one tensor; pass padding=True"
-            )
-        return Encoding(
-            input_ids=as_tensor(ids, return_tensors),
-            attention_mask=as_tensor(masks, return_tensors),
-            offsets=given_offsets,
-            sequence_ids=sequences,
-        )
+        except Exception:  # the library raises nothing narrower where a text is too short to be cut
+            if asked.strategy is not None and seconds is not None:
+                self._check_room(asked, rows)
+            raise
+        if seconds is not None:
+            check_halves(encodings, batched)
+        return self._encoding(encodings, asked, batched)
 
-    def _limit(self, truncation: bool, max_length: int | None) -> int | None:
-        if not isinstance(truncation, bool):
-            raise LongformerError(f"truncation is {truncation!r}; it must be True or False")
-        if not truncation:
-            if max_length is not None:
-                raise LongformerError(
-                    f"max_length {max_length} does nothing without truncation=True; pass both or neither"
-                )
-            return None
-        limit = self.model_max_length if max_length is None else max_length
-        if limit is None:
-            raise LongformerError("truncation=True needs max_length, since this tokenizer states no model_max_length")
-        return limit
+    def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Encoding:
+        """The same as calling the tokenizer, by its name of 2020."""
+        return self(text, text_pair, **options)
 
-    def _lay_out(
-        self, parts: list[RawEncoding], limit: int | None, where: str
-    ) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
-        """Ids, offsets and sequence ids of ``<s> first </s>`` or ``<s> first </s></s> second </s>``."""
-        last = parts[-1]
-        kept = len(last.ids)
-        if len(parts) == 2 and not (parts[0].ids and last.ids):
-            name = "context" if parts[0].ids else "question"
-            raise DataError(f"the {name}{where} has no tokens; give a text that is not empty")
-        if limit is not None:
-            fixed = 2 if len(parts) == 1 else 4 + len(parts[0].ids)
-            if limit < fixed + 1:
-                needs = "the special tokens take" if len(parts) == 1 else f"the question{where} and special tokens take"
-                raise DataError(
-                    f"max_length {limit} leaves no room for text: {needs} {fixed}; give at least {fixed + 1}"
-                )
-            kept = min(kept, limit - fixed)
-        ids, offsets = [self.cls_token_id], [(0, 0)]
-        sequences: list[int | None] = [None]
-        for i, part in enumerate(parts):
-            stop = kept if part is last else len(part.ids)
-            if i == 1:
-                ids.append(self.sep_token_id)
-                offsets.append((0, 0))
-                sequences.append(None)
-            ids += part.ids[:stop]
-            offsets += part.offsets[:stop]
-            sequences += [i] * stop
-            ids.append(self.sep_token_id)
-            offsets.append((0, 0))
-            sequences.append(None)
-        return ids, offsets, sequences
+    def batch_encode_plus(self, batch_text_or_text_pairs: Any, **options: Any) -> Encoding:
+        """The same as calling the tokenizer with a list, by its name of 2020."""
+        return self(batch_text_or_text_pairs, **options)
 
-    @cached_property
-    def _verbatim(self) -> Tokenizer:
-        """A second tokenizer that finds no special tokens in texts: a switch on the first would not be thread-safe."""
-        verbatim = Tokenizer.from_str(self._tokenizer.to_str())
-        verbatim.encode_special_tokens = True
-        return verbatim
+    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """The ``input_ids`` alone: S ints, or what ``return_tensors`` says. Everything else is as for a call."""
+        return self(text, text_pair, **options)["input_ids"]
 
-    @overload
-    def convert_ids_to_tokens(self, ids: int) -> str: ...
-    @overload
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
-    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
-        """The token of an id, or the list of tokens of several (any iterable of ints, as a 1-D tensor).
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """The tokens of a text or of a pair as text. Everything else is as for a call."""
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
-        Raises:
-            LongformerError: an id that is not in the vocabulary, or no int at all.
-        """
-        tokens = [self._token(number) for number in token_ids(ids)]
-        return tokens[0] if is_one_id(ids) else tokens
-
-    def _token(self, number: int) -> str:
-        token = self._tokenizer.id_to_token(number) if 0 <= number < 2**32 else None
-        if token is None:
-            raise LongformerError(
-                f"token id {number} is not in the vocabulary, whose ids are 0 to {self.vocab_size - 1}"
-            )
-        return token
-
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
-        """The id of a token, or the list of ids of several; an unknown token has the id of ``unk_token``.
-
-        Raises:
-            LongformerError: an unknown token where the vocabulary has no ``unk_token``.
-        """
-        if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        index = self._tokenizer.token_to_id(tokens)
-        index = self.unk_token_id if index is None else index
-        if index is None:
-            raise LongformerError(f"token {tokens!r} is not in the vocabulary, which has no token for the unknown")
-        return index
-
-    def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Text of an id or of several.
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> Encoding:
+        """Pad encodings that were made one by one, as a data collator does.
 
         Args:
-            ids: ints, as a list or a 1-D tensor.
-            skip_special_tokens: leave ``<s>``, ``</s>``, padding and the like out.
+            encoded_inputs: a list of encodings of one text each, or one encoding of a text or of a batch. Entries
+                that are not one number for each token, as labels, are put together as they are.
+            padding, max_length, pad_to_multiple_of, padding_side, return_tensors: as for a call; tensors stay tensors.
+            return_attention_mask: False makes no ``attention_mask`` where there is none.
 
         Raises:
-            LongformerError: an id that is not in the vocabulary, or no int at all.
+            LongformerError: encodings without ``input_ids``, or values that mean nothing.
         """
-        numbers = token_ids(ids)
-        self.convert_ids_to_tokens(numbers)  # refuses unknown ids, which the library would silently leave out
-        return self._tokenizer.decode(numbers, skip_special_tokens=skip_special_tokens)
+        asked = EncodingOptions.of(
+            {
+                "padding": padding,
+                "max_length": max_length if padding == "max_length" else None,
+                "pad_to_multiple_of": pad_to_multiple_of,
+                "padding_side": padding_side,
+                "return_tensors": return_tensors,
+            }
+        )
+        columns, batched, kind = as_columns(encoded_inputs)
+        if self._returns("attention_mask", return_attention_mask):
+            columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
+        if asked.pads:
+            length = max((len(row) for row in columns["input_ids"]), default=0)
+            if asked.padding == "max_length":
+                length = asked.length('padding="max_length"', self.model_max_length)
+            length += -length % (pad_to_multiple_of or 1)
+            columns = pad_columns(columns, length, self.pad_token_id, padding_side or self.padding_side)
+        data = columns if batched else {name: column[0] for name, column in columns.items()}
+        return Encoding(data).convert_to_tensors(return_tensors or kind)
+
+    def _truncation(self, asked: EncodingOptions, rows: list[Any], *, pair: bool) -> tuple[tuple[str, Any], ...] | None:
+        """What the library's ``enable_truncation`` takes, after the checks that it does not make itself."""
+        if asked.strategy is None:
+            return None
+        limit = asked.length(f"truncation={asked.truncation!r}", self.model_max_length)
+        taken = self.num_special_tokens_to_add(pair) if asked.add_special_tokens else 0
+        if asked.strategy == "only_second" and not pair:
+            raise LongformerError("truncation 'only_second' cuts text_pair, but there is none; pass truncation=True")
+        if pair and (asked.stride or (limit <= taken and asked.strategy != "longest_first")):
+            self._check_room(asked, rows)
+        if limit < taken + asked.stride + 1:
+            reason = f" and the stride {asked.stride}" if asked.stride else ""
+            raise DataError(
+                f"max_length {limit} leaves no room for text: the special tokens take {taken}{reason}; "
+                f"give at least {taken + asked.stride + 1}"
+            )
+        if asked.pads and asked.pad_to_multiple_of and limit % asked.pad_to_multiple_of:
+            raise LongformerError(
+                f"max_length {limit} is no multiple of pad_to_multiple_of {asked.pad_to_multiple_of}; make it one"
+            )
+        return (
+            ("max_length", limit),
+            ("stride", asked.stride),
+            ("strategy", asked.strategy),
+            ("direction", self.truncation_side),
+        )
+
+    def _padding(self, asked: EncodingOptions) -> tuple[tuple[str, Any], ...] | None:
+        """What the library's ``enable_padding`` takes."""
+        if not asked.pads:
+            return None
+        fixed = asked.padding == "max_length"
+        return (
+            ("length", asked.length('padding="max_length"', self.model_max_length) if fixed else None),
+            ("direction", asked.padding_side or self.padding_side),
+            ("pad_id", self.pad_token_id),
+            ("pad_token", self.pad_token),
+            ("pad_type_id", self.pad_token_type_id),
+            ("pad_to_multiple_of", asked.pad_to_multiple_of),
+        )
+
+    def _check_room(self, asked: EncodingOptions, rows: Sequence[Any]) -> None:
+        """Raise DataError for the first pair of which too little would be left when it is cut."""
+        limit = asked.length("truncation", self.model_max_length)
+        taken = self.num_special_tokens_to_add(True) if asked.add_special_tokens else 0
+        room = limit - taken
+        tokenizer = self._variant(asked.split_special_tokens)
+        for i, pair in enumerate(rows):
+            first, second = (
+                len(half)
+                for half in tokenizer.encode_batch_fast(
+                    list(pair), is_pretokenized=asked.is_split_into_words, add_special_tokens=False
+                )
+            )
+            stays = {"only_first": second, "only_second": first}.get(str(asked.strategy), 0)
+            least = stays + asked.stride + 1  # what is left of the cut half must be more than the windows share
+            if asked.strategy == "longest_first":  # which cuts both halves where the shorter one is too long as well
+                least += min(first, second, asked.stride + 1)
+            if min(least, first + second) <= room:
+                continue
+            half = {"only_first": "the context", "only_second": "the question"}.get(str(asked.strategy))
+            where = f"{half}{f' of row {i}' if len(rows) > 1 else ''} and " if half else ""
+            stride = f" and the stride {asked.stride}" if asked.stride else ""
+            raise DataError(
+                f"max_length {limit} leaves no room for text: {where}the special tokens take "
+                f"{taken + stays}{stride}; give at least {taken + max(min(least, first + second), asked.stride + 1)}"
+            )
+
+    def _returns(self, name: str, wanted: bool | None) -> bool:
+        return name in self.model_input_names if wanted is None else wanted
+
+    def _encoding(self, encodings: list[RawEncoding], asked: EncodingOptions, batched: bool) -> Encoding:
+        """What the library made of the rows, as the caller wants it."""
+        samples = list(range(len(encodings)))
+        if asked.return_overflowing_tokens:
+            samples = [i for i, encoding in enumerate(encodings) for _ in (encoding, *encoding.overflowing)]
+            encodings = [window for encoding in encodings for window in (encoding, *encoding.overflowing)]
+        wanted = {
+            "token_type_ids": ("type_ids", self._returns("token_type_ids", asked.return_token_type_ids)),
+            "attention_mask": ("attention_mask", self._returns("attention_mask", asked.return_attention_mask)),
+            "special_tokens_mask": ("special_tokens_mask", asked.return_special_tokens_mask),
+            "offset_mapping": ("offsets", asked.return_offsets_mapping),
+        }
+        data: dict[str, list[Any]] = {"input_ids": [encoding.ids for encoding in encodings]}
+        for name, (attribute, is_wanted) in wanted.items():
+            if is_wanted:
+                data[name] = [getattr(encoding, attribute) for encoding in encodings]
+        if asked.return_length:
+            data["length"] = [len(encoding) for encoding in encodings]
+        if asked.return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = samples
+        elif not batched and asked.return_tensors is None:
+            data = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in data.items()}
+        encoding = Encoding(data, encodings, tracks_offsets=asked.track_offsets)
+        return encoding.convert_to_tensors(asked.return_tensors)
 
     def __repr__(self) -> str:
-        return f"LongformerTokenizer(vocab_size={self.vocab_size}, cls={self.cls_token!r}, sep={self.sep_token!r})"
+        return f"LongformerTokenizer({len(self)} tokens, cls={self.cls_token!r}, sep={self.sep_token!r})"

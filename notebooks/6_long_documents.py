@@ -42,7 +42,7 @@ from longformer.plotting import draw_cost
 answerer = QuestionAnswerer.from_pretrained()
 config = answerer.model.config
 constitution = (Path(longformer.__file__).parent / "data" / "constitution.txt").read_text(encoding="utf-8")
-encoding = answerer.tokenizer(constitution)
+encoding = answerer.tokenizer(constitution, return_offsets_mapping=True)
 tokens = len(encoding["input_ids"]) - 2  # without the two special tokens around it
 print(f"the Constitution has {tokens} tokens, the model positions for {config.max_tokens}")
 
@@ -197,7 +197,7 @@ lengths = (500, 1000, 2000, 4000)
 def turn(way: str, length: int) -> Contender:
     """Answering over the first ``length`` tokens."""
     who, settings = ways[way]
-    text = constitution[: encoding.offsets[length + 1][0]]
+    text = constitution[: encoding["offset_mapping"][length + 1][0]]
 
     def run() -> tuple[()]:
         who.answer(question, text, **settings)

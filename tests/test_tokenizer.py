@@ -14,66 +14,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from small_tokenizers import TEXTS, write_bert_files, write_roberta_files
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer as ReferenceAutoTokenizer
 from transformers import BertTokenizerFast, LongformerTokenizerFast, RobertaTokenizerFast
 
+from longformer import LongformerForQuestionAnswering
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.tokenizer import LongformerTokenizer
-
-TEXTS = [
-    "Hello world!",
-    " Hello world!",
-    "   three leading spaces, two trailing  ",
-    "line one\nline two\r\n\n\tindented\x0bvertical",
-    "I don't, you're, we'll: 3.14159 -- 1,000,000 (50%)",
-    "caffè Ångström naïve Zürich; decomposed: cafe\u0301",
-    "北京是中国的首都。 東京 مرحبا بالعالم Привет, мир हिन्दी ไทย",
-    "🙂 👩‍👩‍👧‍👦 🏳️‍🌈 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \U0010ffff",
-    "zero\u200bwidth, no\u00a0break, \ufeffmark, \x00nul, \x7fdelete",
-    "</s>",
-    "a</s>b <s> c <mask>d  <mask>  e<pad><unk> </S> < /s>",
-    "[SEP] a [CLS]b[MASK] [PAD] [UNK] [sep]",
-    "x" * 300,
-    "the " * 200,
-    " ",
-    "",
-]
-CORPUS = [text for text in TEXTS for _ in range(3)] + ["democratized natural language processing for all the world"] * 5
 
 
 @pytest.fixture(scope="session")
 def roberta_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small byte-level BPE vocabulary in RoBERTa's two files, trained here."""
-    folder = tmp_path_factory.mktemp("roberta")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.model.save(str(folder))
-    return folder
+    return write_roberta_files(tmp_path_factory.mktemp("roberta"))
 
 
 @pytest.fixture(scope="session")
 def bert_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small WordPiece ``tokenizer.json`` as BERT's checkpoints ship it: with truncation and padding of its own."""
-    folder = tmp_path_factory.mktemp("bert")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.enable_truncation(16)
-    tokenizer.enable_padding(length=16, pad_id=0, pad_token="[PAD]")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_bert_files(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="session")
@@ -116,10 +74,10 @@ def segment(tokenizer: BertTokenizerFast, text: str) -> list[int]:
 def assert_equal_on(ours: LongformerTokenizer, theirs: LongformerTokenizerFast, texts: list[str]) -> None:
     """Ids, offsets, sequence ids and decoded text, of every text alone and of neighbours as pairs."""
     for text in texts:
-        encoding, expected = ours(text), theirs(text, return_offsets_mapping=True)
+        encoding, expected = (tokenizer(text, return_offsets_mapping=True) for tokenizer in (ours, theirs))
         assert encoding["input_ids"] == expected["input_ids"], text
         assert encoding["attention_mask"] == expected["attention_mask"]
-        assert encoding.offsets == expected["offset_mapping"], text
+        assert encoding["offset_mapping"] == expected["offset_mapping"], text
         assert ours.decode(encoding["input_ids"]) == theirs.decode(expected["input_ids"])
         assert ours.decode(encoding["input_ids"], skip_special_tokens=True) == theirs.decode(
             expected["input_ids"], skip_special_tokens=True
@@ -129,10 +87,10 @@ def assert_equal_on(ours: LongformerTokenizer, theirs: LongformerTokenizerFast, 
         assert verbatim["input_ids"] == theirs(text, split_special_tokens=True)["input_ids"], text
     filled = [text for text in texts if text.strip()]
     for question, context in itertools.pairwise(filled):
-        encoding, expected = ours(question, context), theirs(question, context, return_offsets_mapping=True)
+        encoding, expected = (one(question, context, return_offsets_mapping=True) for one in (ours, theirs))
         assert encoding["input_ids"] == expected["input_ids"], (question, context)
-        assert encoding.offsets == expected["offset_mapping"]
-        assert encoding.sequence_ids == expected.sequence_ids()
+        assert encoding["offset_mapping"] == expected["offset_mapping"]
+        assert encoding.sequence_ids() == expected.sequence_ids()
 
 
 class TestAgainstTheReference:
@@ -149,13 +107,13 @@ class TestAgainstTheReference:
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
         questions = [qa["question"] for paragraph in paragraphs for qa in paragraph["qas"]]
         contexts = [paragraph["context"] for paragraph in paragraphs for _ in paragraph["qas"]]
-        encoding = real(questions, contexts, padding=True)
+        encoding = real(questions, contexts, padding=True, return_offsets_mapping=True)
         expected = real_reference(questions, contexts, padding=True, return_offsets_mapping=True)
         assert len(questions) == 758
         assert encoding["input_ids"] == expected["input_ids"]
         assert encoding["attention_mask"] == expected["attention_mask"]
-        assert encoding.offsets == expected["offset_mapping"]
-        assert encoding.sequence_ids == [expected.sequence_ids(row) for row in range(758)]
+        assert encoding["offset_mapping"] == expected["offset_mapping"]
+        assert all(encoding.sequence_ids(row) == expected.sequence_ids(row) for row in range(758))
 
     @given(st.text(max_size=40), st.sampled_from(["", "</s>", "<mask>", " ", "\n\n"]), st.text(max_size=40))
     def test_any_text(
@@ -178,19 +136,7 @@ class TestAgainstTheReference:
         assert (real.cls_token, real.sep_token, real.pad_token) == ("<s>", "</s>", "<pad>")
         assert (real.unk_token, real.mask_token) == ("<unk>", "<mask>")
         assert real.vocab_size == len(real) == 50265
-        assert real.model_max_length is None
-
-    def test_truncation_cuts_the_context(self, real: LongformerTokenizer, real_reference: RobertaTokenizerFast) -> None:
-        question, context = "Where is it?", "It is " + "very " * 50 + "far away."
-        for length in (11, 20, 59, 60, 64, 65, 1000):
-            encoding = real(question, context, truncation=True, max_length=length)
-            expected = real_reference(
-                question, context, truncation="only_second", max_length=length, return_offsets_mapping=True
-            )
-            assert encoding["input_ids"] == expected["input_ids"]
-            assert encoding.offsets == expected["offset_mapping"]
-            alone = real(context, truncation=True, max_length=length)
-            assert alone["input_ids"] == real_reference(context, truncation=True, max_length=length)["input_ids"]
+        assert real.model_max_length == int(1e30)  # as in transformers
 
     def test_word_piece_in_the_three_separator_layout(
         self, bert: LongformerTokenizer, bert_reference: BertTokenizerFast
@@ -199,13 +145,13 @@ class TestAgainstTheReference:
         assert (bert.cls_token, bert.sep_token, bert.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
         filled = [text for text in TEXTS if text.strip()]
         for question, context in itertools.pairwise(filled):
-            encoding = bert(question, context)
+            encoding = bert(question, context, return_offsets_mapping=True)
             first, second = (segment(bert_reference, text) for text in (question, context))
             assert encoding["input_ids"] == [cls, *first, sep, sep, *second, sep]
             theirs = [bert_reference(text, return_offsets_mapping=True) for text in (question, context)]
             expected = theirs[0]["offset_mapping"] + theirs[1]["offset_mapping"]
-            assert encoding.offsets == expected
-            assert encoding.sequence_ids == [None, *[0] * len(first), None, None, *[1] * len(second), None]
+            assert encoding["offset_mapping"] == expected
+            assert encoding.sequence_ids() == [None, *[0] * len(first), None, None, *[1] * len(second), None]
             assert bert(question)["input_ids"] == bert_reference(question)["input_ids"]
             assert bert.decode(first) == bert_reference.decode(first)
 
@@ -302,52 +248,88 @@ class TestSaving:
     @pytest.mark.parametrize("limit", [int(1e30), 1e30, 0, -1, "512", None])
     def test_limits_that_are_none(self, limit: object, bert_files: Path) -> None:
         tokenizer = LongformerTokenizer(bert_files / "tokenizer.json", config={"model_max_length": limit})
-        assert tokenizer.model_max_length is None
+        assert tokenizer.model_max_length == int(1e30)
 
     def test_pickle_and_copy(self, roberta: LongformerTokenizer) -> None:
-        encoding = roberta("Hello world!", "again", return_tensors="pt")
+        encoding = roberta("Hello world!", "again", return_tensors="pt", return_offsets_mapping=True)
         for tokenizer in (pickle.loads(pickle.dumps(roberta)), copy.deepcopy(roberta)):
             assert tokenizer("Hello world!", "again").input_ids == encoding["input_ids"][0].tolist()
         again = pickle.loads(pickle.dumps(encoding))
-        assert torch.equal(again["input_ids"], encoding["input_ids"]) and again.offsets == encoding.offsets
+        assert list(again) == list(encoding) and all(torch.equal(again[name], encoding[name]) for name in encoding)
+        assert again.char_to_token(6) == encoding.char_to_token(6) is not None
+
+
+MODEL_CARD = """
+import torch
+from longformer import LongformerTokenizer as AutoTokenizer
+from longformer import LongformerForQuestionAnswering as AutoModelForQuestionAnswering
+
+tokenizer = AutoTokenizer.from_pretrained("valhalla/longformer-base-4096-finetuned-squadv1")
+model = AutoModelForQuestionAnswering.from_pretrained("valhalla/longformer-base-4096-finetuned-squadv1")
+
+text = "Huggingface has democratized NLP. Huge thanks to Huggingface for this."
+question = "What has Huggingface done ?"
+encoding = CALL(question, text, return_tensors="pt")
+input_ids = encoding["input_ids"]
+
+# default is local attention everywhere
+# the forward method will automatically set global attention on question tokens
+attention_mask = encoding["attention_mask"]
+
+FORWARD
+all_tokens = tokenizer.convert_ids_to_tokens(input_ids[0].tolist())
+
+answer_tokens = all_tokens[torch.argmax(start_scores) :torch.argmax(end_scores)+1]
+answer = tokenizer.decode(tokenizer.convert_tokens_to_ids(answer_tokens))
+# output => democratized NLP
+"""
+# What the card of valhalla/longformer-base-4096-finetuned-squadv1 printed in 2020, and what it prints since.
+IN_2020 = "start_scores, end_scores = model(input_ids, attention_mask=attention_mask)"
+TODAY = """
+outputs = model(input_ids, attention_mask=attention_mask)
+start_scores, end_scores = outputs.start_logits, outputs.end_logits
+"""
+
+
+@pytest.mark.parametrize("forward", [IN_2020, TODAY], ids=["2020", "today"])
+@pytest.mark.parametrize("call", ["tokenizer.encode_plus", "tokenizer"])
+def test_the_model_cards_own_code(
+    call: str, forward: str, pretrained_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its import line is another; the checkpoint of that name is here the one that the package ships."""
+    (tmp_path / "valhalla").mkdir()
+    (tmp_path / "valhalla" / "longformer-base-4096-finetuned-squadv1").symlink_to(pretrained_dir)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(MODEL_CARD.replace("CALL", call).replace("FORWARD", forward), names)
+    assert names["answer"] == "democratized nlp"  # whose tokens have no capitals
+
+
+def test_one_line_into_the_model(pretrained_dir: Path) -> None:
+    tokenizer = LongformerTokenizer.from_pretrained(pretrained_dir)
+    model = LongformerForQuestionAnswering.from_pretrained(pretrained_dir)
+    with torch.no_grad():
+        outputs = model(**tokenizer("Who fell?", "Dan fell. Ann did not.", return_tensors="pt").to("cpu"))
+    assert outputs.start_logits.shape == (1, len(tokenizer("Who fell?", "Dan fell. Ann did not.")["input_ids"]))
 
 
 class TestEncoding:
-    def test_the_model_cards_lines(self, real: LongformerTokenizer) -> None:
-        tokenizer = real
-        text = "Huggingface has democratized NLP. Huge thanks to Huggingface for this."
-        question = "What has Huggingface done ?"
-        encoding = tokenizer(question, text, return_tensors="pt")
-        input_ids = encoding["input_ids"]
-        attention_mask = encoding["attention_mask"]
-        assert input_ids.shape == attention_mask.shape and attention_mask.all()
-        start_scores, end_scores = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-        positions = [i for i, sequence in enumerate(encoding.sequence_ids[0]) if sequence == 1]
-        first = next(i for i in positions if encoding.offsets[0][i][0] == text.index("democratized"))
-        last = next(i for i in positions if encoding.offsets[0][i][1] == text.index("."))
-        start_scores[0, first], end_scores[0, last] = 1, 1
-        all_tokens = tokenizer.convert_ids_to_tokens(input_ids[0].tolist())
-        answer_tokens = all_tokens[torch.argmax(start_scores) : torch.argmax(end_scores) + 1]
-        answer = tokenizer.decode(tokenizer.convert_tokens_to_ids(answer_tokens))
-        assert answer == " democratized NLP"
-        assert tokenizer.decode(tokenizer.convert_tokens_to_ids([])) == ""
-
     def test_a_dict_of_what_the_model_takes(self, roberta: LongformerTokenizer) -> None:
         encoding = roberta("Who?", "Me.", return_tensors="pt")
         assert list(encoding.keys()) == ["input_ids", "attention_mask"]
         assert dict(**encoding) == dict(encoding)
         assert encoding.input_ids is encoding["input_ids"] and encoding.attention_mask is encoding["attention_mask"]
-        moved = encoding.to("cpu")
-        assert torch.equal(moved.input_ids, encoding.input_ids)
-        assert (moved.offsets, moved.sequence_ids) == (encoding.offsets, encoding.sequence_ids)
+        moved = encoding.to(torch.device("meta"), non_blocking=True)
+        assert moved is encoding and encoding.input_ids.is_meta and encoding["attention_mask"].is_meta
+        assert roberta("Who?", "Me.", return_tensors="pt").to("cpu").sequence_ids() == moved.sequence_ids()
         with pytest.raises(LongformerError, match="return_tensors"):
             roberta("Who?", "Me.").to("cpu")
 
     def test_offsets_point_into_their_own_text(self, real: LongformerTokenizer) -> None:
         question, context = "Who is  Zoë?", " Zoë—my 🙂 sister—\n is here."
-        encoding = real(question, context)
+        encoding = real(question, context, return_offsets_mapping=True)
         covered = {0: set(), 1: set()}
-        for (start, end), sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True):
+        for (start, end), sequence in zip(encoding["offset_mapping"], encoding.sequence_ids(), strict=True):
             if sequence is None:
                 assert (start, end) == (0, 0)
             else:
@@ -358,10 +340,10 @@ class TestEncoding:
 
     def test_padding_a_batch(self, roberta: LongformerTokenizer) -> None:
         questions, contexts = ["a b", "who is it", "x"], ["c", "d e f g h", "y z"]
-        rows = [roberta(*pair) for pair in zip(questions, contexts, strict=True)]
+        rows = [roberta(*pair, return_offsets_mapping=True) for pair in zip(questions, contexts, strict=True)]
         longest = max(len(row["input_ids"]) for row in rows)
         for padding in (True, "longest"):
-            batch = roberta(questions, contexts, padding=padding, return_tensors="pt")
+            batch = roberta(questions, contexts, padding=padding, return_tensors="pt", return_offsets_mapping=True)
             assert batch["input_ids"].shape == (3, longest)
             assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
             for i, row in enumerate(rows):
@@ -369,8 +351,8 @@ class TestEncoding:
                 rest = longest - real_length
                 assert batch["input_ids"][i].tolist() == row["input_ids"] + [roberta.pad_token_id] * rest
                 assert batch["attention_mask"][i].tolist() == [1] * real_length + [0] * rest
-                assert batch.offsets[i] == row.offsets + [(0, 0)] * rest
-                assert batch.sequence_ids[i] == row.sequence_ids + [None] * rest
+                assert batch["offset_mapping"][i].tolist() == [*map(list, row["offset_mapping"])] + [[0, 0]] * rest
+                assert batch.sequence_ids(i) == row.sequence_ids() + [None] * rest
 
     def test_without_padding_rows_keep_their_lengths(self, roberta: LongformerTokenizer) -> None:
         batch = roberta(["a b", "x"], ["c", "y z x"])
@@ -379,8 +361,9 @@ class TestEncoding:
 
     def test_pairs_as_tuples(self, roberta: LongformerTokenizer) -> None:
         pairs = [("a b", "c"), ("x", "y z x")]
-        assert roberta(pairs) == roberta(["a b", "x"], ["c", "y z x"])
-        assert roberta(pairs).offsets == roberta(["a b", "x"], ["c", "y z x"]).offsets
+        for batch in (pairs, [list(pair) for pair in pairs]):
+            encoding = roberta(batch, return_offsets_mapping=True)
+            assert encoding == roberta(["a b", "x"], ["c", "y z x"], return_offsets_mapping=True)
 
     def test_arrays(self, roberta: LongformerTokenizer) -> None:
         arrays, tensors = (roberta(["a", "b c"], padding=True, return_tensors=kind) for kind in ("np", "pt"))
@@ -390,9 +373,12 @@ class TestEncoding:
 
     def test_without_offsets(self, roberta: LongformerTokenizer) -> None:
         for text in TEXTS[:8]:
-            quick = roberta(text, "context", return_offsets=False)
-            assert quick == roberta(text, "context") and quick.offsets is None
-            assert quick.sequence_ids == roberta(text, "context").sequence_ids
+            quick = roberta(text, "context", track_offsets=False)
+            assert quick == roberta(text, "context")
+            assert quick.sequence_ids() == roberta(text, "context").sequence_ids()
+            for question in (quick.char_to_token, quick.token_to_chars, quick.char_to_word, quick.word_to_chars):
+                with pytest.raises(LongformerError, match="track_offsets=False"):
+                    question(1)
 
     @pytest.mark.parametrize("kind", ["roberta", "bert"])
     def test_separators_in_a_document_can_be_made_ordinary_text(
@@ -450,7 +436,8 @@ class TestIdsAndTokens:
         "ids", [1.5, [1.5], "12", ["12"], None, torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)]
     )
     def test_ids_of_no_use(self, ids: object, roberta: LongformerTokenizer) -> None:
-        for function in (roberta.convert_ids_to_tokens, roberta.decode):
+        is_batch = isinstance(ids, torch.Tensor) and not ids.is_floating_point()  # which decode takes
+        for function in (roberta.convert_ids_to_tokens, *([] if is_batch else [roberta.decode])):
             with pytest.raises(LongformerError, match="pass one row"):
                 function(ids)
 
@@ -487,26 +474,63 @@ class TestBadText:
         with pytest.raises(DataError, match="the question of row 1 has no tokens"):
             bert(["who", "\u200b"], ["me", "me"])
 
-    def test_max_length_that_the_question_fills(self, roberta: LongformerTokenizer) -> None:
+    def test_max_length_that_the_other_half_fills(self, roberta: LongformerTokenizer) -> None:
         fixed = len(roberta("who is it", "x")["input_ids"]) - len(roberta("x")["input_ids"]) + 2
-        assert len(roberta("who is it", "x y z", truncation=True, max_length=fixed + 1)["input_ids"]) == fixed + 1
+        cut = {"truncation": "only_second", "max_length": fixed}
+        assert len(roberta("who is it", "x y z", **cut | {"max_length": fixed + 1})["input_ids"]) == fixed + 1
         with pytest.raises(
-            DataError, match=f"max_length {fixed} .* question .* take {fixed}; give at least {fixed + 1}"
+            DataError,
+            match=f"max_length {fixed} .* question and the special tokens take {fixed}; give at least {fixed + 1}",
         ):
-            roberta("who is it", "x y z", truncation=True, max_length=fixed)
+            roberta("who is it", "x y z", **cut)
         with pytest.raises(DataError, match="question of row 1"):
-            roberta(["a", "who is it"], ["b", "x y z"], truncation=True, max_length=fixed)
+            roberta(["a", "who is it"], ["b", "x y z"], **cut)
+        with pytest.raises(
+            DataError, match=f"the context and the special tokens take {fixed}; give at least {fixed + 1}"
+        ):
+            roberta("x y z", "who is it", **cut | {"truncation": "only_first"})
         with pytest.raises(DataError, match="special tokens take 2; give at least 3"):
             roberta("who is it", truncation=True, max_length=2)
+        with pytest.raises(DataError, match="special tokens take 4; give at least 5"):
+            roberta("who is it", "x y z", truncation=True, max_length=4)
+
+    @pytest.mark.parametrize("truncation", ["longest_first", "only_first", "only_second"])
+    @pytest.mark.parametrize("max_length", range(5, 24))
+    def test_a_stride_that_leaves_no_room(
+        self, truncation: str, max_length: int, roberta: LongformerTokenizer, reference: LongformerTokenizerFast
+    ) -> None:
+        pair, how = ("abcdef", "uvwxyzuvwxyz"), {"truncation": truncation, "max_length": max_length}
+        for stride in range(8):
+            try:
+                encoding = roberta(*pair, **how, stride=stride, return_overflowing_tokens=True)
+            except DataError as error:
+                remedy = int(str(error).rpartition("at least ")[2])
+                again = roberta(*pair, **how | {"max_length": remedy}, stride=stride, return_overflowing_tokens=True)
+                assert max_length < remedy and again["input_ids"]
+            else:
+                expected = reference(*pair, **how, stride=stride, return_overflowing_tokens=True)
+                assert encoding["input_ids"] == expected["input_ids"]
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"padding": "max_length"}, "padding is 'max_length'"),
-            ({"return_tensors": "tf"}, "return_tensors is 'tf'"),
-            ({"truncation": "longest_first", "max_length": 9}, "truncation is 'longest_first'"),
-            ({"max_length": 9}, "max_length 9 does nothing without truncation"),
-            ({"truncation": True}, "needs max_length"),
+            ({"padding": "max_len"}, "'max_len' is no value of padding; did you mean \"'max_length'\"?"),
+            ({"padding": 1}, "'1' is no value of padding"),
+            ({"return_tensors": "tf"}, "'tf' is no value of return_tensors; .*'pt', 'np'"),
+            ({"truncation": "only_secnd", "max_length": 9}, "'only_secnd' is no .* did you mean \"'only_second'\"?"),
+            ({"padding_side": "top"}, "'top' is no value of padding_side"),
+            ({"max_length": 9, "truncation": False}, "max_length 9 does nothing without truncation"),
+            ({"max_length": 9, "padding": True}, "max_length 9 does nothing without truncation"),
+            ({"max_length": 0, "truncation": True}, "max_length is 0; it must be an int of at least 1"),
+            ({"max_length": "9", "truncation": True}, "max_length is '9'"),
+            ({"stride": -1}, "stride is -1; it must be an int of at least 0"),
+            ({"pad_to_multiple_of": 0}, "pad_to_multiple_of is 0"),
+            ({"truncation": True}, "truncation=True needs max_length"),
+            ({"padding": "max_length"}, 'padding="max_length" needs max_length'),
+            ({"return_offsets_mapping": True, "track_offsets": False}, "return_offsets_mapping=True needs"),
+            ({"truncation": True, "padding": True, "max_length": 9, "pad_to_multiple_of": 4}, "9 is no multiple of"),
+            ({"return_tensor": "pt"}, "'return_tensor' is no option .* did you mean 'return_tensors'?"),
+            ({"max_lenght": 9}, "'max_lenght' is no option of the tokenizer; did you mean 'max_length'?"),
         ],
     )
     def test_options_that_mean_nothing(
@@ -514,6 +538,50 @@ class TestBadText:
     ) -> None:
         with pytest.raises(LongformerError, match=message):
             roberta("question", "context", **options)
+
+    def test_only_second_of_one_text(self, roberta: LongformerTokenizer) -> None:
+        with pytest.raises(LongformerError, match="'only_second' cuts text_pair, but there is none"):
+            roberta("question", truncation="only_second", max_length=9)
+
+    def test_options_of_loading(self, roberta_files: Path) -> None:
+        with pytest.raises(LongformerError, match=r"'padding_sid' is no option .* did you mean 'padding_side'\?"):
+            LongformerTokenizer.from_pretrained(roberta_files, padding_sid="left")
+        with pytest.raises(LongformerError, match="'top' is no value of truncation_side"):
+            LongformerTokenizer.from_pretrained(roberta_files, truncation_side="top")
+
+    def test_tokens_that_are_none(self, roberta_files: Path) -> None:
+        tokenizer = LongformerTokenizer.from_pretrained(roberta_files)
+        with pytest.raises(LongformerError, match=r"'cls_tokn' is no special token; did you mean 'cls_token'\?"):
+            tokenizer.add_special_tokens({"cls_tokn": "<c>"})
+        with pytest.raises(LongformerError, match="extra_special_tokens is '<c>'; it must be a list"):
+            tokenizer.add_special_tokens({"extra_special_tokens": "<c>"})
+        with pytest.raises(LongformerError, match="'3' is no token; give a str"):
+            tokenizer.add_tokens([3])
+        with pytest.raises(LongformerError, match="mask_token '<m>' is not in the vocabulary; call add_special"):
+            tokenizer.mask_token = "<m>"
+        with pytest.raises(LongformerError, match="already_has_special_tokens=True"):
+            tokenizer.get_special_tokens_mask([5, 6])
+        assert len(tokenizer) == 420
+
+    def test_what_cannot_be_padded(self, roberta: LongformerTokenizer) -> None:
+        with pytest.raises(LongformerError, match=r"needs encodings with 'input_ids', but there are \['labels'\]"):
+            roberta.pad([{"labels": 1}])
+        with pytest.raises(LongformerError, match="not every encoding has 'labels'"):
+            roberta.pad([{"input_ids": [1], "labels": 1}, {"input_ids": [1]}])
+        with pytest.raises(LongformerError, match="labels: rows of 1 to 2 tokens do not fit"):
+            roberta.pad(
+                [{"input_ids": [1], "labels": [1]}, {"input_ids": [1, 2], "labels": [1, 2]}], return_tensors="pt"
+            )
+        with pytest.raises(LongformerError, match="text does not fit a tensor"):
+            roberta.pad([{"input_ids": [1], "text": "a"}], return_tensors="pt")
+        with pytest.raises(LongformerError, match="made by pad"):
+            roberta.pad([roberta("a")]).char_to_token(0)
+
+    def test_an_entry_that_is_not_there(self, roberta: LongformerTokenizer) -> None:
+        with pytest.raises(AttributeError, match="no 'labels'; it has input_ids, attention_mask"):
+            roberta("a").labels  # noqa: B018
+        with pytest.raises(KeyError):
+            roberta("a")["labels"]
 
     def test_ragged_rows_in_one_tensor(self, roberta: LongformerTokenizer) -> None:
         with pytest.raises(LongformerError, match=r"rows of 3 to 5 tokens .* padding=True"):
@@ -549,12 +617,12 @@ class TestBadFiles:
             ({"vocab": b'{"a": -1}'}, r"vocab.json and .*merges.txt are not a byte-level BPE"),
             ({"merges": b"#version: 0.2\na b c\n"}, r"merges.txt are not a byte-level BPE"),
             ({"merges": b"#version: 0.2\nzz yy\n"}, r"merges.txt are not a byte-level BPE"),
-            ({"vocab": b'{"<s>": 0, "<pad>": 1}', "merges": b""}, r"sep token '</s>' is not in the vocabulary"),
+            ({"vocab": b'{"<s>": 0, "<pad>": 1}', "merges": b""}, r"sep_token '</s>' is not in the vocabulary"),
             ({"json": b"{}"}, r"tokenizer.json is not a tokenizer of the tokenizers library"),
             ({"json": b"nonsense"}, r"tokenizer.json is not valid JSON"),
             ({"config": b"[]"}, r"tokenizer_config.json holds a list"),
-            ({"config": b'{"sep_token": "</zz>"}'}, r"sep token '</zz>' is not in the vocabulary"),
-            ({"config": b'{"sep_token": 3}'}, r"sep token 3 is not in the vocabulary"),
+            ({"config": b'{"sep_token": "</zz>"}'}, r"sep_token '</zz>' is not in the vocabulary"),
+            ({"config": b'{"sep_token": 3}'}, r"sep_token 3 is not in the vocabulary"),
             ({"config": b'{"added_tokens_decoder": {"x": 1}}'}, r"added_tokens_decoder beside it does not map"),
             ({"config": b'{"added_tokens_decoder": [1]}'}, r"added_tokens_decoder beside it does not map"),
             ({"config": b'{"added_tokens_decoder": {"999": {"content": "<new>"}}}'}, r"'<new>' has id 420, not 999"),

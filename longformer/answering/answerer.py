@@ -63,6 +63,7 @@ class QuestionAnswerer:
 
     Raises:
         LongformerError: a tokenizer that is not the model's, by its special tokens.
+        CheckpointError: a tokenizer with tokens for which the model has no row.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class QuestionAnswerer:
                     f"{name} is {of_model} for the model and {of_tokenizer} for the tokenizer; "
                     "load both from the same checkpoint"
                 )
+        tokenizer.check_rows(model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.global_mask = global_mask

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longformer.errors import LongformerError
+from longformer.errors import LongformerError, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,7 @@ class AnswerSettings:
         for name in changes:
             if name not in SETTINGS:
                 known = (*SETTINGS, *besides)
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                meant = f"did you mean {nearest[0]!r}? There are" if nearest else "there are"
-                raise LongformerError(f"{name!r} is no setting of an answer; {meant} {', '.join(known)}")
+                raise LongformerError(unknown_name(name, known, "setting of an answer"))
         return dataclasses.replace(cls() if settings is None else settings, **changes)
 
 

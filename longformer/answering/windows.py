@@ -136,7 +136,7 @@ class WindowReader:
         """
         check_texts(question, document)
         limit = self.limit(settings)
-        encoding = self.tokenizer(question.strip(), return_offsets=False, split_special_tokens=True)
+        encoding = self.tokenizer(question.strip(), track_offsets=False, split_special_tokens=True)
         # <s> question </s></s> document </s>: a text alone is <s> text </s>.
         prefix = [*encoding["input_ids"], self.tokenizer.sep_token_id]
         if len(prefix) == 3:
@@ -183,8 +183,8 @@ class WindowReader:
 
 
 def _tokenize(tokenizer: LongformerTokenizer, text: str) -> Document:
-    encoding = tokenizer(text, split_special_tokens=True)
-    ids, offsets = encoding["input_ids"][1:-1], encoding.offsets[1:-1]
+    encoding = tokenizer(text, return_offsets_mapping=True, split_special_tokens=True)
+    ids, offsets = encoding["input_ids"][1:-1], encoding["offset_mapping"][1:-1]
     usable = [not text[start:end].isspace() and start < end for start, end in offsets]
     if not any(usable):
         raise NoTokensError(f"the document {shorten(text)} has no tokens; give text in characters that the model knows")

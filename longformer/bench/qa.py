@@ -45,7 +45,7 @@ def read_rows(
     tokenize = LongformerTokenizer.from_pretrained(tokenizer)
     rows = []
     for example in examples:
-        row: list[int] = tokenize(example.question, example.context, return_offsets=False)["input_ids"]
+        row: list[int] = tokenize(example.question, example.context, track_offsets=False)["input_ids"]
         if len(row) > config.max_tokens:
             raise DataError(
                 f"{data}: {example.place} has {len(row)} tokens and the model positions for {config.max_tokens}; "

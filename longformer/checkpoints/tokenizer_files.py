@@ -7,15 +7,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
 from longformer.errors import CheckpointError
 from longformer.files import parse_json, read_json, read_text
 
 # What the two families call their special tokens, where no file says so.
-ROBERTA_TOKENS = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
-BERT_TOKENS = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+EXTRA_TOKENS = ("extra_special_tokens", "additional_special_tokens")  # today's name of the list, and the one before
+ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # what files say of an added token
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -26,9 +42,10 @@ TOKENIZER_FILES = (
 )
 
 
-def token_content(given: Any, usual: str) -> Any:
-    """A special token as config files write it: a string, an object with the string in it, or nothing."""
-    given = given.get("content") if isinstance(given, Mapping) else given
+def token_content(given: Any, usual: str | None) -> Any:
+    """The text of a special token: as config files write it, a string, an object with the string in it, or nothing; or
+    an ``AddedToken``."""
+    given = given.get("content") if isinstance(given, Mapping) else getattr(given, "content", given)
     return usual if given is None else given
 
 
@@ -56,6 +73,39 @@ def read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
     return tokenizer
 
 
+def add_stated_tokens(tokenizer: Tokenizer, source: str | Path, config: Mapping[str, Any]) -> None:
+    """Make added tokens written in a text count as such. A ``tokenizer.json`` says that by itself.
+
+    Args:
+        tokenizer: of the two files of the vocabulary.
+        source: their path, for messages.
+        config: from ``read_tokenizer_config``.
+
+    Raises:
+        CheckpointError: they are stated in no known form, or with ids that they do not have.
+    """
+    tokens: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    try:
+        for index, entry in (config.get("added_tokens_decoder") or {}).items():
+            tokens[entry["content"]] = int(index), entry
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{source}: added_tokens_decoder beside it does not map ids to tokens") from None
+    for role, usual in ROBERTA_TOKENS.items():
+        given = config.get(role)
+        token = token_content(given, usual)
+        number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if number is not None and token not in tokens:
+            tokens[token] = number, given if isinstance(given, Mapping) else {}
+    for content, (number, entry) in sorted(tokens.items(), key=lambda item: item[1][0]):
+        flags = {flag: bool(entry.get(flag, False)) for flag in ADDED_FLAGS}
+        special = bool(entry.get("special", True))
+        add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
+        add([AddedToken(content, special=special, **flags)])
+        got = tokenizer.token_to_id(content)
+        if got != number:
+            raise CheckpointError(f"{source}: added token {content!r} has id {got}, not {number} as stated beside it")
+
+
 def read_tokenizer_config(files: Mapping[str, Path]) -> dict[str, Any]:
     """``tokenizer_config.json``, completed from the two files that older checkpoints have beside it.
 
@@ -72,7 +122,8 @@ def read_tokenizer_config(files: Mapping[str, Path]) -> dict[str, Any]:
     if "special_tokens_map.json" in files:
         config |= read(files["special_tokens_map.json"])
     if "added_tokens.json" in files:
-        names = {token_content(config.get(f"{role}_token"), usual) for role, usual in ROBERTA_TOKENS.items()}
+        names = {token_content(config.get(role), usual) for role, usual in ROBERTA_TOKENS.items()}
+        names.update(token_content(token, None) for name in EXTRA_TOKENS for token in config.get(name) or ())
         config["added_tokens_decoder"] = {
             index: {"content": token, "special": token in names, "normalized": token not in names}
             for token, index in read(files["added_tokens.json"]).items()

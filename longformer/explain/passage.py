@@ -62,8 +62,8 @@ def read_passage(
     w = reading.window_of(*next(place for place in places if place is not None))
     window, shift = reading.windows[w], reading.shift(w)
     asked = question.strip()
-    encoding = answerer.tokenizer(asked, split_special_tokens=True)
-    question_offsets = np.array(encoding.offsets[1:-1]).reshape(-1, 2)
+    encoding = answerer.tokenizer(asked, return_offsets_mapping=True, split_special_tokens=True)
+    question_offsets = np.array(encoding["offset_mapping"][1:-1]).reshape(-1, 2)
     question_texts, question_gaps, _ = _cut(asked, question_offsets, 0)
     start = int(offsets[window.first - 1, 1]) if window.first else 0
     texts, gaps, end = _cut(document, offsets[window.first : window.stop], start)

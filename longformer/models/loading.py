@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import logging
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from longformer.checkpoints.hub import PathOrName
 from longformer.checkpoints.names import check_tied, fit_names, todays_name
 from longformer.checkpoints.weights import unaliased
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, LongformerError, listed
+from longformer.errors import CheckpointError, LongformerError, listed, unknown_name
 from longformer.models import precision
 
 if TYPE_CHECKING:
@@ -135,8 +134,7 @@ def split_arguments(cls: type, arguments: Mapping[str, Any], known: Iterable[str
     unknown = [name for name in arguments if name not in CONFIG_NAMES | of_class]
     if unknown:
         every = sorted({*known, *CONFIG_NAMES, *of_class})
-        near = difflib.get_close_matches(unknown[0], every, n=1, cutoff=0)
-        raise LongformerError(f"from_pretrained has no keyword {unknown[0]!r}; the nearest is {near[0]!r}")
+        raise LongformerError(unknown_name(unknown[0], every, "keyword of from_pretrained"))
     changes = {name: value for name, value in arguments.items() if name in CONFIG_NAMES}
     return changes, {name: value for name, value in arguments.items() if name in of_class}
 

@@ -56,6 +56,7 @@ def measure_mlm(
                 model, revision=revision, dtype=dtype, device=placed_on, impl=impl, new_head=False
             )
             tokenizer = LongformerTokenizer.from_pretrained(model, revision=revision)
+            tokenizer.check_rows(loaded.config.vocab_size)
             length = _length(max_length, loaded.config.max_tokens)
             held_out = _read(files, tokenizer, length, Masking(tokenizer, probability=mask_probability, seed=seed))
         check_agreement(group, rows=str(len(held_out)), max_length=str(length))

@@ -60,7 +60,7 @@ def pack_documents(documents: Iterable[str], tokenizer: LongformerTokenizer, max
     """
     stream: list[int] = []
     for document in documents:
-        ids = tokenizer(document, return_offsets=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer(document, track_offsets=False, split_special_tokens=True)["input_ids"]
         stream += ids[1:]
     content = max_length - 2
     if len(stream) < 2:
@@ -88,7 +88,7 @@ class Masking:
         if tokenizer.mask_token_id is None:
             raise LongformerError("the tokenizer has no mask token; masked language modelling needs one")
         self.probability, self.seed = probability, seed
-        self.mask, self.vocabulary = tokenizer.mask_token_id, tokenizer.vocab_size
+        self.mask, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
         self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
         self.pad = tokenizer.pad_token_id
 

@@ -224,11 +224,7 @@ def _load(
                 f"{options.source}: {name} is {getattr(model.config, name)} for the model and "
                 f"{getattr(tokenizer, name)} for the tokenizer"
             )
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise CheckpointError(
-            f"{options.source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
-            f"{model.config.vocab_size}"
-        )
+    tokenizer.check_rows(model.config.vocab_size)
     _set_dropout(model, options.hidden_dropout, options.attention_dropout)
     base: Any = getattr(model, model.base_model_prefix)
     base.encoder.gradient_checkpointing = options.gradient_checkpointing

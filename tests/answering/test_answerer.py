@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint, tiny_model, wordpiece_tokenizer
 from torch import Tensor, nn
 
-from longformer import DataError, LongformerError
+from longformer import CheckpointError, DataError, LongformerError
 from longformer.answering.answerer import Answer, QuestionAnswerer, group_by_length, top_spans
 from longformer.answering.settings import AnswerSettings
 
@@ -30,17 +31,24 @@ class FakeTokenizer:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def __call__(self, text: str, *, split_special_tokens: bool, return_offsets: bool = True) -> FakeEncoding:
+    def __call__(
+        self,
+        text: str,
+        *,
+        split_special_tokens: bool,
+        track_offsets: bool = True,
+        return_offsets_mapping: bool = False,
+    ) -> dict[str, list]:
         assert split_special_tokens
         self.texts.append(text)
         tokens = [(ord(c) + 1000 * n, (i, i + 1)) for i, c in enumerate(text) for n in range(1 + (c == TWICE))]
-        encoding = FakeEncoding(input_ids=[CLS, *(token for token, _ in tokens), SEP])
-        encoding.offsets = [(0, 0), *(span for _, span in tokens), (0, 0)] if return_offsets else None
+        encoding = {"input_ids": [CLS, *(token for token, _ in tokens), SEP]}
+        if return_offsets_mapping:
+            encoding["offset_mapping"] = [(0, 0), *(span for _, span in tokens), (0, 0)]
         return encoding
 
-
-class FakeEncoding(dict):
-    offsets: list[tuple[int, int]] | None
+    def check_rows(self, rows: int) -> None:
+        """Has no rows to check: the fake model reads every id."""
 
 
 class FakeModel(nn.Module):
@@ -48,7 +56,7 @@ class FakeModel(nn.Module):
 
     def __init__(self, start, end, *, max_tokens: int = 512) -> None:
         super().__init__()
-        self.config = SimpleNamespace(max_tokens=max_tokens, sep_token_id=SEP, pad_token_id=PAD)
+        self.config = SimpleNamespace(max_tokens=max_tokens, sep_token_id=SEP, pad_token_id=PAD, vocab_size=0)
         self.weight = nn.Parameter(torch.zeros(1))
         self.start, self.end = start, end
         self.rows: list[list[list[int]]] = []  # of each call
@@ -133,8 +141,8 @@ class TestSpans:
 def brute_force(answerer: QuestionAnswerer, question: str, document: str, **settings: int) -> list[Answer]:
     """The same by trying everything: each span in the window where its nearer edge is farthest."""
     top_k, longest, stride = settings["top_k"], settings["max_answer_tokens"], settings["stride"]
-    encoding = FakeTokenizer()(document, split_special_tokens=True)
-    ids, offsets = encoding["input_ids"][1:-1], encoding.offsets[1:-1]
+    encoding = FakeTokenizer()(document, return_offsets_mapping=True, split_special_tokens=True)
+    ids, offsets = encoding["input_ids"][1:-1], encoding["offset_mapping"][1:-1]
     prefix = len(FakeTokenizer()(question, split_special_tokens=True)["input_ids"]) + 1
     capacity = settings["max_length"] - prefix - 1
     windows = [(0, min(capacity, len(ids)))]
@@ -398,10 +406,12 @@ class TestRealModels:
 
     def test_scores_are_the_models_own(self, tokenizer):
         model = tiny_model(tokenizer, max_tokens=512)
-        encoding = tokenizer("How large?", DOCUMENT, return_tensors="pt", split_special_tokens=True)
+        encoding = tokenizer(
+            "How large?", DOCUMENT, return_tensors="pt", return_offsets_mapping=True, split_special_tokens=True
+        )
+        offsets, sequences = encoding.pop("offset_mapping")[0].tolist(), encoding.sequence_ids(0)
         with torch.inference_mode():
             start_logits, end_logits = (logits[0] for logits in model(**encoding))
-        offsets, sequences = encoding.offsets[0], encoding.sequence_ids[0]
         context = [t for t, sequence in enumerate(sequences) if sequence == 1]
         spans = {
             (i, j): float(start_logits[i] + end_logits[j])
@@ -501,3 +511,25 @@ def test_a_checkpoint_under_another_pattern(tmp_path: Path) -> None:
         assert torch.equal(mine, other)
     question, document = "who fell", "Dan fell. Ann did not."
     assert changed.answer(question, document) != plain.answer(question, document)
+
+
+class TestTokensWithoutARow:
+    def test_is_said_when_the_two_are_put_together(self, tmp_path: Path) -> None:
+        tokenizer = byte_level_tokenizer(tmp_path)
+        model, rows = tiny_model(tokenizer), len(tokenizer)
+        QuestionAnswerer(model, tokenizer)
+        assert tokenizer.add_tokens(["<ent>", "<place>"]) == 2
+        both = rf"'<ent>' \(id {rows}\), '<place>' \(id {rows + 1}\)"
+        message = rf"the tokenizer has {both}, but .* rows for ids 0 to {rows - 1} alone; call model.resize_token_emb"
+        with pytest.raises(CheckpointError, match=message):
+            QuestionAnswerer(model, tokenizer)
+
+    def test_is_said_when_a_checkpoint_is_loaded(self, tmp_path: Path) -> None:
+        """A vocabulary with gaps, whose number of tokens alone would fit."""
+        tokenizer = byte_level_tokenizer(tmp_path)
+        tiny_model(tokenizer).save_pretrained(tmp_path)
+        vocabulary = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary["b"] = 7000
+        (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"the tokenizer has 'b' \(id 7000\), but"):
+            QuestionAnswerer.from_pretrained(tmp_path)

@@ -32,7 +32,7 @@ def short_encoder(kind: str, folder: Path, head: str = "Model") -> Any:
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=tokenizer.vocab_size, max_position_embeddings=rows, pad_token_id=tokenizer.pad_token_id, **SIZES
+        vocab_size=len(tokenizer), max_position_embeddings=rows, pad_token_id=tokenizer.pad_token_id, **SIZES
     )
     model = getattr(transformers, f"{kind}{head}")(config).eval()
     with torch.no_grad():

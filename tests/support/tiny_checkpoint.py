@@ -44,7 +44,7 @@ def tiny_model(
     """
     torch.manual_seed(0)
     config = LongformerConfig(
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=len(tokenizer),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,

@@ -10,7 +10,7 @@ import torch
 from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import in_processes, qa_options, run, run_with_fault, squad_file
 
-from longformer import LongformerError
+from longformer import LongformerError, LongformerTokenizer
 from longformer.training import MLMOptions
 from longformer.training.loop import Trainer
 
@@ -72,3 +72,21 @@ def test_a_step_that_does_not_fit_the_memory(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Trainer, "_backward", lambda *rest: torch.empty(2).view(3))
     with pytest.raises(RuntimeError, match="shape"):
         run(qa_options(source, tmp_path / "other", file, max_steps=1))
+
+
+@pytest.mark.parametrize("kind", ["qa", "mlm"])
+def test_an_added_token_without_a_row(tmp_path: Path, kind: str) -> None:
+    """It is said when training or measuring begins, not at the first text that has it."""
+    source, text = save_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "text.txt"
+    text.write_text("No token of that kind.", encoding="utf-8")
+    tokenizer = LongformerTokenizer.from_pretrained(source)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<ent>"])
+    tokenizer.save_pretrained(source)
+    files = {"source": str(source), "output": str(tmp_path / "out"), "files": (str(text),)}
+    options = (
+        MLMOptions(max_length=48, **files) if kind == "mlm" else qa_options(source, tmp_path / "out", squad_file(text))
+    )
+    message = rf"'<ent>' \(id {rows}\), .* rows for ids 0 to {rows - 1} alone; call model.resize_token_embeddings"
+    with pytest.raises(LongformerError, match=message):
+        run(options)

@@ -93,3 +93,11 @@ def test_what_cannot_be_measured(model: str, tmp_path: Path, capsys: pytest.Capt
     other = save_tiny_checkpoint(tmp_path / "answers")
     assert command("evaluate-mlm", str(other), str(tmp_path / "short.txt")) == 2
     assert "lm_head" in capsys.readouterr().err
+
+
+def test_an_added_token_without_a_row(model: str, text: str) -> None:
+    tokenizer = LongformerTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<ent>"])
+    tokenizer.save_pretrained(model)
+    with pytest.raises(LongformerError, match=r"the tokenizer has '<ent>' \(id 261\)"):
+        measure_mlm(model, [text], max_length=48)
