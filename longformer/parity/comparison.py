@@ -203,9 +203,11 @@ def check_inputs(a: Mapping[str, Tensor], b: Mapping[str, Tensor], name_a: str, 
             raise DataError(
                 f"the inputs differ: {key} is {tuple(a[key].shape)} in {name_a}, {tuple(b[key].shape)} in {name_b}"
             )
-        # A run in low precision was given labels of that precision.
-        coarse = a[key].dtype if a[key].element_size() < b[key].element_size() else b[key].dtype
-        off = (a[key].to(coarse) != b[key].to(coarse)).nonzero()
+        x, y = a[key], b[key]
+        if x.is_floating_point() and y.is_floating_point():  # labels; a run in low precision was given them in that
+            coarse = max((x.dtype, y.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+            x, y = x.to(coarse), y.to(coarse)
+        off = (x != y).nonzero()
         if len(off):
             place = tuple(off[0].tolist())
             raise DataError(
