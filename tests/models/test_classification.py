@@ -111,16 +111,22 @@ def test_what_stands_behind_the_question_is_global_in_multiple_choice() -> None:
         model(torch.where(CHOICES == 24, PAD, CHOICES).masked_fill(torch.arange(12) == 8, PAD))
 
 
-def test_dropout_in_training() -> None:
-    """In the head too: with the encoder's states fixed, only its own dropout is left."""
-    config = CONFIG.replace(num_labels=3, hidden_dropout_prob=0.5)
-    for kind, shape in ((LongformerForSequenceClassification, (2, 3)), (LongformerForTokenClassification, (2, 12, 3))):
-        head = kind(config).train()
-        head.longformer.eval()
-        logits = [head(IDS).logits for _ in range(2)]
-        assert logits[0].shape == shape and not torch.equal(*logits)
-        head.eval()
-        assert torch.equal(head(IDS).logits, head(IDS).logits)
+@pytest.mark.parametrize(
+    ("kind", "ids", "shape"),
+    [
+        (LongformerForSequenceClassification, IDS, (2, 3)),
+        (LongformerForTokenClassification, IDS, (2, 12, 3)),
+        (LongformerForMultipleChoice, CHOICES, (1, 2)),
+    ],
+)
+def test_dropout_in_training(kind: Any, ids: Tensor, shape: tuple[int, ...]) -> None:
+    """In the head too: with the encoder in ``eval()`` mode, only the head's own dropout is left."""
+    head = kind(CONFIG.replace(num_labels=3, hidden_dropout_prob=0.5)).train()
+    head.longformer.eval()
+    logits = [head(ids).logits for _ in range(2)]
+    assert logits[0].shape == shape and not torch.equal(*logits)
+    head.eval()
+    assert torch.equal(head(ids).logits, head(ids).logits)
 
 
 # ---- losses, by hand
