@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from longformer.errors import LongformerError
 from longformer.kernels import Tokens
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import Head, LongformerForQuestionAnswering
+from longformer.models.heads import HEADS, Head
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
 Longformer = LongformerModel | Head
-TARGETS = LongformerForQuestionAnswering.targets  # of the head whose loss the command knows
+TARGETS = tuple(dict.fromkeys(name for head in HEADS for name in head.targets))  # the right answers, of any head
 
 
 class Layout(ABC):

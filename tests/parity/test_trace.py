@@ -14,7 +14,7 @@ from reference import TINY, build, encode, padded_batch, question_row
 from tolerances import FLOAT32
 from torch import Tensor, nn
 
-from longformer import LongformerForMaskedLM
+from longformer import LongformerForMaskedLM, LongformerModel
 from longformer.errors import LongformerError
 from longformer.kernels import AttentionPattern, attention_pairs, choose, dispatch
 from longformer.kernels.softmax import masked_softmax
@@ -246,7 +246,7 @@ def test_only_some_values() -> None:
 
 
 def test_a_base_model_has_its_pooler() -> None:
-    pair = build(TINY, question_answering=False)
+    pair = build(TINY, kind=LongformerModel)
     batch = inputs() | {"global_attention_mask": torch.zeros(2, 40, dtype=torch.long)}
     ours, reference = run(pair.ours, batch), run(pair.reference, batch)
     assert "layer.0.global_rows" not in ours
