@@ -111,7 +111,8 @@ def labelled(ids: torch.Tensor) -> dict[type, dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def fresh_state() -> Iterator[None]:
-    """Its choices of device and precision are kept for the whole process."""
+    """Its choices of device and precision are kept for the whole process, in which a Trainer may have made others."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     yield
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
