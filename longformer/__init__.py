@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
     from longformer.answering.answerer import Answer, QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.config import LongformerConfig
+    from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
@@ -43,6 +43,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "answering.answerer",
     "AnswerSettings": "answering.settings",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "LongformerConfig": "config",
+    "LongformerError": "errors",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",

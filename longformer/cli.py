@@ -12,37 +12,24 @@ from typing import NoReturn
 
 import click
 
+from longformer import process
 from longformer.answering.cli import answer, evaluate, predict
 from longformer.answering.options import DTYPES, first_given
 from longformer.bench.cli import bench
-from longformer.errors import LongformerError
 from longformer.explain.cli import explain
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit: 0 done, 2 bad input (``error: ...`` on standard error), 130 interrupted.
+    """Run the command and exit with a status, see :func:`longformer.process.run`.
 
     A training that SIGTERM ended exits with 143.
 
     Args:
         arguments: of the command line; None takes ``sys.argv``'s.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a document may hold characters that the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = cli.main(arguments, prog_name="longformer", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except LongformerError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(process.run(lambda: cli.main(arguments, prog_name="longformer", standalone_mode=False)))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

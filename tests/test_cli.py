@@ -151,7 +151,7 @@ class TestAnswer:
     def test_standard_input_as_it_is(self, run, stub, monkeypatch):
         stdin(monkeypatch, "\ufeffZürich.\r\nAda Lovelace".encode())
         assert run("answer", "Who?", "-")[0] == 0
-        assert stub.asked["document"] == "Zürich.\r\nAda Lovelace"
+        assert stub.asked["document"] == "\ufeffZürich.\r\nAda Lovelace"
 
     def test_a_model_end_to_end(self, run, checkpoint):
         status, out, err = run("answer", "Who?", "--text", "They do.", "--model", checkpoint, "--json")
@@ -196,7 +196,7 @@ class TestAnswer:
         (tmp_path / "latin1.txt").write_bytes("Zürich".encode("latin1"))
         status, _, err = run("answer", "Where?", str(tmp_path / "latin1.txt"))
         assert status == 2
-        assert "latin1.txt is not UTF-8 text: byte 0xfc at offset 1; convert it, for example with `iconv" in err
+        assert "latin1.txt is not UTF-8 text: byte 0xfc at offset 1; it seems to be WINDOWS-1252 text: convert" in err
         stdin(monkeypatch, b"abc\xff")
         assert "standard input is not UTF-8 text: byte 0xff at offset 3" in run("answer", "Where?", "-")[2]
         assert stub.loaded is None
