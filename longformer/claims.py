@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from longformer.errors import LongformerError
@@ -67,19 +67,26 @@ def claimed(folder: Path) -> Iterator[None]:
     however that happens: so one that was killed leaves no claim behind. A file system without locks has no claims.
 
     Raises:
-        LongformerError: another process has the folder; its number is in the message.
-        OSError: the folder cannot be written.
+        LongformerError: another process has the folder, and its number is in the message; or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / LOCK
-    number = _locked(folder, lock)
+    lock, there = folder / LOCK, folder.exists()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = _locked(folder, lock)
         os.truncate(number, 0)
         os.write(number, f"{socket.gethostname()} {os.getpid()}".encode())
+    except OSError as error:
+        raise LongformerError(
+            f"{folder} cannot be written: {error.strerror}; free disk space, or name another folder"
+        ) from None
+    try:
         yield
     finally:
         lock.unlink(missing_ok=True)
         os.close(number)
+        if not there:
+            with suppress(OSError):  # something was written into it
+                folder.rmdir()
 
 
 def _locked(folder: Path, lock: Path) -> int:

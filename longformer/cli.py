@@ -14,9 +14,10 @@ import click
 
 from longformer import process
 from longformer.answering.cli import answer, evaluate, predict
-from longformer.answering.options import DTYPES, first_given
+from longformer.answering.options import COUNT, DTYPES, first_given
 from longformer.bench.cli import bench
 from longformer.explain.cli import explain
+from longformer.files import check_overwrites
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
@@ -57,7 +58,7 @@ def _windows(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--to-long", is_flag=True, help="Make a long Longformer of a BERT, RoBERTa or Longformer checkpoint.")
 @click.option(
     "--max-tokens",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=4096,
     show_default=True,
     metavar="N",
@@ -100,6 +101,9 @@ def convert(
     import torch
 
     from longformer import convert as conversion
+    from longformer.checkpoints.folder import files_of, files_to_write
+
+    check_overwrites(files_to_write(folder), files_of(source))
 
     if to_long:
         done = conversion.to_long(

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 LONGEST_WORD = 400  # characters of a message that follow each other without a space, such as those of a path
 LONGEST_MESSAGE = 2000  # characters
@@ -56,6 +57,22 @@ def quoted(value: object) -> str:
     except ValueError:
         text = f"a value ({type(value).__name__}) with an integer of thousands of digits"
     return _shortened(text, LONGEST_VALUE)
+
+
+@contextmanager
+def explaining(error: type[LongformerError], what: str) -> Iterator[None]:
+    """Raise ``error``, which says ``what`` and why, for any exception of a library that raises nothing more specific.
+
+    Libraries in Rust raise a PanicException, which is no Exception, where they meet what they did not expect.
+    """
+    try:
+        yield
+    except LongformerError:
+        raise
+    except BaseException as failure:
+        if not isinstance(failure, Exception) and type(failure).__name__ != "PanicException":
+            raise
+        raise error(f"{what}: {in_one_line(failure)}") from None
 
 
 def in_one_line(error: BaseException) -> str:

@@ -263,9 +263,16 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
     inputs = list(inputs)
     if inputs.count(STANDARD) > 1:
         raise DataError("standard input can be read once, but - is named for several files; give files for the others")
-    taken = [(path, "is read by this command, and would be overwritten") for path in inputs if path != STANDARD]
+    outputs = list(outputs)
     for path in outputs:
         _check_output(path)
+    check_overwrites(outputs, inputs)
+
+
+def check_overwrites(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Raise DataError where an output is one of the inputs, or another output. The rest of :func:`check_outputs`."""
+    taken = [(path, "is read by this command, and would be overwritten") for path in inputs if path != STANDARD]
+    for path in outputs:
         for other, why in taken:
             if _is_same_file(path, other):
                 what = f"{path}" if Path(path) == Path(other) else f"{path} is the same file as {other}, which"
@@ -273,10 +280,15 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
         taken.append((path, "is written by this command already"))
 
 
+def is_stream(path: str | Path) -> bool:
+    """Whether what is written to ``path`` goes on to somewhere and is not to be read again: a device, a pipe, ``-``."""
+    return target_of(path)[1]
+
+
 def check_suffix(path: str | Path, suffix: str) -> None:
     """Raise DataError where a file to write has not the ending that says what it is. Standard output may be any."""
     check_path(path)
-    if not str(path).lower().endswith(suffix) and not target_of(path)[1]:
+    if not str(path).lower().endswith(suffix) and not is_stream(path):
         raise DataError(f"{str(path)!r} must end in {suffix}, which says what it is")
 
 

@@ -19,6 +19,7 @@ from longformer.errors import LongformerError, in_one_line, presentable
 INTERRUPTED = 128 + signal.SIGINT  # as a shell says that Ctrl-C ended a command
 READER_LEFT = 128 + 13  # as it says that nobody read on (SIGPIPE)
 BAD_INPUT = 2
+_OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EPIPE, errno.EIO, errno.EFBIG, errno.EDQUOT)  # of a failing write
 
 # What torch's allocators say where there is no memory, and of tensors that no memory could hold.
 _NO_MEMORY = re.compile(r"(can.t|not able to|cannot) allocate memory|not enough memory|out of memory", re.IGNORECASE)
@@ -67,7 +68,7 @@ def _report(error: BaseException) -> int:
         vars(error)["message"] = presentable(error.message)
         _say(error.show)
         return error.exit_code
-    if isinstance(error, OSError) and _output_fails():
+    if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT:  # files.py explains its own
         _say(lambda: click.echo(f"error: standard output cannot be written: {error.strerror}", err=True))
         return _without_output(READER_LEFT if error.errno == errno.EPIPE else BAD_INPUT)
     message = _message(error)
@@ -102,15 +103,6 @@ def _say(show: Callable[[], object]) -> None:
         show()
     except OSError:  # standard error is full or closed, and nobody is left to tell
         pass
-
-
-def _output_fails() -> bool:
-    """Whether standard output is what cannot be written: what is left in its buffer fails again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _without_output(status: int) -> int:

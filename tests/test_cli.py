@@ -129,6 +129,7 @@ class TestAnswer:
         run("answer", "Who?", "--text", DOCUMENT)
         assert stub.loaded == {
             "name": None,
+            "tokenizer": None,
             "revision": None,
             "device": None,
             "dtype": torch.float32,
@@ -136,11 +137,13 @@ class TestAnswer:
         }
         assert stub.asked == {"question": "Who?", "document": DOCUMENT, "settings": AnswerSettings()}
         options = (
-            "--model m/n --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 --stride 9"
+            "--model m/n --tokenizer t --revision r --device cpu --dtype bfloat16 --impl banded "
+            "--max-answer-tokens 7 --stride 9"
         )
         run("answer", "Who?", "--text", DOCUMENT, *options.split())
         assert stub.loaded == {
             "name": "m/n",
+            "tokenizer": "t",
             "revision": "r",
             "device": "cpu",
             "dtype": torch.bfloat16,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longformer.answering.options import (
+    COUNT,
     MODEL_OPTIONS,
     Command,
     answer_options,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @document_arguments
 @click.option(
     "--top-k",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=AnswerSettings.top_k,
     show_default=True,
     metavar="N",
@@ -108,7 +109,7 @@ def batch_option(command: Command) -> Command:
     """Option for the size of a batch."""
     return click.option(
         "--batch-tokens",
-        type=click.IntRange(min=1),
+        type=COUNT,
         default=4096,
         show_default=True,
         metavar="N",
@@ -119,13 +120,13 @@ def batch_option(command: Command) -> Command:
 @click.command()
 @click.argument("file")
 @click.option("-o", "--output", required=True, metavar="OUT.json", help="Where to write the answers, {id: text}.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Answer the first N questions only.")
+@click.option("--limit", type=COUNT, metavar="N", help="Answer the first N questions only.")
 @batch_option
 @answer_options
 @model_options
 def predict(file: str, output: str, limit: int | None, **options: Any) -> None:
     """Answer every question of the SQuAD-format FILE. Under torchrun the processes share them."""
-    check_outputs([output], [file, *checkpoint_files(options["model"])])
+    check_outputs([output], [file, *checkpoint_files(options["model"], options["tokenizer"])])
     from longformer.answering.squad import read_squad
 
     predictions = _predict(read_squad(file, require_answers=False)[:limit], options)

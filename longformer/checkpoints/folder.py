@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from longformer.checkpoints.hub import PathOrName, find_files
 from longformer.checkpoints.names import TIED, todays_name
+from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
 from longformer.checkpoints.weights import SAFETENSORS, unaliased
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
@@ -37,6 +39,21 @@ def find_config(name_or_path: PathOrName, **where: Any) -> Path:
     if CONFIG not in found:
         raise CheckpointError(f"{name_or_path} has no {CONFIG}; a checkpoint is a folder with that and {SAFETENSORS}")
     return found[CONFIG]
+
+
+def files_of(name_or_path: PathOrName) -> list[Path]:
+    """The files that are read of a checkpoint in a folder, or a file itself; nothing of a name on the hub."""
+    text = str(name_or_path)
+    folder = Path(os.path.expanduser(text))
+    if "\0" in text or not os.path.isdir(folder):
+        return [folder] if os.path.isfile(folder) else []
+    weights = [path for end in ("*.safetensors", "*.bin", "*.index.json") for path in sorted(folder.glob(end))]
+    return [folder / name for name in (CONFIG, *TOKENIZER_FILES) if os.path.isfile(folder / name)] + weights
+
+
+def files_to_write(folder: str) -> list[Path]:
+    """The files that a checkpoint with its tokenizer is written into."""
+    return [Path(folder) / name for name in (CONFIG, SAFETENSORS, *TOKENIZER_FILES)]
 
 
 def architectures_of(config_file: Path) -> list[str]:

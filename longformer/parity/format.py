@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from longformer import __version__
 from longformer.checkpoints.names import todays_name
 from longformer.errors import DataError, LongformerError
 from longformer.files import parse_json
+from longformer.new_files import NewFile
 from longformer.parity.table import order, order_of
 
 FORMAT = "longformer-trace"
@@ -133,9 +133,9 @@ class TraceWriter:
         room = sum(len(json.dumps(name)) + 60 + 8 * 21 + 2 * 21 for name in names)
         self._header_size = -(-(room + len(json.dumps(self.metadata)) + 65536) // 8) * 8
         self._offset = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            self._file: BinaryIO = self._temporary.open("wb")
+            self._new = NewFile(self.path)
+            self._file: BinaryIO = self._new.made.open("wb")
             self._file.write(b" " * (8 + self._header_size))
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror}") from None
@@ -181,15 +181,18 @@ class TraceWriter:
             self._file.seek(0)
             self._file.write(struct.pack("<Q", self._header_size) + header.ljust(self._header_size))
             self._file.close()
-            os.replace(self._temporary, self.path)
+            self._new.commit()
         except OSError as error:
             self.discard()
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def discard(self) -> None:
         """Remove what was written, unless :meth:`close` has moved it to its place."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        except OSError:  # what could not be written before cannot be now either
+            pass
+        self._new.discard()
 
 
 class TraceFile(Mapping[str, Tensor]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from longformer.answering.squad import Example, offset_report, read_squad
 from longformer.checkpoints.folder import CONFIG
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
+from longformer.claims import claimed
 from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.loading import check_implementation
 from longformer.models.pretrained import Pretrained
-from longformer.tokenizer import LongformerTokenizer
+from longformer.tokenizer import LongformerTokenizer, load_tokenizer
 from longformer.training.checkpoints import CHECKPOINTS, remove_abandoned, replace_text
 from longformer.training.log import CURVES, LOG, check_plotting
 from longformer.training.loop import Task, Trainer
@@ -89,7 +92,8 @@ def _train(
     prepare: Callable[[Any, LongformerTokenizer, Callable[[str], None]], Task],
     resume: bool,
 ) -> None:
-    with processes(options.device) as group:
+    folder = Path(options.output)
+    with processes(options.device) as group, ExitStack() as until_the_end:
 
         def say(message: str) -> None:
             if group.is_first:
@@ -107,8 +111,11 @@ def _train(
             if options.plot:
                 check_plotting()
             if group.is_first:
+                if folder.is_dir() or not folder.exists():
+                    until_the_end.enter_context(claimed(folder))
                 changed = _check_folder(options, resume)
-            tokenizer = LongformerTokenizer.from_pretrained(options.source, revision=options.revision)
+            check_implementation(options.impl, group.device, torch.float32)
+            tokenizer = load_tokenizer(options.tokenizer, options.source, revision=options.revision)
             model = _load(options, head_class, tokenizer, say)
             task = prepare(model, tokenizer, say)
             origin = _digest(model)
@@ -120,7 +127,6 @@ def _train(
             versions=f"longformer {longformer.__version__}, torch {torch.__version__}",
             device=group.device.type,
         )
-        folder = Path(options.output)
         with fail_together(group):
             if group.is_first:
                 _prepare_folder(folder, options, tokenizer)
