@@ -19,6 +19,7 @@ from longformer.checkpoints.tokenizer_files import (
     TOKENIZER_FILES,
     add_stated_tokens,
     family_of,
+    listed_tokens,
     read_tokenizer_config,
     read_tokenizer_json,
     read_vocab_and_merges,
@@ -104,7 +105,7 @@ class LongformerTokenizer(Vocabulary):
         model = self._tokenizer.model
         if isinstance(model, models.WordPiece) and model.token_to_id(model.unk_token) is None:
             raise CheckpointError(f"{source}: the unknown token {model.unk_token!r} is not in the vocabulary")
-        extra = [token_content(token, None) for name in EXTRA_TOKENS for token in config.get(name) or ()]
+        extra = [token_content(token, None) for name in EXTRA_TOKENS for token in listed_tokens(config, name)]
         if not all(isinstance(token, str) for token in extra):
             raise CheckpointError(f"{source}: {' or '.join(EXTRA_TOKENS)} beside it is no list of tokens")
         self.add_special_tokens({"extra_special_tokens": list(dict.fromkeys(extra))})

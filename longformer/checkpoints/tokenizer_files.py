@@ -13,7 +13,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 
 from longformer.errors import CheckpointError, explaining
-from longformer.files import parse_json, read_json, read_text
+from longformer.files import describe_json, parse_json, read_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,16 @@ def token_content(given: Any, usual: str | None) -> Any:
     an ``AddedToken``."""
     given = given.get("content") if isinstance(given, Mapping) else getattr(given, "content", given)
     return usual if given is None else given
+
+
+def listed_tokens(config: Mapping[str, Any], name: str) -> list[Any]:
+    """The tokens in an entry that is a list of them, or lacks. Raises CheckpointError where it is anything else."""
+    given = config.get(name)
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise CheckpointError(f"{name} of the tokenizer's files is {describe_json(given)}, which is no list of tokens")
+    return given
 
 
 def read_tokenizer_json(path: Path) -> Tokenizer:
@@ -176,14 +186,17 @@ def read_tokenizer_config(files: Mapping[str, Path]) -> dict[str, Any]:
     if "special_tokens_map.json" in files:
         config |= read(files["special_tokens_map.json"])
     if "added_tokens.json" in files:
-        names = {
+        names = [
             token_content(config.get(role), usual)
             for family in (ROBERTA_TOKENS, BERT_TOKENS)
             for role, usual in family.items()
-        }
-        names.update(token_content(token, None) for name in EXTRA_TOKENS for token in config.get(name) or ())
+        ]
+        names.extend(token_content(token, None) for name in EXTRA_TOKENS for token in listed_tokens(config, name))
+        added = read(files["added_tokens.json"])
+        if not all(type(index) is int for index in added.values()):
+            raise CheckpointError(f"{files['added_tokens.json']} does not map tokens to ids")
         config["added_tokens_decoder"] = {
             index: {"content": token, "special": token in names, "normalized": token not in names}
-            for token, index in read(files["added_tokens.json"]).items()
+            for token, index in added.items()
         }
     return config
