@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from longformer.errors import LongformerError
@@ -70,23 +70,27 @@ def claimed(folder: Path) -> Iterator[None]:
         LongformerError: another process has the folder, and its number is in the message; or it cannot be written.
     """
     lock, there = folder / LOCK, folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        number = _locked(folder, lock)
-        os.truncate(number, 0)
-        os.write(number, f"{socket.gethostname()} {os.getpid()}".encode())
-    except OSError as error:
-        raise LongformerError(
-            f"{folder} cannot be written: {error.strerror}; free disk space, or name another folder"
-        ) from None
-    try:
+    with ExitStack() as at_the_end:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not there:
+                at_the_end.callback(remove_if_empty, folder)
+            number = _locked(folder, lock)
+            at_the_end.callback(os.close, number)
+            at_the_end.callback(lock.unlink, missing_ok=True)
+            os.truncate(number, 0)
+            os.write(number, f"{socket.gethostname()} {os.getpid()}".encode())
+        except OSError as error:
+            raise LongformerError(
+                f"{folder} cannot be written: {error.strerror}; free disk space, or name another folder"
+            ) from None
         yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(number)
-        if not there:
-            with suppress(OSError):  # something was written into it
-                folder.rmdir()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that was made and that nothing was written into."""
+    with suppress(OSError):  # something was
+        folder.rmdir()
 
 
 def _locked(folder: Path, lock: Path) -> int:

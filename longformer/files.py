@@ -6,6 +6,7 @@ Only the standard library is imported, since the command asks for its files befo
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import json
 import logging
@@ -351,6 +352,8 @@ def write_file(path: str | Path, write: Callable[[Path], object], *, error: Erro
     try:
         replace_file(path, write)
     except OSError as failure:
+        if path == STANDARD and failure.errno == errno.EPIPE:  # nobody reads on, as after `| head`: no error of ours
+            raise
         name = "standard output" if path == STANDARD else path
         raise error(f"{name} cannot be written: {failure.strerror or failure}") from None
 

@@ -28,7 +28,7 @@ from longformer.checkpoints.tokenizer_files import (
 )
 from longformer.encoding import Encoding, as_columns, check_halves, pad_columns
 from longformer.encoding_options import NO_LIMIT, EncodingOptions, check_choice, text_rows
-from longformer.errors import CheckpointError, DataError, LongformerError, explaining, in_one_line, unknown_name
+from longformer.errors import CheckpointError, DataError, LongformerError, explaining, in_one_line, quoted, unknown_name
 from longformer.files import replace_file
 from longformer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -87,11 +87,12 @@ class LongformerTokenizer(Vocabulary):
         else:
             raise LongformerError("give tokenizer_json alone, or both vocab and merges, or a vocab.txt alone")
         super().__init__(tokenizer)
-        if tokenizer_json is None:
-            add_stated_tokens(tokenizer, source, config)
-        self._set_special_tokens(source, config)
-        self._set_layout(config)
-        self._set_settings(config)
+        with explaining(CheckpointError, f"{source} and the files beside it make no tokenizer"):
+            if tokenizer_json is None:
+                add_stated_tokens(tokenizer, source, config)
+            self._set_special_tokens(source, config)
+            self._set_layout(config)
+            self._set_settings(config)
 
     def _set_special_tokens(self, source: str | Path, config: Mapping[str, Any]) -> None:
         known = self._tokenizer.token_to_id
@@ -134,7 +135,10 @@ class LongformerTokenizer(Vocabulary):
         self.truncation_side: str = config.get("truncation_side", "right")
         for name in ("padding_side", "truncation_side"):
             check_choice(name, getattr(self, name), ("right", "left"))
-        self.model_input_names: list[str] = list(config.get("model_input_names", ("input_ids", "attention_mask")))
+        names = config.get("model_input_names", ["input_ids", "attention_mask"])
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise LongformerError(f"model_input_names is {quoted(names)}; it must be a list of names")
+        self.model_input_names: list[str] = list(names)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
 
     @classmethod

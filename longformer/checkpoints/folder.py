@@ -16,6 +16,7 @@ from longformer.checkpoints.hub import PathOrName, find_files
 from longformer.checkpoints.names import TIED, todays_name
 from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
 from longformer.checkpoints.weights import SAFETENSORS, unaliased
+from longformer.claims import remove_if_empty
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
 from longformer.files import read_json, replace_file
@@ -106,6 +107,7 @@ def write_checkpoint(
     ]
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name not in left_out}
     on_cpu = {name: tensor.contiguous() for name, tensor in unaliased(kept).items()}
+    there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / SAFETENSORS, lambda path: save_file(on_cpu, path, metadata={"format": "pt"}))
@@ -113,6 +115,8 @@ def write_checkpoint(
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     except (OSError, SafetensorError) as error:
+        if not there:
+            remove_if_empty(folder)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file; a checkpoint is saved into a folder") from None
         raise CheckpointError(f"cannot write a checkpoint into {folder}: {in_one_line(error)}") from None

@@ -135,9 +135,13 @@ class TraceWriter:
         self._offset = 0
         try:
             self._new = NewFile(self.path)
-            self._file: BinaryIO = self._new.made.open("wb")
-            self._file.write(b" " * (8 + self._header_size))
+            self._file: BinaryIO = self._new.made.open("wb", buffering=0)  # nothing is left to be written at its end
         except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror}") from None
+        try:
+            self._put(b" " * (8 + self._header_size))
+        except OSError as error:
+            self.discard()
             raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -163,7 +167,7 @@ class TraceWriter:
         }
         try:
             if size:
-                self._file.write(tensor.flatten().view(torch.uint8).numpy().data)
+                self._put(tensor.flatten().view(torch.uint8).numpy().data)
         except OSError as error:
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from None
         self._offset += size
@@ -179,7 +183,7 @@ class TraceWriter:
             raise DataError(f"the metadata of {self.path} has {len(header):,} bytes, more than was left free for it")
         try:
             self._file.seek(0)
-            self._file.write(struct.pack("<Q", self._header_size) + header.ljust(self._header_size))
+            self._put(struct.pack("<Q", self._header_size) + header.ljust(self._header_size))
             self._file.close()
             self._new.commit()
         except OSError as error:
@@ -188,11 +192,14 @@ class TraceWriter:
 
     def discard(self) -> None:
         """Remove what was written, unless :meth:`close` has moved it to its place."""
-        try:
-            self._file.close()
-        except OSError:  # what could not be written before cannot be now either
-            pass
+        self._file.close()
         self._new.discard()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        """Write all of ``data``, of which the system may take a part at a time."""
+        rest = memoryview(data).cast("B")
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
 
 
 class TraceFile(Mapping[str, Tensor]):

@@ -76,7 +76,8 @@ def test_odd_values(names: tuple[str, ...], world: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(world)
     arguments = list(CALLS[names])
     odd = st.sampled_from(ODD_ARGUMENTS)
-    which = data.draw(st.sampled_from([*range(len(arguments)), *options_of(names) * 2]))
+    stays = 2 if names[0] == "bench" else 0  # what ends it early
+    which = data.draw(st.sampled_from([*range(len(arguments) - stays), *options_of(names) * 2]))
     value = data.draw(odd.filter(lambda value: value not in ELSEWHERE))
     if isinstance(which, int):
         arguments[which] = value
@@ -111,8 +112,12 @@ def test_standard_output_that_is_closed(world: Path, arguments: tuple[str, ...])
 
 
 def test_standard_streams_that_are_not_needed(world: Path) -> None:
-    done = child("predict", "questions.json", "-o", "p.json", "--model", "model", folder=world,
-                 stdin=None, stdout=None, stderr=None, preexec_fn=lambda: [os.close(number) for number in (0, 1, 2)])  # fmt: skip
+    def close() -> None:
+        for number in (0, 1, 2):
+            os.close(number)
+
+    arguments = ("predict", "questions.json", "-o", "p.json", "--model", "model")
+    done = child(*arguments, folder=world, stdin=None, stdout=None, stderr=None, preexec_fn=close)
     assert done.returncode == 0
     assert (world / "p.json").read_bytes().startswith(b"{")
 
@@ -149,21 +154,20 @@ def test_names_of_files(world: Path, name: bytes, said: bytes) -> None:
     assert said in done.stderr and done.stderr.count(b"\n") == 1 and len(done.stderr) < 1000
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.3, 0.8, 1.5])
+INTERRUPTED = """
+import os, signal, sys, threading
+sys.argv = ["longformer", *{arguments!r}]
+threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()
+from longformer.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.15, 0.4, 1.0, 2.0])
 def test_an_interrupt_at_any_time(world: Path, delay: float) -> None:
-    """While Python starts nobody can catch it; a handler of our own is set by the first module that is imported."""
-    script = (
-        "import os, signal, threading, runpy, sys\n"
-        f"threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        f"sys.argv = ['longformer', *{ANSWER!r}]\n"
-        "sys.stdin.read if False else None\n"
-        "import longformer.__main__ as start\n"
-        "start.main()\n"
-    )
+    """While the command's modules are imported, while torch is, and later."""
+    script = INTERRUPTED.format(arguments=ANSWER, delay=delay)
     environment = {**os.environ, "PYTHONPATH": str(Path(longformer.__file__).parents[1])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=world, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    _, err = process.communicate(timeout=100)
-    assert process.returncode in (130, -signal.SIGINT, 0)  # 0: it was done before
-    assert b"Traceback" not in err or delay == 0.0, err
+    done = subprocess.run([sys.executable, "-c", script], cwd=world, env=environment, capture_output=True, check=False)
+    assert done.returncode in (130, -signal.SIGINT, 0)  # 0: it was done before
+    assert done.stderr.strip() == b""
