@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
-    from longformer.answering.answerer import Answer, QuestionAnswerer
+    from longformer.answering.answerer import QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.answering.spans import Answer
+    from longformer.classifying.classifier import Classification, TextClassifier
     from longformer.config import LongformerConfig
+    from longformer.editing.edit import edit
     from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
@@ -18,12 +21,14 @@ if TYPE_CHECKING:
         LongformerForSequenceClassification,
         LongformerForTokenClassification,
     )
+    from longformer.parity.recorder import trace
     from longformer.tokenizer import LongformerTokenizer
 
 __all__ = [
     "Answer",
     "AnswerSettings",
     "CheckpointError",
+    "Classification",
     "ConfigError",
     "DataError",
     "LongformerConfig",
@@ -36,14 +41,18 @@ __all__ = [
     "LongformerModel",
     "LongformerTokenizer",
     "QuestionAnswerer",
+    "TextClassifier",
     "attentions_to_dense",
+    "edit",
+    "trace",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "answering.answerer",
+    "Answer": "answering.spans",
     "AnswerSettings": "answering.settings",
     "CheckpointError": "errors",
+    "Classification": "classifying.classifier",
     "ConfigError": "errors",
     "DataError": "errors",
     "LongformerConfig": "config",
@@ -56,6 +65,9 @@ _HOMES = {
     "LongformerModel": "models.encoder",
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
+    "TextClassifier": "classifying.classifier",
     "attentions_to_dense": "models.attention",
+    "edit": "editing.edit",
+    "trace": "parity.recorder",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -13,11 +13,18 @@ from typing import NoReturn
 import click
 
 from longformer import process
-from longformer.answering.cli import answer, evaluate, predict
-from longformer.answering.options import COUNT, DTYPES, first_given
+from longformer.answering.cli import answer
+from longformer.answering.files_cli import predict
+from longformer.answering.options import (
+    DTYPES,
+    first_given,
+)
+from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
+from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
 from longformer.files import check_overwrites
+from longformer.options import COUNT
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
@@ -124,5 +131,5 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-for command in (answer, predict, evaluate, bench, evaluate_mlm, explain, parity, train):
+for command in (answer, predict, evaluate, bench, classify, evaluate_mlm, explain, parity, train, tune_threshold):
     cli.add_command(command)

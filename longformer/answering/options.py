@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from longformer.answering.settings import SETTINGS, AnswerSettings
+from longformer.answering.settings import NULL_RULES, SETTINGS, AnswerSettings
+from longformer.options import COUNT, tokenizer_option
 
 if TYPE_CHECKING:
     import torch
@@ -19,23 +20,13 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex")
 
-MOST = 2**31 - 1
-COUNT = click.IntRange(1, MOST)  # more than any memory holds; torch says of larger ones what nobody understands
-
 MODEL_OPTIONS = ("model", "tokenizer", "revision", "device", "dtype", "impl")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-tokenizer_option = click.option(
-    "--tokenizer",
-    metavar="NAME",
-    help="Folder, or name on the hub, of the tokenizer, where it is not the model's own.",
-)
-
-
-def model_options(command: Command) -> Command:
-    """Options that say which model to load, and how."""
+def loading_options(command: Command) -> Command:
+    """Options that say how to load a model."""
     for option in (
         click.option("--impl", type=click.Choice(IMPLEMENTATIONS), default="auto", help="How attention is computed."),
         click.option(
@@ -46,21 +37,46 @@ def model_options(command: Command) -> Command:
             help="Precision; mixed computes matrix products in bfloat16, int8 the linear layers in int8.",
         ),
         click.option("--device", metavar="NAME", help="Where to compute, such as cuda; the CPU unless named."),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the hub."),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub."),
         tokenizer_option,
-        click.option(
-            "--model",
-            metavar="NAME",
-            help="Folder, or name on the hub. Without it, the small model that comes with the package.",
-        ),
     ):
         command = option(command)
     return command
 
 
+def model_options(command: Command) -> Command:
+    """Options that say which model to load, and how."""
+    return click.option(
+        "--model",
+        metavar="NAME",
+        help="Folder, or name on the hub. Without it, the small model that comes with the package.",
+    )(loading_options(command))
+
+
+def batch_option(command: Command) -> Command:
+    """Option for the size of a batch."""
+    return click.option(
+        "--batch-tokens",
+        type=COUNT,
+        default=4096,
+        show_default=True,
+        metavar="N",
+        help="Most tokens in a batch, padding counted.",
+    )(command)
+
+
 def answer_options(command: Command) -> Command:
     """Options that say what counts as an answer and how a long document is read."""
     for option in (
+        click.option("--inside-words", is_flag=True, help="Answers may begin and end inside a word."),
+        click.option("--no-overlap", is_flag=True, help="Of several answers, no two share a word."),
+        click.option(
+            "--null-rule",
+            type=click.Choice(NULL_RULES),
+            default=AnswerSettings.null_rule,
+            show_default=True,
+            help="Which window says what no answer scores: that of the best answer, or the one where it scores least.",
+        ),
         click.option(
             "--null-threshold",
             type=float,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longformer.answering.options import tokenizer_option
 from longformer.bench.options import (
     POSITIVE,
     Names,
@@ -20,6 +19,7 @@ from longformer.bench.options import (
     our_names,
 )
 from longformer.files import check_outputs
+from longformer.options import tokenizer_option
 
 if TYPE_CHECKING:
     from longformer.bench.timing import Record

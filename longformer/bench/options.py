@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from longformer.answering.options import COUNT, MOST
 from longformer.errors import LongformerError
+from longformer.options import COUNT, MOST
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

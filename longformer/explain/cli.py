@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from longformer.answering.options import (
-    COUNT,
     answer_options,
     check_one_document,
     checkpoint_files,
@@ -18,6 +17,7 @@ from longformer.answering.options import (
     take_settings,
 )
 from longformer.files import check_outputs, check_suffix
+from longformer.options import COUNT
 
 
 @click.command()
@@ -48,7 +48,7 @@ def explain(
     check_outputs(filter(None, (output, png)), [*inputs, *checkpoint_files(options["model"], options["tokenizer"])])
     text = given_document(document, text)
 
-    from longformer.answering.windows import check_texts
+    from longformer.answering.texts import check_texts
     from longformer.explain.picture import require_matplotlib, write_picture
 
     check_texts(question, text)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from longformer.checkpoints.folder import check_tensors
-from longformer.checkpoints.hub import PathOrName
 from longformer.checkpoints.names import check_tied, fit_names, todays_name
 from longformer.checkpoints.weights import unaliased
 from longformer.config import LongformerConfig
 from longformer.distributed import check_device
 from longformer.errors import CheckpointError, LongformerError, in_one_line, listed, unknown_name
+from longformer.hub import PathOrName
 from longformer.kernels import choose
 from longformer.models import precision
 

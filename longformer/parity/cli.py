@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from longformer.answering.options import COUNT, tokenizer_option
 from longformer.files import check_outputs, check_suffix, write_text
+from longformer.options import COUNT, tokenizer_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
@@ -29,8 +29,7 @@ def sample_options(command: Command) -> Command:
             "--gradients",
             is_flag=True,
             help="Record the gradients of the loss too, by activations and parameters. The loss needs answers: INPUT's "
-            "start_positions and end_positions or, if it has none, the first token of each row that is not global and "
-            "the last token.",
+            "labels, or start_positions and end_positions for question answering; if it has none, a rule chooses them.",
         ),
         click.option(
             "--probabilities",
@@ -48,8 +47,9 @@ def sample_options(command: Command) -> Command:
 def parity() -> None:
     """Record what a model computes; compare two implementations, and say where they differ and why.
 
-    MODEL is a folder or a name on the hub, or a config.json, for which weights are drawn from --seed. INPUT is a text
-    file, - for a text on standard input, a .json file with input_ids, or a trace file, whose inputs are taken.
+    MODEL is a folder or a name on the hub, or a config.json, for which weights are drawn from --seed: of the class that
+    its architectures name, or of question answering. INPUT is a text file, - for a text on standard input, a .json file
+    with input_ids, or a trace file, whose inputs are taken.
     """
 
 
@@ -84,7 +84,7 @@ def record(
     check_suffix(output, SUFFIX)
     check_outputs([output], [input_file, *model_files(model, options["tokenizer"])])
     from longformer.files import is_stream, write_file
-    from longformer.parity.runs import Contender, model_folder, require_loss
+    from longformer.parity.runs import Contender, kind_of, model_folder, require_loss
     from longformer.parity.runs import record as run
     from longformer.parity.samples import Settings, read_sample
 
@@ -93,7 +93,7 @@ def record(
     with model_folder(model, settings.seed) as folder:
         if settings.gradients:
             require_loss(folder)
-        sample = read_sample(input_file, folder, settings)
+        sample = read_sample(input_file, folder, kind_of(folder).model, settings)
         written: list[int] = []
 
         def record_into(path: str | Path) -> None:

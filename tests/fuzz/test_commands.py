@@ -17,7 +17,7 @@ from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint, tiny_mod
 from training_runs import squad_file
 
 import longformer
-from longformer import LongformerForMaskedLM
+from longformer import LongformerForMaskedLM, LongformerForSequenceClassification
 from longformer.cli import cli
 
 TEXT = "Ann met Bob in Rome, on Monday. Dan fell down."
@@ -27,12 +27,15 @@ CALLS = {
     ("predict",): ["questions.json", "--model", "model", "-o", "p.json"],
     ("evaluate",): ["questions.json", "--model", "model"],
     ("explain",): ["Who met Bob?", "text.txt", "--model", "model", "-o", "page.html"],
+    ("tune-threshold",): ["questions.json", "--model", "model"],
+    ("classify",): ["classes", "text.txt"],
     ("convert",): ["model", "converted"],
     ("convert", "--to-long"): ["model", "longer", "--max-tokens", "99", "--attention-window", "8"],
     ("evaluate-mlm",): ["mlm", "text.txt"],
     ("parity", "record"): ["model", "text.txt", "-o", "trace.safetensors"],
     ("parity", "compare"): ["ours", "ours", "text.txt", "--model", "model"],
     ("train", "qa"): ["absent", "run", "questions.json"],
+    ("train", "classification"): ["absent", "run", "text.txt"],
     ("train", "mlm"): ["absent", "run", "text.txt"],
     ("bench", "attention"): ["--json", "absent/x.json"],
     ("bench", "model"): ["--json", "absent/x.json"],
@@ -50,6 +53,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     save_tiny_checkpoint(folder / "model")
     LongformerForMaskedLM(tiny_model(byte_level_tokenizer(folder / "mlm")).config).save_pretrained(folder / "mlm")
+    tokenizer = byte_level_tokenizer(folder / "classes")
+    LongformerForSequenceClassification(tiny_model(tokenizer).config).save_pretrained(folder / "classes")
     squad_file(folder / "questions.json")
     (folder / "text.txt").write_text(TEXT)
     return folder

@@ -14,6 +14,7 @@ from longformer.errors import CheckpointError, in_one_line
 from longformer.files import check_path
 
 PathOrName = str | Path
+CONFIG = "config.json"
 
 
 def find_files(
@@ -52,6 +53,21 @@ def find_files(
         raise CheckpointError(f"revision {revision!r} is of the hub, but {folder} is a folder here; leave it out")
     found = {name: folder / name for name in wanted if os.path.isfile(folder / name)}
     return dict(list(found.items())[:1]) if first else found
+
+
+def find_config(name_or_path: PathOrName, **where: Any) -> Path:
+    """Path of a checkpoint's ``config.json``. ``where``: as for :func:`find_files`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = find_files(name_or_path, [CONFIG], **where)
+    if CONFIG not in found:
+        raise CheckpointError(
+            f"{name_or_path} has no {CONFIG}; a checkpoint is a folder with that and model.safetensors, and weights "
+            "alone are loaded with config=LongformerConfig(...)"
+        )
+    return found[CONFIG]
 
 
 def has_file(
