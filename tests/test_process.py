@@ -108,6 +108,18 @@ def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path, capsys: pytes
     assert (model / "model.safetensors").read_bytes() == before
 
 
+def test_a_training_does_not_write_over_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny_checkpoint(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"text": "Ann met Bob."}')
+    (tmp_path / "link.jsonl").symlink_to("run/log.jsonl")
+    for file in ("run/log.jsonl", "link.jsonl"):
+        with pytest.raises(SystemExit):
+            main(["train", "mlm", str(model), str(tmp_path / "run"), str(tmp_path / file), "--max-length", "32"])
+        assert "is read by this command, and would be overwritten" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
+
+
 def test_a_disk_that_is_full_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.evaluation import check_questions
 from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
+from longformer.checkpoints.folder import files_of, files_to_write
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
 from longformer.claims import claimed
@@ -25,6 +26,7 @@ from longformer.classifying.labels import REGRESSION
 from longformer.config import LongformerConfig
 from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError, listed
+from longformer.files import check_overwrites
 from longformer.hub import CONFIG
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import (
@@ -158,6 +160,9 @@ def _train(
                 if folder.is_dir() or not folder.exists():
                     until_the_end.enter_context(claimed(folder))
                 changed = _check_folder(options, resume)
+                read = [path for name in (options.source, options.tokenizer) if name for path in files_of(name)]
+                written = [*files_to_write(options.output), *(folder / name for name in (OPTIONS_FILE, LOG, CURVES))]
+                check_overwrites(written, [*options.files, *options.evaluate_on, *read])
             check_implementation(options.impl, group.device, torch.float32)
             tokenizer = load_tokenizer(options.tokenizer, options.source, revision=options.revision)
             model = _load(options, head_class, head_config, new_head, say)
