@@ -15,7 +15,7 @@ from . import banded, call
 from .arguments import DTYPES, check_dropout, check_mask, check_qkv, check_scale
 from .banded import BandProbabilities
 from .dispatch import IMPLEMENTATIONS, Choice, choose
-from .pattern import AttentionPattern, Tokens
+from .pattern import FARTHEST, AttentionPattern, Tokens, shown
 from .problem import Problem
 
 Window = tuple[int, int] | EllipsisType | None  # ... where it is not given, but a pattern instead
@@ -155,6 +155,8 @@ def attention_pairs(
     :func:`sliding_window_attention`. ``device``: where to make the mask if no other mask is given.
     """
     pattern = _pattern(window, dilation, causal, None, None)
+    if not isinstance(seq_len, int) or isinstance(seq_len, bool) or not 1 <= seq_len <= FARTHEST:
+        raise ValueError(f"seq_len is {shown(seq_len)}; it must be an int >= 1 and at most {FARTHEST}")
     first = next((mask for mask in (key_mask, global_mask) if isinstance(mask, Tensor) and mask.dim()), None)
     key = torch.empty(1, 1, seq_len, 0) if first is None else first.new_empty(len(first), 1, seq_len, 0)
     check_mask("key_mask", key_mask, key)
@@ -178,7 +180,7 @@ def _pattern(
     else:
         for name, given, default in (("window", window, ...), ("dilation", dilation, 1), ("causal", causal, False)):
             if type(given) is not type(default) or given != default:
-                raise ValueError(f"pattern is given and so is {name}={given!r}; give one or the other")
+                raise ValueError(f"pattern is given and so is {name}={shown(given)}; give one or the other")
     if heads is not None:
         pattern.gaps(heads)  # raises where it has dilations for another number of heads
     return pattern

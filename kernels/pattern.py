@@ -99,15 +99,15 @@ class AttentionPattern:
         window, dilation = self.window, self.dilation
         if window is not None:
             if not isinstance(window, (tuple, list)) or len(window) != 2 or not all(_is_count(w, 0) for w in window):
-                raise ValueError(f"window is {window!r}; it must be (left, right), two ints >= 0, or None")
+                raise ValueError(f"window is {shown(window)}; it must be (left, right), two ints >= 0, or None")
             object.__setattr__(self, "window", tuple(min(side, FARTHEST) for side in window))
         gaps = dilation if isinstance(dilation, Sequence) else (dilation,)
         if not gaps or not all(_is_count(gap, 1) for gap in gaps):
-            raise ValueError(f"dilation is {dilation!r}; it must be an int >= 1, or one such int for each head")
+            raise ValueError(f"dilation is {shown(dilation)}; it must be an int >= 1, or one such int for each head")
         gaps = tuple(min(gap, FARTHEST) for gap in gaps)
         object.__setattr__(self, "dilation", gaps[0] if isinstance(dilation, int) else gaps)
         if not isinstance(self.causal, bool):
-            raise ValueError(f"causal is {self.causal!r}; it must be True or False")
+            raise ValueError(f"causal is {shown(self.causal)}; it must be True or False")
 
     def sides(self, seq_len: int) -> tuple[int, int]:
         """(left, right) of the band in a sequence of S tokens, as short as they can be said; right is 0 if causal."""
@@ -255,6 +255,17 @@ def global_index(is_global: Tensor, *, counted: bool) -> Tensor | None:
     positions = torch.arange(seq_len, device=is_global.device).expand(batch, seq_len)
     index = torch.full((batch, width + 1), -1, device=is_global.device, dtype=torch.int64)
     return index.scatter(1, place, positions)[:, :width]
+
+
+def shown(value: object) -> str:
+    """A value in a message. Python writes no integer of thousands of digits, and a tensor may be large."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"a value ({type(value).__name__}) with an integer of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
@@ -11,7 +9,9 @@ if TYPE_CHECKING:
     from longformer.answering.settings import AnswerSettings
     from longformer.answering.spans import Answer
     from longformer.classifying.classifier import Classification, TextClassifier
+    from longformer.config import LongformerConfig
     from longformer.editing.edit import edit
+    from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
@@ -51,7 +51,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "answering.spans",
     "AnswerSettings": "answering.settings",
+    "CheckpointError": "errors",
     "Classification": "classifying.classifier",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "LongformerConfig": "config",
+    "LongformerError": "errors",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",

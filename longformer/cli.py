@@ -12,40 +12,32 @@ from typing import NoReturn
 
 import click
 
+from longformer import process
 from longformer.answering.cli import answer
 from longformer.answering.files_cli import predict
-from longformer.answering.options import DTYPES, first_given
+from longformer.answering.options import (
+    DTYPES,
+    first_given,
+)
 from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
 from longformer.classifying.cli import classify
-from longformer.errors import LongformerError
 from longformer.explain.cli import explain
+from longformer.files import check_overwrites
+from longformer.options import COUNT
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit: 0 done, 2 bad input (``error: ...`` on standard error), 130 interrupted.
+    """Run the command and exit with a status, see :func:`longformer.process.run`.
 
     A training that SIGTERM ended exits with 143.
 
     Args:
         arguments: of the command line; None takes ``sys.argv``'s.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a document may hold characters that the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = cli.main(arguments, prog_name="longformer", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except LongformerError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(process.run(lambda: cli.main(arguments, prog_name="longformer", standalone_mode=False)))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,7 +65,7 @@ def _windows(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--to-long", is_flag=True, help="Make a long Longformer of a BERT, RoBERTa or Longformer checkpoint.")
 @click.option(
     "--max-tokens",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=4096,
     show_default=True,
     metavar="N",
@@ -116,6 +108,9 @@ def convert(
     import torch
 
     from longformer import convert as conversion
+    from longformer.checkpoints.folder import files_of, files_to_write
+
+    check_overwrites(files_to_write(folder), files_of(source))
 
     if to_long:
         done = conversion.to_long(

@@ -9,13 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longformer.errors import ConfigError
+from longformer.errors import ConfigError, quoted
 from longformer.files import read_json, write_text
 
 if TYPE_CHECKING:
     from longformer.kernels import AttentionPattern
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+LARGEST = 2**31 - 1  # of a size; larger ones fit no memory, and torch says of them what nobody understands
+_MOST = {  # sizes, and their largest values; of what is counted in lists, no more than a list can hold
+    "vocab_size": LARGEST,
+    "hidden_size": LARGEST,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**16,
+    "intermediate_size": LARGEST,
+    "max_position_embeddings": LARGEST,
+    "type_vocab_size": LARGEST,
+    "num_labels": 2**20,
+}
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 
@@ -101,19 +112,9 @@ class LongformerConfig:
         raise ConfigError(f"{name} cannot be deleted: a config cannot be changed")
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-            "num_labels",
-        ):
-            _require(
-                _is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "an int >= 1"
-            )
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            _require(_is_int(value) and 1 <= value <= most, name, value, f"an int >= 1 and at most {most}")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"):
             value = getattr(self, name)
             _require(_is_int(value) and 0 <= value < self.vocab_size, name, value, f"an int in [0, {self.vocab_size})")
@@ -122,7 +123,7 @@ class LongformerConfig:
             _require(_is_number(value) and 0 <= value < 1, name, value, "a number in [0, 1)")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            _require(_is_number(value) and 0 < value < float("inf"), name, value, "a number > 0")
+            _require(_is_number(value) and 0 < value < 1e30, name, value, "a number > 0 and below 1e30")
         _require(self.hidden_act in ACTIVATIONS, "hidden_act", self.hidden_act, f"one of {', '.join(ACTIVATIONS)}")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
@@ -148,7 +149,7 @@ class LongformerConfig:
         names = tuple(self.label_names) or tuple(f"LABEL_{i}" for i in range(self.num_labels))
         if len(names) != self.num_labels or not all(isinstance(name, str) for name in names):
             raise ConfigError(
-                f"label_names is {names!r}; it must be one name for each of num_labels, of which there are "
+                f"label_names is {quoted(names)}; it must be one name for each of num_labels, of which there are "
                 f"{self.num_labels}"
             )
         if len(set(names)) < len(names):
@@ -159,9 +160,10 @@ class LongformerConfig:
     def _windows(self) -> tuple[int, ...]:
         given: object = self.attention_window
         windows = (given,) * self.num_hidden_layers if _is_int(given) else given
-        if not isinstance(windows, (list, tuple)) or not all(_is_int(w) and w >= 1 for w in windows):
+        if not isinstance(windows, (list, tuple)) or not all(_is_count(w) for w in windows):
             raise ConfigError(
-                f"attention_window is {given!r}; it must be an int >= 1, or a list of one such int for each layer"
+                f"attention_window is {quoted(given)}; it must be an int >= 1, or a list of one such int for each "
+                f"layer; at most {LARGEST}"
             )
         if len(windows) != self.num_hidden_layers:
             raise ConfigError(
@@ -174,13 +176,16 @@ class LongformerConfig:
         """The checked dilations in their shortest form: equal heads become one number, and so do equal layers."""
         given: object = self.attention_dilation
         layers = (given,) * self.num_hidden_layers if _is_int(given) else given
-        must = "an int >= 1, or a list with an entry for each layer: such an int, or a list of one for each head"
+        must = (
+            "an int >= 1, or a list with an entry for each layer: such an int, or a list of one for each head; "
+            f"at most {LARGEST}"
+        )
         _require(isinstance(layers, (list, tuple)), "attention_dilation", given, must)
         assert isinstance(layers, (list, tuple))
         checked: list[int | tuple[int, ...]] = []
         for layer in layers:
             heads = (layer,) * self.num_attention_heads if _is_int(layer) else layer
-            valid = isinstance(heads, (list, tuple)) and all(_is_int(d) and d >= 1 for d in heads)
+            valid = isinstance(heads, (list, tuple)) and all(_is_count(d) for d in heads)
             _require(valid, "attention_dilation", given, must)
             if len(heads) != self.num_attention_heads:
                 raise ConfigError(
@@ -261,7 +266,7 @@ class LongformerConfig:
         is_long = model_type == "roberta" and "attention_window" in values
         if model_type != "longformer" and not is_long:
             raise ConfigError(
-                f'config has model_type {model_type!r}, not "longformer"; '
+                f'config has model_type {quoted(model_type)}, not "longformer"; '
                 "a BERT or RoBERTa checkpoint becomes one with `longformer convert --to-long`"
             )
         _refuse_variants(values)
@@ -370,7 +375,7 @@ def _names_of(id2label: object) -> tuple[str, ...]:
     except (TypeError, ValueError):
         names = {}
     if not names or sorted(names) != list(range(len(names))):
-        raise ConfigError(f"id2label is {id2label!r}; it must give a name to each number from 0 on")
+        raise ConfigError(f"id2label is {quoted(id2label)}; it must give a name to each number from 0 on")
     return tuple(names[i] for i in range(len(names)))
 
 
@@ -387,14 +392,18 @@ def _usable_names(id2label: Mapping[Any, Any], number: object) -> tuple[str, ...
 def _refuse_variants(values: Mapping[str, Any]) -> None:
     positions = values.get("position_embedding_type", "absolute")
     if positions != "absolute":
-        raise ConfigError(f"position_embedding_type {positions!r} is not supported, only 'absolute'")
+        raise ConfigError(f"position_embedding_type {quoted(positions)} is not supported, only 'absolute'")
     if "attention_mode" in values:
         raise ConfigError(
-            f"attention_mode {values['attention_mode']!r} is of allenai/longformer's own configs, whose "
+            f"attention_mode {quoted(values['attention_mode'])} is of allenai/longformer's own configs, whose "
             "attention_window counts the tokens of one side; double the windows, and leave attention_mode out"
         )
     if values.get("autoregressive"):
         raise ConfigError("autoregressive is set, but this model attends in both directions")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
 
 
 def _is_int(value: object) -> bool:
@@ -407,4 +416,4 @@ def _is_number(value: object) -> bool:
 
 def _require(holds: bool, name: str, value: object, must: str) -> None:
     if not holds:
-        raise ConfigError(f"{name} is {value!r}; it must be {must}")
+        raise ConfigError(f"{name} is {quoted(value)}; it must be {must}")

@@ -5,31 +5,43 @@ Only the standard library is imported, since the command asks for its files befo
 
 from __future__ import annotations
 
-import glob
+import codecs
+import errno
 import gzip
 import json
+import logging
 import os
-import shutil
-import socket
+import shlex
 import sys
-import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from longformer.errors import DataError, LongformerError
+from longformer import file_kinds
+from longformer.claims import LONGEST_NAME
+from longformer.errors import DataError, LongformerError, presentable
+from longformer.new_files import STANDARD, STANDARD_OUTPUT, NewFile, target_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+log = logging.getLogger(__name__)
 
 LARGEST = 4 * 2**30  # bytes of a file that is read at once: as Python's objects JSON takes about ten times as much
 BLOCK = 2**24  # bytes
-DAY = 24 * 3600.0  # seconds
-LINKS = 40  # as many as Linux follows
 
 BOM = "\ufeff"  # the byte order mark with which some programs begin a file
 GZIP = b"\x1f\x8b"  # how a gzip file begins
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # that mark in UTF-16, whose bytes cannot begin a UTF-8 file
+MARKS = {  # that mark in other encodings, none of which can begin a UTF-8 file
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 JSON_TYPES = {
     dict: "an object",
@@ -48,44 +60,43 @@ Error = type[LongformerError]
 
 
 def read_text(path: str | Path, *, error: Error = DataError, unzip: bool = False) -> str:
-    """Text of a file in UTF-8, or in UTF-16 that begins with its mark; line ends as they are, no byte order mark.
+    """Text of a file in UTF-8, or in UTF-16 or UTF-32 that begins with its mark; line ends as they are, no such mark.
 
     Args:
-        path: the file.
+        path: the file; the string ``-`` is standard input.
         error: what is raised.
         unzip: read what a gzip file holds, whatever its name.
 
     Raises:
-        error: no such file, not readable, not text (with the first wrong byte), or larger than ``LARGEST``.
+        error: no such file, not readable, not text (with what it seems to be instead, and the command that makes text
+            of it), or larger than ``LARGEST``.
     """
-    return _read(str(path), lambda: _unzipped(path) if unzip else open(path, "rb"), error).removeprefix(BOM)
-
-
-@contextmanager
-def _unzipped(path: str | Path) -> Iterator[Any]:
-    with open(path, "rb") as file:
-        if file.peek(2)[:2] == GZIP:  # without a seek, which a pipe does not have
-            with gzip.GzipFile(fileobj=file) as unzipped:
-                yield unzipped
-        else:
-            yield file
+    return _decoded(_read(path, error, unzip=unzip), path, error).removeprefix(BOM)
 
 
 def read_document(path: str) -> str:
-    """Text of a document, as :func:`read_text` reads it, or of standard input for ``-``. Raises DataError.
+    """Text of a document, as :func:`read_text` reads it. Raises DataError.
 
     A byte order mark of a UTF-8 file stays: it is a character of what ``open(path, encoding="utf-8")`` reads, and
-    offsets count it.
+    offsets count it. A web page is read with its markup, and the log says so.
     """
-    if path == "-":
-        return _read("standard input", lambda: nullcontext(sys.stdin.buffer), DataError)
-    return _read(path, lambda: open(path, "rb"), DataError, missing="; to give the document itself, use --text")
+    data = _read(path, DataError, missing="; to give the document itself, use --text")
+    text = _decoded(data, path, DataError)
+    if file_kinds.is_html(data):
+        log.warning(
+            "%s seems to be a web page: its markup is read as text. To read its text alone, convert it: "
+            "`pandoc -f html -t plain %s -o text.txt`",
+            presentable(_name(path)),
+            presentable(shlex.quote(str(path))),
+        )
+    return text
 
 
-def _read(name: str, opened: Callable[[], AbstractContextManager[Any]], error: Error, missing: str = "") -> str:
+def _read(path: str | Path, error: Error, *, unzip: bool = False, missing: str = "") -> bytes:
+    name = _name(path)
     try:
-        with opened() as file:
-            data = _read_bytes(file)
+        with _opened(path, error) as file, _unzipped(file) if unzip else nullcontext(file) as plain:
+            return _read_bytes(plain)
     except FileNotFoundError:
         raise error(f"no file at {name!r}{missing}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as failure:
@@ -96,15 +107,60 @@ def _read(name: str, opened: Callable[[], AbstractContextManager[Any]], error: E
         raise error(
             f"{name} is too large: {LARGEST:,} bytes can be read at most, and no more than fit memory"
         ) from None
+
+
+def _opened(path: str | Path, error: Error) -> AbstractContextManager[Any]:
+    if path != STANDARD:
+        check_path(path, error=error)
+        return open(path, "rb")
+    if sys.stdin is None:
+        raise error("standard input is closed; give a file, or something to read there")
+    return nullcontext(sys.stdin.buffer)
+
+
+@contextmanager
+def _unzipped(file: Any) -> Iterator[Any]:
+    if file.peek(2)[:2] == GZIP:  # without a seek, which a pipe does not have
+        with gzip.GzipFile(fileobj=file) as unzipped:
+            yield unzipped
+    else:
+        yield file
+
+
+def _name(path: str | Path) -> str:
+    return "standard input" if path == STANDARD else str(path)
+
+
+def _decoded(data: bytes, path: str | Path, error: Error) -> str:
+    for mark, encoding in MARKS.items():
+        if data.startswith(mark):
+            try:
+                return data.decode(encoding)
+            except UnicodeDecodeError as failure:
+                raise error(
+                    f"{_name(path)} begins as {encoding} text and goes on otherwise, at byte {failure.start}; "
+                    "it was cut short or joined with another: fetch it again"
+                ) from None
+    kind, what = file_kinds.what_is(data), "is not plain text"
+    if kind is None:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as failure:
+            kind = file_kinds.encoding_of(data, failure.start)
+            what = f"is not UTF-8 text: byte 0x{data[failure.start]:02x} at offset {failure.start}"
+    remedy = kind.remedy.replace("{}", shlex.quote(str(path)))
+    raise error(f"{_name(path)} {what}; it seems to be {kind.name}: {remedy}")
+
+
+def check_path(path: str | Path, *, error: Error = DataError) -> None:
+    """Raise ``error`` where no file can have this name, which the system's calls say by other exceptions."""
     try:
-        return data.decode("utf-16" if data.startswith(UTF16) else "utf-8")
-    except UnicodeDecodeError as failure:
-        if failure.encoding != "utf-8":
-            raise error(f"{name} begins as UTF-16 text and goes on otherwise, at byte {failure.start}") from None
-        raise error(
-            f"{name} is not UTF-8 text: byte 0x{data[failure.start]:02x} at offset {failure.start}; "
-            "convert it, for example with `iconv -f latin1 -t utf-8`"
-        ) from None
+        if b"\x00" not in os.fsencode(path):
+            return
+        why = "a NUL character"
+    except UnicodeEncodeError:
+        why = "half a character"
+    raise error(f"{str(path)!r} names no file: there is {why} in it")
 
 
 def _read_bytes(file: BinaryIO) -> bytes:
@@ -129,7 +185,20 @@ def read_json(path: str | Path, kind: type = dict, *, error: Error = DataError) 
     Raises:
         error: as :func:`read_text` and :func:`parse_json`; names the file.
     """
-    return parse_json(read_text(path, error=error), str(path), kind, error=error)
+    return parse_json(read_text(path, error=error), _name(path), kind, error=error)
+
+
+def read_toml(path: str | Path, *, error: Error = DataError) -> dict[str, Any]:
+    """The entries of a TOML file. Raises ``error``, which names the file, where it cannot be read or is none."""
+    text, name = read_text(path, error=error), _name(path)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as failure:
+        raise error(f"{name} is not valid TOML: {failure}") from None
+    except ValueError:
+        raise error(_too_many_digits(name)) from None
+    except RecursionError:
+        raise error(f"{name} is nested too deep to be read as TOML") from None
 
 
 def parse_json(text: str, name: str, kind: type = dict, *, error: Error = DataError) -> Any:
@@ -144,10 +213,9 @@ def parse_json(text: str, name: str, kind: type = dict, *, error: Error = DataEr
     try:
         value = json.loads(text)
     except json.JSONDecodeError as failure:
-        raise error(f"{name} is not valid JSON: {failure}") from None
+        raise error(f"{name} is not valid JSON: {failure}{_instead_of_json(text)}") from None
     except ValueError:
-        most = sys.get_int_max_str_digits()  # beyond it Python converts no integer, and json.loads says so
-        raise error(f"{name} holds an integer of more than {most} digits, which cannot be read") from None
+        raise error(_too_many_digits(name)) from None
     except RecursionError:
         raise error(f"{name} is nested too deep to be read as JSON") from None
     except MemoryError:
@@ -155,6 +223,20 @@ def parse_json(text: str, name: str, kind: type = dict, *, error: Error = DataEr
     if not isinstance(value, kind):
         raise error(f"{name} holds {describe_json(value)}; it must be {JSON_TYPES[kind]}")
     return value
+
+
+def _too_many_digits(name: str) -> str:
+    most = sys.get_int_max_str_digits()  # beyond it Python converts no integer, and the parsers say so
+    return f"{name} holds an integer of more than {most} digits, which cannot be read"
+
+
+def _instead_of_json(text: str) -> str:
+    """What a file holds that a server gave in place of the one that was asked for."""
+    if file_kinds.is_html(text[: file_kinds.SAMPLE].encode("utf-8", "replace")):
+        return "; it is a web page, perhaps one that says why there is no such file: fetch it again"
+    if text.startswith("version https://git-lfs"):
+        return "; it is a Git LFS pointer: run `git lfs pull` in its folder"
+    return ""
 
 
 def describe_json(value: Any) -> str:
@@ -172,109 +254,117 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
     """Check where a command will write, before it begins to work.
 
     Args:
-        outputs: files to write.
-        inputs: files that the command reads; ``-``, which is standard input, is none of them.
+        outputs: files to write; the string ``-`` is standard output.
+        inputs: files that the command reads; the string ``-`` is standard input.
 
     Raises:
         DataError: nothing can be written there; or it is one of the inputs, or another output, by whatever path or
-            link it is reached.
+            link it is reached; or standard input is to be read twice.
     """
-    taken = [(Path(path), "is read by this command, and would be overwritten") for path in inputs if path != "-"]
-    for path in map(Path, outputs):
+    inputs = list(inputs)
+    if inputs.count(STANDARD) > 1:
+        raise DataError("standard input can be read once, but - is named for several files; give files for the others")
+    outputs = list(outputs)
+    for path in outputs:
+        _check_output(path)
+    check_overwrites(outputs, inputs)
+
+
+def check_overwrites(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Raise DataError where an output is one of the inputs, or another output. The rest of :func:`check_outputs`."""
+    taken = [(path, "is read by this command, and would be overwritten") for path in inputs if path != STANDARD]
+    for path in outputs:
         for other, why in taken:
             if _is_same_file(path, other):
-                what = f"{path}" if path == other else f"{path} is the same file as {other}, which"
+                what = f"{path}" if Path(path) == Path(other) else f"{path} is the same file as {other}, which"
                 raise DataError(f"{what} {why}; give another file to write")
         taken.append((path, "is written by this command already"))
-        _check_output(path)
 
 
-def _is_same_file(one: Path, other: Path) -> bool:
-    if one.exists() and not one.is_file():  # a terminal or a pipe may well be read and written
+def is_stream(path: str | Path) -> bool:
+    """Whether what is written to ``path`` goes on to somewhere and is not to be read again: a device, a pipe, ``-``."""
+    return target_of(path)[1]
+
+
+def check_suffix(path: str | Path, suffix: str) -> None:
+    """Raise DataError where a file to write has not the ending that says what it is. Standard output may be any."""
+    check_path(path)
+    if not str(path).lower().endswith(suffix) and not is_stream(path):
+        raise DataError(f"{str(path)!r} must end in {suffix}, which says what it is")
+
+
+def _is_same_file(one: str | Path, other: str | Path) -> bool:
+    if STANDARD in (one, other):
+        if one == other:
+            return True
+        one, other = (STANDARD_OUTPUT if path == STANDARD else path for path in (one, other))
+    if os.path.exists(one) and not os.path.isfile(one):  # a terminal or a pipe may well be read and written
         return False
     try:
         return os.path.samefile(one, other)
-    except OSError:  # one of them is not there yet
+    except (OSError, ValueError):  # one of them is not there yet
         return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _check_output(path: Path) -> None:
-    target, is_stream = _target(path)
+def _check_output(path: str | Path) -> None:
+    check_path(path)
+    try:
+        target, is_stream = target_of(path)
+        long = len(os.fsencode(target.name)) > LONGEST_NAME
+    except OSError as failure:
+        raise DataError(f"{path} cannot be written: {failure.strerror}; give another place") from None
+    if long:
+        raise DataError(f"{path} cannot be written: the file's name is too long; give one of {LONGEST_NAME} bytes")
     folder = target.parent
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder; give a file to write to")
     if is_stream:
-        if not os.access(target, os.W_OK):
+        if path != STANDARD and not os.access(target, os.W_OK):
             raise DataError(f"{path} cannot be written to; give another place")
         return
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"there is no folder {str(folder)!r} to write {target.name} into; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"{str(folder)!r} cannot be written into; give another place for {target.name}")
-
-
-def _target(path: Path) -> tuple[Path, bool]:
-    """The file that ``path`` leads to over links, and whether it is a device, a pipe or an open file such as stdout."""
-    for _ in range(LINKS):
-        folder = path.absolute().parent.resolve()
-        if path.exists() and (folder == Path("/dev") or folder.parts[:2] == ("/", "proc")):
-            return path, True  # not followed: /dev/stdout leads to a file where it is redirected to one
-        if not path.is_symlink():
-            break
-        path = folder / os.readlink(path)
-    return path, path.exists() and not path.is_file() and not path.is_dir()
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a new file, then move it to ``path``, which is whole at any time: what it was, or this.
 
     Truncating in place would pull a file from under the models whose weights are mapped from it. A link at ``path``
-    stays one, and the file that it leads to is replaced. A device or a pipe, such as /dev/stdout, is written into.
+    stays one, and the file that it leads to is replaced. A device or a pipe, such as /dev/stdout, is written into, and
+    so is standard output for the string ``-``. Several threads and processes may write one path: the last one's stays.
 
     Raises:
         OSError: it cannot be written; and whatever ``write`` raises.
     """
-    target, is_stream = _target(Path(path))
-    if is_stream:
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / target.name
-            write(made)
-            with made.open("rb") as source, _stream(target) as stream:
-                shutil.copyfileobj(source, stream)
-        return
-    new = unfinished(target)
+    new = NewFile(path)
     try:
-        new.touch()
-        mode = (target if target.exists() else new).stat().st_mode
-        write(new)
-        new.chmod(mode)  # safetensors would keep the file from everyone but its owner
-        os.replace(new, target)
+        write(new.made)
+        new.commit()
     finally:
-        new.unlink(missing_ok=True)
-
-
-def _stream(target: Path) -> IO[bytes]:
-    """A device, a pipe or an open file, to be written to behind what is there already."""
-    name = str(target).removeprefix("/proc/self").removeprefix("/dev")
-    number = {"/stdout": "1", "/stderr": "2"}.get(name, name.removeprefix("/fd/"))
-    if not number.isdecimal():
-        return target.open("ab")
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    return os.fdopen(os.dup(int(number)), "wb")  # which goes on where the process's own writing has come to
+        new.discard()
 
 
 def write_file(path: str | Path, write: Callable[[Path], object], *, error: Error = DataError) -> None:
     """As :func:`replace_file`, but raises ``error``, which names ``path``, where that fails."""
+    check_path(path, error=error)
     try:
         replace_file(path, write)
     except OSError as failure:
-        raise error(f"{path} cannot be written: {failure.strerror or failure}") from None
+        if path == STANDARD and failure.errno == errno.EPIPE:  # nobody reads on, as after `| head`: no error of ours
+            raise
+        name = "standard output" if path == STANDARD else path
+        raise error(f"{name} cannot be written: {failure.strerror or failure}") from None
 
 
 def write_text(path: str | Path, text: str, *, error: Error = DataError) -> None:
     """Write a UTF-8 file, whole or not at all. Raises ``error``, which names ``path``, where that fails."""
-    write_file(path, lambda new: new.write_text(text, encoding="utf-8", newline=""), error=error)
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as failure:
+        raise error(f"{path} cannot be written: there is half a character at {failure.start} of its text") from None
+    write_file(path, lambda new: new.write_bytes(data), error=error)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -292,39 +382,3 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def unfinished(path: Path) -> Path:
-    """The name under which this process makes what is to be ``path``: it tells who makes it, and on which machine."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-
-
-def abandoned(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Files and folders that were to become one of ``names`` in ``folder``, and whose makers were killed before that.
-
-    A process of another machine cannot be asked whether it is alive; it is taken to be until its file is a day old.
-    Nothing that this process makes may be under way.
-    """
-    found = []
-    for name in names:
-        for path in folder.glob(f".{glob.escape(name)}.*"):
-            host, _, number = path.name.removeprefix(f".{name}.").rpartition(".")
-            if not number.isdecimal():
-                continue
-            if host in ("", socket.gethostname()):  # "": of a version that did not write it
-                alive = int(number) != os.getpid() and _is_alive(int(number))
-            else:
-                alive = time.time() - path.stat().st_mtime < DAY
-            if not alive:
-                found.append(path)
-    return found
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

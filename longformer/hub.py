@@ -11,6 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub
 
 from longformer.errors import CheckpointError, in_one_line
+from longformer.files import check_path
 
 PathOrName = str | Path
 CONFIG = "config.json"
@@ -50,7 +51,7 @@ def find_files(
         return _from_hub(str(name_or_path), wanted, hub_options, local_files_only, first)
     if revision is not None:
         raise CheckpointError(f"revision {revision!r} is of the hub, but {folder} is a folder here; leave it out")
-    found = {name: folder / name for name in wanted if (folder / name).is_file()}
+    found = {name: folder / name for name in wanted if os.path.isfile(folder / name)}
     return dict(list(found.items())[:1]) if first else found
 
 
@@ -93,10 +94,11 @@ def has_file(
 def _folder(name_or_path: PathOrName) -> Path | None:
     """The folder that is meant, None where it is a name for the hub, and an error where it can be neither."""
     text = str(name_or_path)
+    check_path(text, error=CheckpointError)
     path = Path(os.path.expanduser(text))
-    if text and path.is_dir():
+    if text and os.path.isdir(path):
         return path
-    if text and path.exists():
+    if text and os.path.exists(path):
         raise CheckpointError(f"{text} is a file; give the folder that holds it, or a model's name on the hub")
     if not isinstance(name_or_path, str) or path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise CheckpointError(f"no folder at {text!r}")

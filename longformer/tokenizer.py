@@ -14,19 +14,20 @@ from tokenizers import Encoding as RawEncoding
 from tokenizers import models, pre_tokenizers, processors
 
 from longformer.checkpoints.tokenizer_files import (
-    BERT_TOKENS,
     EXTRA_TOKENS,
-    ROBERTA_TOKENS,
     TOKENIZER_FILES,
     add_stated_tokens,
+    family_of,
+    listed_tokens,
     read_tokenizer_config,
     read_tokenizer_json,
     read_vocab_and_merges,
+    read_wordpiece,
     token_content,
 )
 from longformer.encoding import Encoding, as_columns, check_halves, pad_columns
 from longformer.encoding_options import NO_LIMIT, EncodingOptions, check_choice, text_rows
-from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line, unknown_name
+from longformer.errors import CheckpointError, DataError, LongformerError, explaining, in_one_line, quoted, unknown_name
 from longformer.files import replace_file
 from longformer.hub import find_files
 from longformer.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -50,12 +51,13 @@ class LongformerTokenizer(Vocabulary):
     calls are those of transformers' tokenizers and give the same results. Threads may share a tokenizer.
 
     Args:
-        tokenizer_json: path of a ``tokenizer.json``. Give this, or ``vocab`` and ``merges``.
-        vocab: path of RoBERTa's ``vocab.json``.
+        tokenizer_json: path of a ``tokenizer.json``. Give this, or ``vocab``.
+        vocab: path of RoBERTa's ``vocab.json``, together with ``merges``; or of BERT's ``vocab.txt`` alone.
         merges: path of RoBERTa's ``merges.txt``.
         config: entries of the hub's ``tokenizer_config.json``. Read are the special tokens, ``added_tokens_decoder``,
-            ``add_prefix_space``, ``model_max_length``, ``padding_side``, ``truncation_side``,
-            ``clean_up_tokenization_spaces`` and ``model_input_names``.
+            ``add_prefix_space``, ``model_max_length`` (before 2020 ``max_len``), ``padding_side``,
+            ``truncation_side``, ``clean_up_tokenization_spaces`` and ``model_input_names``; for a ``vocab.txt`` also
+            ``do_lower_case``, ``strip_accents``, ``tokenize_chinese_chars`` and ``do_basic_tokenize``.
 
     Attributes:
         model_max_length: most tokens of a row according to ``config``, the default of ``max_length``; ``int(1e30)`` if
@@ -80,18 +82,21 @@ class LongformerTokenizer(Vocabulary):
             source, tokenizer = tokenizer_json, read_tokenizer_json(Path(tokenizer_json))
         elif tokenizer_json is None and vocab is not None and merges is not None:
             source, tokenizer = vocab, read_vocab_and_merges(Path(vocab), Path(merges))
+        elif tokenizer_json is None and vocab is not None and Path(vocab).suffix == ".txt":
+            source, tokenizer = vocab, read_wordpiece(Path(vocab), config)
         else:
-            raise LongformerError("give tokenizer_json alone, or both vocab and merges")
+            raise LongformerError("give tokenizer_json alone, or both vocab and merges, or a vocab.txt alone")
         super().__init__(tokenizer)
-        if tokenizer_json is None:
-            add_stated_tokens(tokenizer, source, config)
-        self._set_special_tokens(source, config)
-        self._set_layout(config)
-        self._set_settings(config)
+        with explaining(CheckpointError, f"{source} and the files beside it make no tokenizer"):
+            if tokenizer_json is None:
+                add_stated_tokens(tokenizer, source, config)
+            self._set_special_tokens(source, config)
+            self._set_layout(config)
+            self._set_settings(config)
 
     def _set_special_tokens(self, source: str | Path, config: Mapping[str, Any]) -> None:
         known = self._tokenizer.token_to_id
-        family = BERT_TOKENS if known("<s>") is None and known("[CLS]") is not None else ROBERTA_TOKENS
+        family = family_of(self._tokenizer)
         for role in SPECIAL_TOKENS:
             token = token_content(config.get(role), family.get(role))
             index = known(token) if isinstance(token, str) else None
@@ -101,7 +106,7 @@ class LongformerTokenizer(Vocabulary):
         model = self._tokenizer.model
         if isinstance(model, models.WordPiece) and model.token_to_id(model.unk_token) is None:
             raise CheckpointError(f"{source}: the unknown token {model.unk_token!r} is not in the vocabulary")
-        extra = [token_content(token, None) for name in EXTRA_TOKENS for token in config.get(name) or ()]
+        extra = [token_content(token, None) for name in EXTRA_TOKENS for token in listed_tokens(config, name)]
         if not all(isinstance(token, str) for token in extra):
             raise CheckpointError(f"{source}: {' or '.join(EXTRA_TOKENS)} beside it is no list of tokens")
         self.add_special_tokens({"extra_special_tokens": list(dict.fromkeys(extra))})
@@ -124,13 +129,16 @@ class LongformerTokenizer(Vocabulary):
         )
 
     def _set_settings(self, config: Mapping[str, Any]) -> None:
-        limit = config.get("model_max_length")
+        limit = config.get("model_max_length", config.get("max_len"))
         self.model_max_length: int = limit if isinstance(limit, int) and 0 < limit < 10**9 else NO_LIMIT
         self.padding_side: str = config.get("padding_side", "right")
         self.truncation_side: str = config.get("truncation_side", "right")
         for name in ("padding_side", "truncation_side"):
             check_choice(name, getattr(self, name), ("right", "left"))
-        self.model_input_names: list[str] = list(config.get("model_input_names", ("input_ids", "attention_mask")))
+        names = config.get("model_input_names", ["input_ids", "attention_mask"])
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise LongformerError(f"model_input_names is {quoted(names)}; it must be a list of names")
+        self.model_input_names: list[str] = list(names)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
 
     @classmethod
@@ -144,7 +152,8 @@ class LongformerTokenizer(Vocabulary):
         token: str | bool | None = None,
         **changes: Any,
     ) -> LongformerTokenizer:
-        """Load the tokenizer of a checkpoint: ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``.
+        """Load the tokenizer of a checkpoint: ``tokenizer.json``; else ``vocab.json`` and ``merges.txt``; else
+        ``vocab.txt``.
 
         Args:
             name_or_path: name on the hub, or a folder.
@@ -174,12 +183,14 @@ class LongformerTokenizer(Vocabulary):
         if "tokenizer.json" in files:
             return cls(files["tokenizer.json"], config=config)
         missing = [name for name in ("vocab.json", "merges.txt") if name not in files]
-        if missing:
-            raise CheckpointError(
-                f"{name_or_path} has neither tokenizer.json nor {' and '.join(missing)}; "
-                "a tokenizer needs tokenizer.json, or vocab.json together with merges.txt"
-            )
-        return cls(vocab=files["vocab.json"], merges=files["merges.txt"], config=config)
+        if not missing:
+            return cls(vocab=files["vocab.json"], merges=files["merges.txt"], config=config)
+        if "vocab.txt" in files:
+            return cls(vocab=files["vocab.txt"], config=config)
+        raise CheckpointError(
+            f"{name_or_path} has neither tokenizer.json nor {' and '.join(missing)}; "
+            "a tokenizer needs tokenizer.json, or vocab.json together with merges.txt, or BERT's vocab.txt"
+        )
 
     def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and the vocabulary's own files, for us and for others.
@@ -245,14 +256,15 @@ class LongformerTokenizer(Vocabulary):
         truncation = self._truncation(asked, rows, pair=seconds is not None)
         variant = self._variant(asked.split_special_tokens, truncation, self._padding(asked))
         encode = variant.encode_batch if asked.track_offsets else variant.encode_batch_fast
-        try:
-            encodings = encode(
-                rows, is_pretokenized=asked.is_split_into_words, add_special_tokens=asked.add_special_tokens
-            )
-        except Exception:  # the library raises nothing narrower where a text is too short to be cut
-            if asked.strategy is not None and seconds is not None:
-                self._check_room(asked, rows)
-            raise
+        with explaining(LongformerError, "the tokenizer's files do not let it encode this text"):
+            try:
+                encodings = encode(
+                    rows, is_pretokenized=asked.is_split_into_words, add_special_tokens=asked.add_special_tokens
+                )
+            except Exception:  # the library raises nothing narrower where a text is too short to be cut
+                if asked.strategy is not None and seconds is not None:
+                    self._check_room(asked, rows)
+                raise
         if seconds is not None:
             check_halves(encodings, batched)
         return self._encoding(encodings, asked, batched)
@@ -415,3 +427,16 @@ class LongformerTokenizer(Vocabulary):
 
     def __repr__(self) -> str:
         return f"LongformerTokenizer({len(self)} tokens, cls={self.cls_token!r}, sep={self.sep_token!r})"
+
+
+def load_tokenizer(name_or_path: str | Path | None, model: str | Path, **where: Any) -> LongformerTokenizer:
+    """The tokenizer that a user named, or that of the model.
+
+    Args:
+        name_or_path: folder or name on the hub; None is ``model``.
+        model: the model's.
+        where: ``revision`` and the like of the model, as for ``from_pretrained``; the revision is not that of another.
+    """
+    if name_or_path is None:
+        return LongformerTokenizer.from_pretrained(model, **where)
+    return LongformerTokenizer.from_pretrained(name_or_path, **{**where, "revision": None})

@@ -145,6 +145,7 @@ class TestAnswer:
         run("answer", "Who?", "--text", DOCUMENT)
         assert stub.loaded == {
             "name": None,
+            "tokenizer": None,
             "revision": None,
             "device": None,
             "dtype": torch.float32,
@@ -152,12 +153,13 @@ class TestAnswer:
         }
         assert stub.asked == {"question": "Who?", "document": DOCUMENT, "settings": AnswerSettings()}
         options = (
-            "--model m/n --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 --stride 9 "
-            "--null-threshold 1 --null-rule minimum --no-overlap --inside-words --top-k 2"
+            "--model m/n --tokenizer t --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 "
+            "--stride 9 --null-threshold 1 --null-rule minimum --no-overlap --inside-words --top-k 2"
         )
         run("answer", "Who?", "--text", DOCUMENT, *options.split())
         assert stub.loaded == {
             "name": "m/n",
+            "tokenizer": "t",
             "revision": "r",
             "device": "cpu",
             "dtype": torch.bfloat16,
@@ -228,7 +230,7 @@ class TestAnswer:
         (tmp_path / "latin1.txt").write_bytes("Zürich".encode("latin1"))
         status, _, err = run("answer", "Where?", str(tmp_path / "latin1.txt"))
         assert status == 2
-        assert "latin1.txt is not UTF-8 text: byte 0xfc at offset 1; convert it, for example with `iconv" in err
+        assert "latin1.txt is not UTF-8 text: byte 0xfc at offset 1; it seems to be WINDOWS-1252 text: convert" in err
         stdin(monkeypatch, b"abc\xff")
         assert "standard input is not UTF-8 text: byte 0xff at offset 3" in run("answer", "Where?", "-")[2]
         assert stub.loaded is None

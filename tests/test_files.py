@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from longformer import CheckpointError, ConfigError, DataError, LongformerConfig, LongformerTokenizer, files
+from longformer import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LongformerConfig,
+    LongformerTokenizer,
+    claims,
+    errors,
+    files,
+)
 from longformer.answering.squad import read_predictions, read_squad
 from longformer.checkpoints.weights import find_weights
 from longformer.errors import LongformerError
@@ -40,7 +51,13 @@ BOM = b"\xef\xbb\xbf"
         (BOM, "is empty"),
         (b'{"a": ', "is not valid JSON: Expecting value: line 1 column 7"),
         (b"{} {}", "is not valid JSON: Extra data"),
-        (b'{"a": "\xe9"}', r"is not UTF-8 text: byte 0xe9 at offset 7; convert it, for example with `iconv"),
+        (b'{"a": "\xe9"}', r"is not UTF-8 text: byte 0xe9 at offset 7; it seems to be WINDOWS-1252 text: conv"),
+        ('{"a": 1}'.encode("utf-16-le"), r"is not plain text; it seems to be UTF-16LE text without its mark: convert"),
+        (
+            b"<!DOCTYPE html>",
+            "is not valid JSON: .*; it is a web page, perhaps one",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1", "is not valid JSON: .*; it is a Git LFS pointer: run"),
         (b"\xff\xfe{\x00}", r"begins as UTF-16 text and goes on otherwise, at byte 4"),
         ("[1]".encode("utf-16"), "holds a list; it must be an object"),
         (b"[" * 100_000, "is nested too deep to be read as JSON"),
@@ -92,7 +109,7 @@ def test_a_document_keeps_its_byte_order_mark(tmp_path: Path) -> None:
         assert read_text(tmp_path / "a") == "Zoë\r\n"
 
 
-@pytest.mark.parametrize("data", [b"plain", gzip.compress(b"plain")])
+@pytest.mark.parametrize("data", [b"plain", gzip.compress(b"plain", mtime=0)])
 def test_a_gzip_file_is_read_where_that_is_asked(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.json").write_bytes(data)
     assert read_text(tmp_path / "a.json", unzip=True) == "plain"
@@ -102,7 +119,7 @@ def test_a_gzip_file_is_read_where_that_is_asked(tmp_path: Path, data: bytes) ->
     assert read_text(tmp_path / "pipe", unzip=True) == "plain"
     writer.join()
     if data != b"plain":
-        with pytest.raises(DataError, match="is not UTF-8 text"):
+        with pytest.raises(DataError, match="it seems to be gzip: unpack it with `gunzip"):
             read_text(tmp_path / "a.json")
 
 
@@ -289,3 +306,163 @@ def test_outputs_that_cannot_be_written(there: Path, paths: list[str], message: 
 def test_outputs_that_can_be_written(there: Path) -> None:
     check_outputs(["a.json", "in.json", "dangling.json", "/dev/null"], ["-", "absent.json", "/dev/null"])
     assert not Path("a.json").exists()
+
+
+PDF, DOCX = b"%PDF-1.7\nplain ASCII, which is valid UTF-8", b"PK\x03\x04\x14\x00\x06\x00word/document.xml"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (PDF, "a PDF: take its text out with `pdftotext 'a file' text.txt`"),
+        (DOCX, "DOCX: take its text out with `pandoc -f docx -t plain 'a file' -o text.txt`"),
+        (b"PK\x03\x04 other", "zip: unpack it with `unzip 'a file'`"),
+        (b"\x1f\x8b\x08\x00", "gzip: unpack it with `gunzip -c 'a file' > text.txt`"),
+        ("He said: no.".encode("utf-16-le"), "UTF-16LE text without its mark: convert it with `iconv -f UTF-16LE"),
+        ("He said: no.".encode("utf-16-be"), "UTF-16BE text without its mark: convert it with `iconv -f UTF-16BE"),
+        ("“Zürich”, he said.".encode("cp1252"), "WINDOWS-1252 text: convert it with `iconv -f WINDOWS-1252 -t UTF-8"),
+        ("これは日本語の文章です。".encode("shift-jis"), "perhaps SHIFT_JIS text: convert it with `iconv -f SHIFT_JIS"),
+        ("这是一个中文句子，在这里。".encode("gb18030"), "perhaps .* text: convert it with `iconv"),
+        ("Zürich".encode()[:2], "UTF-8 that ends within a character: it was cut short: fetch it again"),
+        ("Zürich, Genève, Bâle; ".encode() * 20 + b"\xff" + b" and so on" * 9, "UTF-8 with a few wrong bytes: leave"),
+        (bytes(range(256)) * 4, "no text at all: give a text file"),
+    ],
+)
+def test_what_a_file_seems_to_be(content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a file").write_bytes(content)
+    for read in (read_text, files.read_document):
+        with pytest.raises(DataError, match=rf"^a file is not (plain|UTF-8) text.*; it seems to be {said}"):
+            read("a file")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_encodings_that_say_what_they_are(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a").write_bytes("Zürich, 北京\r\n".encode(encoding))
+    assert read_text(tmp_path / "a") == "Zürich, 北京\r\n"
+    (tmp_path / "a").write_bytes("Zürich".encode("utf-16")[:-1])
+    with pytest.raises(DataError, match="begins as UTF-16 text and goes on otherwise, at byte"):
+        read_text(tmp_path / "a")
+
+
+def test_a_web_page_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "page").write_text("<!-- saved -->\n<!DOCTYPE html><html><p>Zürich</p>")
+    assert files.read_document(str(tmp_path / "page")).endswith("<p>Zürich</p>")
+    assert "seems to be a web page: its markup is read as text" in caplog.text
+    (tmp_path / "page").write_text("Of <html> and <body> this text speaks.")
+    caplog.clear()
+    files.read_document(str(tmp_path / "page"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])
+def test_names_that_no_file_has(path: str) -> None:
+    for use in (read_text, lambda path: write_text(path, ""), lambda path: check_outputs([path])):
+        with pytest.raises(DataError, match=r"names no file: there is (a NUL|half a) character in it"):
+            use(path)
+
+
+def test_standard_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'{"a": 1}')))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), write_through=True))
+    assert read_json("-") == {"a": 1}
+    sys.stdout.write("before ")
+    write_text("-", "é")
+    assert sys.stdout.buffer.getvalue() == "before é".encode()
+    assert list(tmp_path.iterdir()) == []
+    write_text(Path("-"), "x")  # a Path is a file's
+    write_text("./-", "y")
+    assert read_text(Path("-")) == "y"
+    check_outputs(["-"], ["-", "-/../-"])
+    with pytest.raises(DataError, match="standard input can be read once"):
+        check_outputs([], ["-", "-"])
+    with pytest.raises(DataError, match="- is written by this command already"):
+        check_outputs(["-", "-"])
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="standard input is closed"):
+        read_text("-")
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
+def test_names_as_long_as_they_may_be(tmp_path: Path, name: str) -> None:
+    check_outputs([tmp_path / name])
+    for text in ("old", "new"):
+        write_text(tmp_path / name, text)
+        assert read_text(tmp_path / name) == text
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(DataError, match="the file's name is too long; give one of 255 bytes"):
+        check_outputs([tmp_path / f"{name}nn"])
+    unfinished = claims.unfinished(tmp_path / name)
+    unfinished.touch()
+    assert claims.abandoned(tmp_path, [name]) == [unfinished]
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for use in (read_text, lambda path: write_text(path, ""), lambda path: check_outputs([path])):
+        with pytest.raises(DataError, match="Too many levels of symbolic links"):
+            use(tmp_path / "a")
+    assert (tmp_path / "a").is_symlink()
+
+
+def test_several_threads_write_one_file(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            write_text(tmp_path / "a", str(number) * 50_000)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    text = read_text(tmp_path / "a")
+    assert len(text) == 50_000 and len(set(text)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_another_process_writes_into(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from longformer.claims import claimed\n"
+    script += "with claimed(Path('run')): print('in', flush=True); sys.stdin.readline(); (Path('run') / 'x').touch()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    for end in ("killed", "done"):
+        with subprocess.Popen(
+            [sys.executable, "-c", script], cwd=tmp_path, stdin=-1, stdout=-1, env=environment
+        ) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"in\n"
+            with (
+                pytest.raises(LongformerError, match=f"run is in use by process {process.pid}, which writes into it"),
+                claims.claimed(tmp_path / "run"),
+            ):
+                pass
+            if end == "killed":
+                process.kill()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["x"]
+    with claims.claimed(tmp_path / "other"):
+        assert (tmp_path / "other").is_dir()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_message_is_one_readable_line() -> None:
+    words = " ".join(["word"] * 30_000)
+    for quoted in ("x" * 100_000, "\x1b[2J\x07" * 1000, "a\nb\r\tc\u2028d", "\ud800\udcff", words):
+        message = str(DataError(f"the value is {quoted}; give another"))
+        assert message.isprintable() and len(message) <= 2100
+        assert message.startswith("the value is ") and message.endswith("; give another")
+    assert str(DataError("a\x1bb\ud800")) == "a\\x1bb\\ud800"
+    assert errors.quoted(10**5000) == "a value (int) with an integer of thousands of digits"
+
+
+def test_toml(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(BOM + b"a = 1\n")
+    assert files.read_toml(path) == {"a": 1}
+    for content, said in (
+        (b"a = ", "is not valid TOML: "),
+        (b"a = " + b"9" * 5000, "holds an integer of more than"),
+        (b"a = " + b"[" * 1_000_000, "is nested too deep to be read as TOML"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"a\.toml {said}"):
+            files.read_toml(path)

@@ -24,7 +24,7 @@ from longformer.config import LongformerConfig
 from longformer.distributed import check_device
 from longformer.errors import DataError, LongformerError
 from longformer.models.heads import LongformerForQuestionAnswering
-from longformer.tokenizer import LongformerTokenizer
+from longformer.tokenizer import LongformerTokenizer, load_tokenizer
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the checkpoint that the package ships
 
@@ -71,6 +71,7 @@ class QuestionAnswerer:
         cls,
         name_or_path: str | Path | None = None,
         *,
+        tokenizer: str | Path | None = None,
         revision: str | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
@@ -83,6 +84,7 @@ class QuestionAnswerer:
 
         Args:
             name_or_path: a folder or a name on the hub; None is the small checkpoint that comes with the package.
+            tokenizer: folder or name on the hub of another tokenizer; None is the checkpoint's own.
             revision, dtype, device, impl, local_files_only, config: as for
                 :meth:`LongformerForQuestionAnswering.from_pretrained`.
             global_mask: as for the class.
@@ -94,7 +96,7 @@ class QuestionAnswerer:
         """
         check_device(device)
         source = PRETRAINED if name_or_path is None else name_or_path
-        tokenizer = LongformerTokenizer.from_pretrained(source, revision=revision, local_files_only=local_files_only)
+        read = load_tokenizer(tokenizer, source, revision=revision, local_files_only=local_files_only)
         model = LongformerForQuestionAnswering.from_pretrained(
             source,
             revision=revision,
@@ -105,7 +107,7 @@ class QuestionAnswerer:
             config=config,
             new_head=False,
         )
-        return cls(model, tokenizer, global_mask=global_mask)
+        return cls(model, read, global_mask=global_mask)
 
     def answer(
         self, question: str, document: str, *, settings: AnswerSettings | None = None, **fields: Any

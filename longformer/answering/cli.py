@@ -19,6 +19,7 @@ from longformer.answering.options import (
     take_settings,
 )
 from longformer.answering.settings import AnswerSettings
+from longformer.options import COUNT
 
 if TYPE_CHECKING:
     from longformer.answering.spans import Answer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @document_arguments
 @click.option(
     "--top-k",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=AnswerSettings.top_k,
     show_default=True,
     metavar="N",

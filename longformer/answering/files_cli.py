@@ -26,6 +26,7 @@ from longformer.answering.options import (
 )
 from longformer.errors import listed
 from longformer.files import check_outputs, write_json
+from longformer.options import COUNT
 
 if TYPE_CHECKING:
     from longformer.answering.evaluation import Predicted
@@ -118,7 +119,7 @@ def listed_questions(ids: Sequence[str]) -> str:
 @click.option("--n-best", metavar="OUT.json", help="Write several answers to each question too, with probabilities.")
 @click.option(
     "--n-best-size",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=20,
     show_default=True,
     metavar="N",
@@ -129,7 +130,7 @@ def listed_questions(ids: Sequence[str]) -> str:
     metavar="OUT.json",
     help="Write by how much no answer scores more than the best answer too, {id: number}.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Answer the first N questions only.")
+@click.option("--limit", type=COUNT, metavar="N", help="Answer the first N questions only.")
 @batch_option
 @answer_options
 @model_options
@@ -148,7 +149,7 @@ def predict(
     if n_best is None and first_given("n_best_size") is not None:
         raise click.UsageError("--n-best-size needs --n-best, which says where to write the answers")
     outputs = [path for path in (output, n_best, null_scores) if path is not None]
-    check_outputs(outputs, [file, *checkpoint_files(options["model"])])
+    check_outputs(outputs, [file, *checkpoint_files(options["model"], options["tokenizer"])])
     questions = Questions(file, form, skip_bad, questions_only=True)
     questions.examples = questions.examples[:limit]
     predicted = questions.predict(options, top_k=1 if n_best is None else n_best_size)

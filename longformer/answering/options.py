@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from longformer.answering.settings import NULL_RULES, SETTINGS, AnswerSettings
+from longformer.options import COUNT, tokenizer_option
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex")
 
-MODEL_OPTIONS = ("model", "revision", "device", "dtype", "impl")
+MODEL_OPTIONS = ("model", "tokenizer", "revision", "device", "dtype", "impl")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,6 +38,7 @@ def loading_options(command: Command) -> Command:
         ),
         click.option("--device", metavar="NAME", help="Where to compute, such as cuda; the CPU unless named."),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub."),
+        tokenizer_option,
     ):
         command = option(command)
     return command
@@ -56,7 +57,7 @@ def batch_option(command: Command) -> Command:
     """Option for the size of a batch."""
     return click.option(
         "--batch-tokens",
-        type=click.IntRange(min=1),
+        type=COUNT,
         default=4096,
         show_default=True,
         metavar="N",
@@ -84,19 +85,19 @@ def answer_options(command: Command) -> Command:
         ),
         click.option(
             "--max-length",
-            type=click.IntRange(min=1),
+            type=COUNT,
             metavar="N",
             help="Tokens read at once; as many as the model has positions for unless given.",
         ),
         click.option(
             "--stride",
-            type=click.IntRange(min=1),
+            type=COUNT,
             metavar="N",
             help="Tokens between the starts of the overlapping windows in which a long document is read.",
         ),
         click.option(
             "--max-answer-tokens",
-            type=click.IntRange(min=1),
+            type=COUNT,
             default=AnswerSettings.max_answer_tokens,
             show_default=True,
             metavar="N",
@@ -148,29 +149,32 @@ def take_settings(options: dict[str, Any]) -> AnswerSettings:
     return AnswerSettings(**{name: options.pop(name) for name in SETTINGS if name in options})
 
 
-def checkpoint_files(model: str | None) -> list[Path]:
-    """The files that are read of a checkpoint in a folder; none of a name on the hub."""
+def checkpoint_files(model: str | None, tokenizer: str | None = None) -> list[Path]:
+    """The files that are read of a checkpoint and of a tokenizer in folders; none of a name on the hub."""
     from longformer.answering.answerer import PRETRAINED
-    from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
-    from longformer.hub import CONFIG
+    from longformer.checkpoints.folder import files_of
 
-    folder = PRETRAINED if model is None else Path(os.path.expanduser(model))
-    if not folder.is_dir():
-        return []
-    weights = [path for end in ("*.safetensors", "*.bin", "*.index.json") for path in sorted(folder.glob(end))]
-    return [folder / name for name in (CONFIG, *TOKENIZER_FILES) if (folder / name).is_file()] + weights
+    return files_of(PRETRAINED if model is None else model) + ([] if tokenizer is None else files_of(tokenizer))
 
 
 def load_answerer(
-    model: str | None, revision: str | None, device: torch.device | str | None, dtype: str, impl: str
+    model: str | None,
+    tokenizer: str | None,
+    revision: str | None,
+    device: torch.device | str | None,
+    dtype: str,
+    impl: str,
 ) -> QuestionAnswerer:
-    """The model and tokenizer that ``model_options`` name."""
+    """The model and tokenizer that ``model_options`` name. An ``impl`` that cannot serve is said before they load."""
     import torch
 
     from longformer.answering.answerer import QuestionAnswerer
+    from longformer.models.loading import check_implementation
 
     if model is None and revision is not None:
         raise click.UsageError("--revision is of a --model on the hub; name one, or leave --revision out")
+    number_type = getattr(torch, dtype) if dtype in DTYPES else dtype
+    check_implementation(impl, device, number_type)
     return QuestionAnswerer.from_pretrained(
-        model, revision=revision, device=device, dtype=getattr(torch, dtype) if dtype in DTYPES else dtype, impl=impl
+        model, tokenizer=tokenizer, revision=revision, device=device, dtype=number_type, impl=impl
     )

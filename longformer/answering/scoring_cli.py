@@ -18,7 +18,7 @@ from longformer.answering.files_cli import (
 )
 from longformer.answering.options import answer_options, batch_option, first_given, model_options
 from longformer.errors import DataError
-from longformer.files import check_outputs
+from longformer.files import check_outputs, is_stream
 
 if TYPE_CHECKING:
     from longformer.answering.scores import Scores
@@ -103,7 +103,7 @@ def _check_evaluation(file: str, predictions: str | None, how: Mapping[str, Any]
     if given is not None:
         raise click.UsageError(f"{given} needs --na-probs, which says what speaks for no answer")
     if how["plot"] is not None:
-        if Path(how["plot"]).suffix.lower() not in PICTURES:
+        if Path(how["plot"]).suffix.lower() not in PICTURES and not is_stream(how["plot"]):
             raise DataError(f"{how['plot']!r} must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
         inputs = [path for path in (file, predictions, how["na_probs"]) if path is not None]
         check_outputs([how["plot"]], inputs)
@@ -185,15 +185,15 @@ def _tell_threshold(raw: Scores, scores: Scores, values: Mapping[str, float], th
 def _plot(path: str, curves: Mapping[str, Curve], scores: Scores, values: Mapping[str, float]) -> None:
     from matplotlib.figure import Figure
 
-    from longformer.files import write_file
     from longformer.plotting import draw_precision_recall, draw_values_by_kind
+    from longformer.plotting.figures import write_figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_precision_recall(left, {name: (curve.recall, curve.precision) for name, curve in curves.items()})
     known = [(values[key], has) for key, has in zip(scores.ids, scores.has_answer, strict=True) if key in values]
     draw_values_by_kind(right, [value for value, has in known if has], [value for value, has in known if not has])
-    write_file(path, lambda new: figure.savefig(new, dpi=110, format=Path(path).suffix.lower()[1:]))
+    write_figure(path, figure, dpi=110)
 
 
 def _comparison(questions: Questions, paths: tuple[str, str]) -> dict[str, Any]:

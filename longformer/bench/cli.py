@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from longformer.bench.options import (
     our_names,
 )
 from longformer.files import check_outputs
+from longformer.options import tokenizer_option
 
 if TYPE_CHECKING:
     from longformer.bench.timing import Record
@@ -151,7 +152,8 @@ def qa(data: str, tokenizer: str, limit: int | None, rival_batches: tuple[int, .
         found = qa.cases(architecture, rows, variants=variants, batch_sizes=rival_batches)
         return [timing.measure(case, rounds) for case in found]
 
-    _run("qa", records, {"data": Path(data).name, "limit": limit, "rival_batches": rival_batches}, options)
+    asked = {"data": Path(data).name, "limit": limit, "rival_batches": rival_batches}
+    _run("qa", records, asked, options, inputs=[data, tokenizer])
 
 
 @bench.command()
@@ -199,6 +201,7 @@ def scaling(lengths: tuple[int, ...], dtype: str, most_seconds: float, **options
 @click.option(
     "--model", metavar="NAME", help="Checkpoint: a folder or a name on the hub; the package's own if not given."
 )
+@tokenizer_option
 @click.option("--limit", type=POSITIVE, metavar="N", help="Take N questions, evenly spaced over the file.")
 @click.option(
     "--precisions",
@@ -208,13 +211,20 @@ def scaling(lengths: tuple[int, ...], dtype: str, most_seconds: float, **options
     help="Precisions to compare; the first must be float32.",
 )
 @common(rounds=3)
-def precision(data: str, model: str | None, limit: int | None, precisions: tuple[str, ...], **options: Any) -> None:
+def precision(
+    data: str,
+    model: str | None,
+    tokenizer: str | None,
+    limit: int | None,
+    precisions: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Speed, size of weights, logits and changed answers in each precision, over the SQuAD-format file DATA."""
 
     def records(rounds: int) -> list[Record]:
         from longformer.bench import precision
 
-        return [precision.measure(data, model, precisions, rounds, limit)]
+        return [precision.measure(data, model, precisions, rounds, limit, tokenizer)]
 
     def figures(records: list[Record]) -> dict[str, float]:
         from longformer.bench import precision
@@ -222,7 +232,7 @@ def precision(data: str, model: str | None, limit: int | None, precisions: tuple
         return precision.figures(records)
 
     asked = {"data": Path(data).name, "model": model, "limit": limit, "precisions": precisions}
-    _run("precision", records, asked, options, figures)
+    _run("precision", records, asked, options, figures, inputs=[data, model, tokenizer])
 
 
 @bench.command()
@@ -308,23 +318,36 @@ def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, .
     return measured["stopped"] or (1 if measured["errors"] else 0)
 
 
+def _files_read(*names: str | None) -> list[Path]:
+    """The files that are read, of files and of folders of checkpoints by their names."""
+    from longformer.checkpoints.folder import files_of
+
+    return [path for name in names if name is not None for path in files_of(name)]
+
+
 def _run(
     name: str,
     records: Callable[..., list[Record]],
     asked: dict[str, Any],
     options: dict[str, Any],
     figures: Callable[[list[Record]], dict[str, float]] = lambda records: {},
+    inputs: Sequence[str | None] = (),
 ) -> None:
-    """Measure the machine and then ``records``, write the files, and print the table last."""
+    """Measure the machine and then ``records``, write the files, and print the table last.
+
+    ``inputs``: files and folders that are read, beside the option ``config``. Nothing is written over them.
+    """
     import torch
 
     from longformer.bench import machine, plot, report
     from longformer.bench.timing import say
+    from longformer.plotting.figures import check_format
 
     threads, json_file, picture = (options.pop(key) for key in ("threads", "json_file", "plot"))
-    check_outputs(filter(None, (json_file, picture)))
+    check_outputs(filter(None, (json_file, picture)), _files_read(options.get("config"), *inputs))
     if picture is not None:
         plot.require_matplotlib()
+        check_format(picture)
     if threads is not None:
         torch.set_num_threads(threads)
     say("measuring the machine's matrix products")
@@ -335,4 +358,5 @@ def _run(
         found.write(json_file)
     if picture is not None:
         plot.draw(found, picture)
-    click.echo(f"{found.head()}\n\n{found.table()}")
+    # Where a file goes to standard output, nothing else does.
+    click.echo(f"{found.head()}\n\n{found.table()}", err="-" in (json_file, picture))

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from longformer.errors import LongformerError
+from longformer.options import COUNT, MOST
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-POSITIVE = click.IntRange(min=1)
+POSITIVE = COUNT
 
 
 class Numbers(click.ParamType):
@@ -31,6 +32,8 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is neither a number nor numbers with commas between them", parameter, context)
         if min(numbers) < self.least:
             self.fail(f"{min(numbers)} is too small; give at least {self.least}", parameter, context)
+        if max(numbers) > MOST:
+            self.fail(f"{max(numbers)} is too large; give at most {MOST}", parameter, context)
         return numbers
 
 
@@ -68,8 +71,13 @@ def common(rounds: int) -> Callable[[Command], Command]:
         click.option(
             "--threads", type=POSITIVE, metavar="N", help="Threads to compute with; by default torch's choice."
         ),
-        click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file."),
-        click.option("--plot", metavar="FILE.png", help="Draw the result into this file."),
+        click.option(
+            "--json",
+            "json_file",
+            metavar="FILE.json",
+            help="Write everything to this file; - is standard output.",
+        ),
+        click.option("--plot", metavar="FILE.png", help="Draw the result into this file; - is standard output."),
     )
 
 

@@ -9,6 +9,7 @@ from longformer.bench import formats
 from longformer.bench.report import Report
 from longformer.errors import LongformerError
 from longformer.plotting.curves import LINES, draw_cost
+from longformer.plotting.figures import write_figure
 
 
 def require_matplotlib() -> None:
@@ -24,10 +25,7 @@ def draw(report: Report, path: str | Path) -> None:
     figure = _against_length(report) if report.benchmark == "scaling" else _bars(report)
     head = report.head().splitlines()
     figure.suptitle(f"longformer bench {report.benchmark}\n{head[0]}\n{head[2]}", fontsize=9)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise LongformerError(f"{path} cannot be drawn: {error}") from None
+    write_figure(path, figure, dpi=150)
 
 
 def _figure(width: float, height: float) -> Any:

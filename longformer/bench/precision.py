@@ -23,7 +23,14 @@ DEFAULT = ("float32", "bfloat16", "mixed", "int8")
 LOGIT_STEP = 25  # the logits of every 25th question are compared
 
 
-def measure(data: str | Path, model: str | None, precisions: Sequence[str], rounds: int, limit: int | None) -> Record:
+def measure(
+    data: str | Path,
+    model: str | None,
+    precisions: Sequence[str],
+    rounds: int,
+    limit: int | None,
+    tokenizer: str | None = None,
+) -> Record:
     """Answer the questions of a SQuAD-format file in each precision. The first one is float32.
 
     Raises:
@@ -39,7 +46,8 @@ def measure(data: str | Path, model: str | None, precisions: Sequence[str], roun
     exact: list[Tensor] = []
     for name in precisions:
         say(f"{name}: answering")
-        answerer = QuestionAnswerer.from_pretrained(model, dtype=name if name in NAMED else getattr(torch, name))
+        number_type = name if name in NAMED else getattr(torch, name)
+        answerer = QuestionAnswerer.from_pretrained(model, tokenizer=tokenizer, dtype=number_type)
         answers[name] = [found[0].text for found in answerer.answer_batch(pairs)]
         weights[name] = stored_bytes(answerer.model)
         logits = [_logits(answerer, *pair) for pair in pairs[::LOGIT_STEP]]

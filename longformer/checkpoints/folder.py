@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -11,10 +12,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longformer.checkpoints.names import TIED, todays_name
+from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
 from longformer.checkpoints.weights import SAFETENSORS, unaliased
+from longformer.claims import remove_if_empty
 from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
 from longformer.files import read_json, replace_file
-from longformer.hub import CONFIG
+from longformer.hub import CONFIG, PathOrName
+
+
+def files_of(name_or_path: PathOrName) -> list[Path]:
+    """The files that are read of a checkpoint in a folder, or a file itself; nothing of a name on the hub."""
+    text = str(name_or_path)
+    folder = Path(os.path.expanduser(text))
+    if "\0" in text or not os.path.isdir(folder):
+        return [folder] if os.path.isfile(folder) else []
+    weights = [path for end in ("*.safetensors", "*.bin", "*.index.json") for path in sorted(folder.glob(end))]
+    return [folder / name for name in (CONFIG, *TOKENIZER_FILES) if os.path.isfile(folder / name)] + weights
+
+
+def files_to_write(folder: str) -> list[Path]:
+    """The files that a checkpoint with its tokenizer is written into."""
+    return [Path(folder) / name for name in (CONFIG, SAFETENSORS, *TOKENIZER_FILES)]
 
 
 def architectures_of(config_file: Path) -> list[str]:
@@ -67,6 +85,7 @@ def write_checkpoint(
     ]
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name not in left_out}
     on_cpu = {name: tensor.contiguous() for name, tensor in unaliased(kept).items()}
+    there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / SAFETENSORS, lambda path: save_file(on_cpu, path, metadata={"format": "pt"}))
@@ -74,6 +93,8 @@ def write_checkpoint(
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     except (OSError, SafetensorError) as error:
+        if not there:
+            remove_if_empty(folder)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file; a checkpoint is saved into a folder") from None
         raise CheckpointError(f"cannot write a checkpoint into {folder}: {in_one_line(error)}") from None

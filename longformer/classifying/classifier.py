@@ -26,7 +26,7 @@ from longformer.distributed import check_device
 from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.hub import find_config
 from longformer.models.heads import LongformerForSequenceClassification, head_of
-from longformer.tokenizer import LongformerTokenizer
+from longformer.tokenizer import LongformerTokenizer, load_tokenizer
 
 TEXTS_AT_ONCE = 256  # as many are tokenised together, which keeps the memory of their tokens' details small
 
@@ -76,6 +76,7 @@ class TextClassifier:
         cls,
         name_or_path: str | Path,
         *,
+        tokenizer: str | Path | None = None,
         revision: str | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
@@ -87,6 +88,7 @@ class TextClassifier:
 
         Args:
             name_or_path: a folder, or a name on the hub.
+            tokenizer: folder or name on the hub of another tokenizer; None is the checkpoint's own.
             revision, dtype, device, impl, local_files_only, config: as for
                 :meth:`LongformerForSequenceClassification.from_pretrained`.
 
@@ -98,11 +100,11 @@ class TextClassifier:
         check_device(device)
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         _check_head(name_or_path, where)
-        tokenizer = LongformerTokenizer.from_pretrained(name_or_path, **where)
+        read = load_tokenizer(tokenizer, name_or_path, **where)
         model = LongformerForSequenceClassification.from_pretrained(
             name_or_path, dtype=dtype, device=device, impl=impl, config=config, new_head=False, **where
         )
-        return cls(model, tokenizer)
+        return cls(model, read)
 
     def classify(
         self,

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longformer.answering.cli import printable
-from longformer.answering.options import DTYPES, batch_option, loading_options
+from longformer.answering.options import (
+    DTYPES,
+    batch_option,
+    loading_options,
+)
 from longformer.classifying.texts import Text, is_table, read_texts
 from longformer.files import read_document, read_text
+from longformer.options import MOST
 
 if TYPE_CHECKING:
     from longformer.classifying.classifier import Classification
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-length",
-    type=click.IntRange(min=3),
+    type=click.IntRange(3, MOST),
     metavar="N",
     help="Tokens that are read of a text; the rest is cut off. As many as the model has positions for unless given.",
 )

@@ -16,17 +16,15 @@ from longformer.answering.options import (
     model_options,
     take_settings,
 )
-from longformer.errors import DataError
-from longformer.files import check_outputs
+from longformer.files import check_outputs, check_suffix
+from longformer.options import COUNT
 
 
 @click.command()
 @document_arguments
-@click.option("-o", "--output", metavar="PAGE.html", help="The page to write.")
+@click.option("-o", "--output", metavar="PAGE.html", help="The page to write; - is standard output.")
 @click.option("--png", metavar="PICTURE.png", help="Write a still picture; needs matplotlib, the extra `plot`.")
-@click.option(
-    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="How many answers."
-)
+@click.option("--top-k", type=COUNT, default=5, show_default=True, metavar="N", help="How many answers.")
 @answer_options
 @model_options
 def explain(
@@ -44,10 +42,10 @@ def explain(
     if output is None and png is None:
         raise click.UsageError("say what to write: -o page.html, --png picture.png, or both")
     for path, suffix in ((output, ".html"), (png, ".png")):
-        if path is not None and not path.lower().endswith(suffix):
-            raise DataError(f"{path!r} must end in {suffix}, which says what it is")
+        if path is not None:
+            check_suffix(path, suffix)
     inputs = [] if document is None else [document]
-    check_outputs(filter(None, (output, png)), [*inputs, *checkpoint_files(options["model"])])
+    check_outputs(filter(None, (output, png)), [*inputs, *checkpoint_files(options["model"], options["tokenizer"])])
     text = given_document(document, text)
 
     from longformer.answering.texts import check_texts

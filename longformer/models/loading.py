@@ -15,8 +15,10 @@ from longformer.checkpoints.folder import check_tensors
 from longformer.checkpoints.names import check_tied, fit_names, todays_name
 from longformer.checkpoints.weights import unaliased
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, LongformerError, listed, unknown_name
+from longformer.distributed import check_device
+from longformer.errors import CheckpointError, LongformerError, in_one_line, listed, unknown_name
 from longformer.hub import PathOrName
+from longformer.kernels import choose
 from longformer.models import precision
 
 if TYPE_CHECKING:
@@ -177,3 +179,22 @@ def choose_device(device: object, device_map: object) -> Any:
     if device_map in ("auto", "balanced", "sequential"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     return f"cuda:{device_map}" if isinstance(device_map, int) else device_map
+
+
+def check_implementation(impl: str, device: torch.device | str | None, dtype: torch.dtype | str | None) -> None:
+    """Refuse an implementation of the attention that cannot serve a model there, before the model is loaded.
+
+    Args:
+        impl: one of ``longformer.kernels.IMPLEMENTATIONS``.
+        device: where the model will be; None is the CPU.
+        dtype: of its weights; a name, such as "mixed", stands for float32.
+
+    Raises:
+        LongformerError: the device or the implementation cannot be used here; says why.
+    """
+    placed_on = check_device(device)
+    number_type = dtype if isinstance(dtype, torch.dtype) else torch.float32
+    try:
+        choose(torch.empty(1, 1, 1, 16, dtype=number_type, device=placed_on), impl=impl)
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise LongformerError(f"{in_one_line(error).partition(': ')[2]}") from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from longformer.errors import DataError
-from longformer.files import check_outputs
+from longformer.files import check_outputs, check_suffix, write_text
+from longformer.options import COUNT, tokenizer_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
@@ -17,6 +18,7 @@ SUFFIX = ".safetensors"
 def sample_options(command: Command) -> Command:
     """Options for what the model is given and what is recorded."""
     for option in (
+        tokenizer_option,
         click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
@@ -34,7 +36,7 @@ def sample_options(command: Command) -> Command:
             is_flag=True,
             help="Record attention probabilities too, and check the kernel that they come from.",
         ),
-        click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Cut the input to N tokens."),
+        click.option("--max-tokens", type=COUNT, metavar="N", help="Cut the input to N tokens."),
         click.option("--question", metavar="TEXT", help="Question to put before an INPUT that is a text."),
     ):
         command = option(command)
@@ -46,15 +48,15 @@ def parity() -> None:
     """Record what a model computes; compare two implementations, and say where they differ and why.
 
     MODEL is a folder or a name on the hub, or a config.json, for which weights are drawn from --seed: of the class that
-    its architectures name, or of question answering. INPUT is a text
-    file, a .json file with input_ids, or a trace file, whose inputs are taken.
+    its architectures name, or of question answering. INPUT is a text file, - for a text on standard input, a .json file
+    with input_ids, or a trace file, whose inputs are taken.
     """
 
 
 @parity.command()
 @click.argument("model")
 @click.argument("input_file", metavar="INPUT")
-@click.option("-o", "--output", required=True, metavar="FILE.safetensors", help="The trace file to write.")
+@click.option("-o", "--output", required=True, metavar="FILE.safetensors", help="The trace file; - is standard output.")
 @click.option(
     "--reference",
     type=click.Choice(["transformers"]),
@@ -79,7 +81,9 @@ def record(
     **options: Any,
 ) -> None:
     """Run MODEL on INPUT and write every intermediate value to a trace file."""
-    check_output(output, SUFFIX)
+    check_suffix(output, SUFFIX)
+    check_outputs([output], [input_file, *model_files(model, options["tokenizer"])])
+    from longformer.files import is_stream, write_file
     from longformer.parity.runs import Contender, kind_of, model_folder, require_loss
     from longformer.parity.runs import record as run
     from longformer.parity.samples import Settings, read_sample
@@ -90,8 +94,16 @@ def record(
         if settings.gradients:
             require_loss(folder)
         sample = read_sample(input_file, folder, kind_of(folder).model, settings)
-        recorded = run(contender, folder, sample, output, settings, only=only, model_name=model)
-    click.echo(f"wrote {len(recorded)} values to {output}", err=True)
+        written: list[int] = []
+
+        def record_into(path: str | Path) -> None:
+            written.append(len(run(contender, folder, sample, path, settings, only=only, model_name=model)))
+
+        if is_stream(output):  # which cannot be read again, as a trace is
+            write_file(output, record_into)
+        else:
+            record_into(output)
+    click.echo(f"wrote {written[0]} values to {output}", err=True)
 
 
 @parity.command()
@@ -100,7 +112,7 @@ def record(
 @click.argument("input_file", metavar="INPUT", required=False)
 @click.option("--model", metavar="MODEL", help="The model; if not given, the one that a trace file names.")
 @click.option("--json", "json_file", metavar="FILE.json", help="Write everything to this file; - is standard output.")
-@click.option("--html", metavar="FILE.html", help="Write a page with charts to this file.")
+@click.option("--html", metavar="FILE.html", help="Write a page with charts to this file; - is standard output.")
 @click.option("--all", "everything", is_flag=True, help="Show every value, not only those around the first divergence.")
 @sample_options
 def compare(
@@ -122,10 +134,11 @@ def compare(
     longformer parity compare ours transformers text.txt --model longformer/pretrained --html report.html
     longformer parity compare ours port.safetensors --model my/checkpoint
     """
-    if json_file not in (None, "-"):
-        check_output(json_file, ".json")
-    if html is not None:
-        check_output(html, ".html")
+    inputs = [path for path in (a, b, input_file) if path is not None] + model_files(model, options["tokenizer"])
+    check_outputs(filter(None, (json_file, html)), inputs)
+    for path, suffix in ((json_file, ".json"), (html, ".html")):
+        if path is not None:
+            check_suffix(path, suffix)
     from longformer.parity.comparison import DIFFERENT, NON_FINITE
     from longformer.parity.contest import contest
     from longformer.parity.page import write_page
@@ -139,26 +152,15 @@ def compare(
         result = found.comparison
         if html is not None:
             write_page(html, found)
-    if json_file == "-":
-        click.echo(dumps(as_json(result)))
-    else:
-        click.echo(table(result, everything=everything))
-    if json_file not in (None, "-"):
-        write(json_file, dumps(as_json(result)) + "\n")
+    if json_file is not None:
+        write_text(json_file, dumps(as_json(result)) + "\n")
+    # Where a file goes to standard output, nothing else does.
+    click.echo(table(result, everything=everything), err="-" in (json_file, html))
     return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
 
 
-def check_output(path: str | None, suffix: str) -> None:
-    """Raise DataError, before anything is computed, if nothing can be written at ``path``."""
-    assert path is not None
-    if not path.endswith(suffix):
-        raise DataError(f"{path!r} must end in {suffix}, which says what it is")
-    check_outputs([path])
+def model_files(model: str | None, tokenizer: str | None) -> list[str]:
+    """The files that are read of a model and a tokenizer in folders."""
+    from longformer.checkpoints.folder import files_of
 
-
-def write(path: str | None, text: str) -> None:
-    """Write a file, whole or not at all. Raises DataError if that fails."""
-    assert path is not None
-    from longformer.files import write_text
-
-    write_text(path, text)
+    return [str(path) for name in (model, tokenizer) if name is not None for path in files_of(name)]

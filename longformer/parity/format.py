@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from longformer import __version__
 from longformer.checkpoints.names import todays_name
 from longformer.errors import DataError, LongformerError
 from longformer.files import parse_json
+from longformer.new_files import NewFile
 from longformer.parity.table import order, order_of
 
 FORMAT = "longformer-trace"
@@ -133,11 +133,15 @@ class TraceWriter:
         room = sum(len(json.dumps(name)) + 60 + 8 * 21 + 2 * 21 for name in names)
         self._header_size = -(-(room + len(json.dumps(self.metadata)) + 65536) // 8) * 8
         self._offset = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            self._file: BinaryIO = self._temporary.open("wb")
-            self._file.write(b" " * (8 + self._header_size))
+            self._new = NewFile(self.path)
+            self._file: BinaryIO = self._new.made.open("wb", buffering=0)  # nothing is left to be written at its end
         except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror}") from None
+        try:
+            self._put(b" " * (8 + self._header_size))
+        except OSError as error:
+            self.discard()
             raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -163,7 +167,7 @@ class TraceWriter:
         }
         try:
             if size:
-                self._file.write(tensor.flatten().view(torch.uint8).numpy().data)
+                self._put(tensor.flatten().view(torch.uint8).numpy().data)
         except OSError as error:
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from None
         self._offset += size
@@ -179,9 +183,9 @@ class TraceWriter:
             raise DataError(f"the metadata of {self.path} has {len(header):,} bytes, more than was left free for it")
         try:
             self._file.seek(0)
-            self._file.write(struct.pack("<Q", self._header_size) + header.ljust(self._header_size))
+            self._put(struct.pack("<Q", self._header_size) + header.ljust(self._header_size))
             self._file.close()
-            os.replace(self._temporary, self.path)
+            self._new.commit()
         except OSError as error:
             self.discard()
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from None
@@ -189,7 +193,13 @@ class TraceWriter:
     def discard(self) -> None:
         """Remove what was written, unless :meth:`close` has moved it to its place."""
         self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._new.discard()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        """Write all of ``data``, of which the system may take a part at a time."""
+        rest = memoryview(data).cast("B")
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
 
 
 class TraceFile(Mapping[str, Tensor]):

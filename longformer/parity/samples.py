@@ -14,7 +14,7 @@ from longformer.files import read_json, read_text
 from longformer.parity.format import read_trace
 from longformer.parity.layout import Longformer
 from longformer.parity.targets import check_targets, cut, default_targets, read_targets, targets_of
-from longformer.tokenizer import LongformerTokenizer
+from longformer.tokenizer import LongformerTokenizer, load_tokenizer
 
 SUFFIX = ".safetensors"
 ARGUMENTS = ("input_ids", "attention_mask", "global_attention_mask", "token_type_ids", "position_ids")
@@ -26,6 +26,7 @@ class Settings:
 
     seed: int | None = None  # of weights drawn for a config.json; None is the trace's that names it, or else 0
     question: str | None = None
+    tokenizer: str | None = None  # its folder or name on the hub; None is the model's own
     max_tokens: int | None = None
     probabilities: bool = False
     gradients: bool = False
@@ -65,7 +66,7 @@ def read_sample(path: str, model: str, kind: type[Longformer], settings: Setting
     elif path.endswith(".json"):
         inputs = _inputs_of_json(path, kind, config)
     else:
-        inputs = _inputs_of_text(path, model, settings.question)
+        inputs = _inputs_of_text(path, load_tokenizer(settings.tokenizer, model), settings.question)
     targets = {name: inputs.pop(name) for name in targets_of(kind) if name in inputs}
     if settings.max_tokens is not None:
         inputs = {name: tensor[:, : settings.max_tokens] for name, tensor in inputs.items()}
@@ -76,7 +77,7 @@ def read_sample(path: str, model: str, kind: type[Longformer], settings: Setting
         targets = targets or default_targets(kind, config, inputs)
         check_targets(path, kind, config, targets, inputs)
         inputs |= targets
-    return Sample(inputs, token_texts(inputs["input_ids"], model))
+    return Sample(inputs, token_texts(inputs["input_ids"], model, settings.tokenizer))
 
 
 def _inputs_of_trace(path: str, kind: type[Longformer]) -> dict[str, Tensor]:
@@ -138,18 +139,19 @@ def _rows(path: str, name: str, value: Any) -> list[list[int]]:
     return rows
 
 
-def _inputs_of_text(path: str, model: str, question: str | None) -> dict[str, Tensor]:
+def _inputs_of_text(path: str, tokenizer: LongformerTokenizer, question: str | None) -> dict[str, Tensor]:
     text = read_text(path)
-    tokenizer = LongformerTokenizer.from_pretrained(model)
+    if not text.strip():
+        raise DataError(f"{path} is empty; give a text, or another file")
     pair = (text,) if question is None else (question, text)
     encoding = tokenizer(*pair, return_tensors="pt")
     return {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"]}
 
 
-def token_texts(ids: Tensor, model: str) -> list[list[str]] | None:
-    """(B, S) texts of tokens, None for a model without a tokenizer."""
+def token_texts(ids: Tensor, model: str, named: str | None = None) -> list[list[str]] | None:
+    """(B, S) texts of tokens by the tokenizer ``named`` or the model's own, None for a model without one."""
     try:
-        tokenizer = LongformerTokenizer.from_pretrained(model)
+        tokenizer = load_tokenizer(named, model)
         return [tokenizer.convert_ids_to_tokens(row.tolist()) for row in ids]
     except (CheckpointError, DataError):
         return None

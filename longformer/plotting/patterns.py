@@ -19,6 +19,7 @@ from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
 from longformer.kernels import AttentionPattern
 from longformer.kernels.pattern import EVERYTHING
+from longformer.plotting.figures import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -227,7 +228,7 @@ def save_patterns(path: str | Path) -> None:
     panels[0].set_ylabel("query")
     for axes in panels:
         axes.set_xlabel("key")
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)
 
 
 def as_pattern(pattern: Pattern, dilation: int | Sequence[int] | None = None, causal: bool = False) -> AttentionPattern:

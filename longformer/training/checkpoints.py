@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from longformer.claims import abandoned, unfinished
 from longformer.errors import CheckpointError, in_one_line
-from longformer.files import abandoned, read_json, replace_file, sync, unfinished
+from longformer.files import read_json, replace_file, sync
 
 CHECKPOINTS = "checkpoints"
 TENSORS = "state.safetensors"

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from longformer.errors import LongformerError
+from longformer.options import tokenizer_option
 from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions, TrainingOptions
 
 POSITIONAL = ("source", "output", "files")
@@ -114,10 +115,11 @@ def classification(resume: bool, **given: Any) -> None:
 @click.command("evaluate-mlm")
 @click.argument("model")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@tokenizer_option
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of MODEL on the hub.")
 @click.option(
     "--max-length",
-    type=click.IntRange(min=8),
+    type=click.IntRange(8, 2**31 - 1),
     metavar="N",
     help="Tokens in one row. The default is 4096, or the number of the model's positions if that is smaller.",
 )
@@ -131,7 +133,7 @@ def classification(resume: bool, **given: Any) -> None:
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 2**63 - 1),
     default=MLMOptions.seed,
     show_default=True,
     metavar="N",

@@ -11,7 +11,8 @@ from longformer.answering.scores import bootstrap_ratio_interval
 from longformer.distributed import Processes, check_agreement, fail_together, processes
 from longformer.errors import LongformerError
 from longformer.models.heads import LongformerForMaskedLM
-from longformer.tokenizer import LongformerTokenizer
+from longformer.models.loading import check_implementation
+from longformer.tokenizer import LongformerTokenizer, load_tokenizer
 from longformer.training.mlm import HeldOut, Masking, pack_documents, read_documents
 from longformer.training.options import MLMOptions
 
@@ -20,6 +21,7 @@ def measure_mlm(
     model: str,
     files: Sequence[str],
     *,
+    tokenizer: str | None = None,
     revision: str | None = None,
     max_length: int | None = None,
     mask_probability: float = MLMOptions.mask_probability,
@@ -35,6 +37,7 @@ def measure_mlm(
     Args:
         model: a checkpoint with a masked-LM head: a folder, or a name on the hub.
         files: read by :func:`read_documents`.
+        tokenizer: folder or name on the hub of another tokenizer; None is the model's own.
         revision, device, impl: as for ``from_pretrained``.
         max_length: tokens of a row; None is 4096, or the number of the model's positions if that is smaller.
         mask_probability, seed: the same values give the same masks, with the same tokenizer, files and ``max_length``.
@@ -52,13 +55,14 @@ def measure_mlm(
     with processes(device) as group:
         with fail_together(group):
             placed_on = group.device if group.joined else device
+            check_implementation(impl, placed_on, dtype)
             loaded = LongformerForMaskedLM.from_pretrained(
                 model, revision=revision, dtype=dtype, device=placed_on, impl=impl, new_head=False
             )
-            tokenizer = LongformerTokenizer.from_pretrained(model, revision=revision)
-            tokenizer.check_rows(loaded.config.vocab_size)
+            read = load_tokenizer(tokenizer, model, revision=revision)
+            read.check_rows(loaded.config.vocab_size)
             length = _length(max_length, loaded.config.max_tokens)
-            held_out = _read(files, tokenizer, length, Masking(tokenizer, probability=mask_probability, seed=seed))
+            held_out = _read(files, read, length, Masking(read, probability=mask_probability, seed=seed))
         check_agreement(group, rows=str(len(held_out)), max_length=str(length))
         rows = _bits(loaded, held_out, group)
         return {**summary(rows), "rows": len(held_out), "max_length": length} if group.is_first else None

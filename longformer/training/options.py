@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -19,12 +19,7 @@ from typing import Any, TypeVar
 
 from longformer.config import PROBLEM_TYPES
 from longformer.errors import LongformerError
-from longformer.files import read_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from longformer.files import read_toml
 
 Options = TypeVar("Options", bound="TrainingOptions")
 
@@ -62,6 +57,9 @@ class TrainingOptions:
     """
 
     source: str = choice("", "Checkpoint to start from: a folder, or a name on the hub.")
+    tokenizer: str | None = choice(
+        None, "Folder, or name on the hub, of the tokenizer, where it is not the checkpoint's own."
+    )
     revision: str | None = choice(None, "Branch, tag or commit of SRC on the hub.")
     output: str = choice("", "Folder of the run; it will hold the best weights as a checkpoint.", decides_weights=False)
     files: tuple[str, ...] = choice((), "Files to train on.", decides_weights=False)
@@ -165,7 +163,7 @@ class TrainingOptions:
         Raises:
             LongformerError: the file cannot be read, it has an unknown option, or the class refuses a value.
         """
-        values: dict[str, Any] = {} if path is None else _read_toml(Path(path))
+        values: dict[str, Any] = {} if path is None else read_toml(path, error=LongformerError)
         known = {entry.name for entry in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
@@ -283,7 +281,10 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             return tuple(value)
         raise LongformerError(f"{name} is {value!r}; it must be a list of strings")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise LongformerError(f"{name} is an integer beyond every number of 64 bits; give a smaller one") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         expected = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
         raise LongformerError(f"{name} is {value!r}; it must be {expected[kind]}")
@@ -302,19 +303,12 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         f"more than {above}": above is None or value > above,
         f"at most {most}": most is None or value <= most,
         f"less than {below}": below is None or value < below,
-        "finite": value - value == 0,
+        f"at most {2**63 - 1}": isinstance(value, float) or value < 2**63,
+        "finite": isinstance(value, int) or math.isfinite(value),
     }
     for bound, holds in bounds.items():
         if not holds:
             raise LongformerError(f"{name} is {value}; it must be {bound}")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    text = read_text(path, error=LongformerError)
-    try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise LongformerError(f"{path} is not valid TOML: {error}") from None
 
 
 def _toml(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.evaluation import check_questions
 from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
+from longformer.checkpoints.folder import files_of, files_to_write
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
+from longformer.claims import claimed
 from longformer.classifying.labels import REGRESSION
 from longformer.config import LongformerConfig
 from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError, listed
+from longformer.files import check_overwrites
 from longformer.hub import CONFIG
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import (
@@ -31,8 +35,9 @@ from longformer.models.heads import (
     LongformerForQuestionAnswering,
     LongformerForSequenceClassification,
 )
+from longformer.models.loading import check_implementation
 from longformer.models.pretrained import Pretrained
-from longformer.tokenizer import LongformerTokenizer
+from longformer.tokenizer import LongformerTokenizer, load_tokenizer
 from longformer.training.checkpoints import CHECKPOINTS, remove_abandoned, replace_text
 from longformer.training.classification import ClassificationData, ClassificationTask, read_data
 from longformer.training.log import CURVES, LOG, check_plotting
@@ -133,7 +138,8 @@ def _train(
             is to be drawn.
         new_head: draw a new head even if the checkpoint has one.
     """
-    with processes(options.device) as group:
+    folder = Path(options.output)
+    with processes(options.device) as group, ExitStack() as until_the_end:
 
         def say(message: str) -> None:
             if group.is_first:
@@ -151,8 +157,14 @@ def _train(
             if options.plot:
                 check_plotting()
             if group.is_first:
+                if folder.is_dir() or not folder.exists():
+                    until_the_end.enter_context(claimed(folder))
                 changed = _check_folder(options, resume)
-            tokenizer = LongformerTokenizer.from_pretrained(options.source, revision=options.revision)
+                read = [path for name in (options.source, options.tokenizer) if name for path in files_of(name)]
+                written = [*files_to_write(options.output), *(folder / name for name in (OPTIONS_FILE, LOG, CURVES))]
+                check_overwrites(written, [*options.files, *options.evaluate_on, *read])
+            check_implementation(options.impl, group.device, torch.float32)
+            tokenizer = load_tokenizer(options.tokenizer, options.source, revision=options.revision)
             model = _load(options, head_class, head_config, new_head, say)
             _check_tokenizer(options.source, model.config, tokenizer)
             task = prepare(model, tokenizer, say)
@@ -165,7 +177,6 @@ def _train(
             versions=f"longformer {longformer.__version__}, torch {torch.__version__}",
             device=group.device.type,
         )
-        folder = Path(options.output)
         with fail_together(group):
             if group.is_first:
                 _prepare_folder(folder, options, tokenizer)

@@ -13,8 +13,8 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizers import TEXTS, write_roberta_files
-from tokenizers import AddedToken
+from small_tokenizers import TEXTS, write_bert_files, write_roberta_files
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, LongformerTokenizerFast
 
 from longformer import LongformerTokenizer
@@ -431,3 +431,44 @@ class TestCollatorsAndTrainer:
         assert trainer.train().global_step == 2
         trainer.save_model(tmp_path / "saved")
         assert plain(both(tmp_path / "saved").ours(QUESTIONS)) == plain(small.theirs(QUESTIONS))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"do_lower_case": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"do_lower_case": True, "strip_accents": False},
+        {"tokenize_chinese_chars": False, "do_lower_case": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_vocabulary_of_berts_first_years(tmp_path: Path, config: dict[str, Any], line_end: str) -> None:
+    """A folder with vocab.txt and tokenizer_config.json alone, as SciBERT and PubMedBERT have it."""
+    write_bert_files(tmp_path)
+    words = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
+    (tmp_path / "tokenizer.json").unlink()
+    lines = [word for word, _ in sorted(words.items(), key=lambda item: item[1])]
+    lines += ["Hello", "Zürich", "caffè", "北京是中国的首都", "##首都"]  # what the settings make a difference to
+    (tmp_path / "vocab.txt").write_bytes("".join(line + line_end for line in lines).encode())
+    if config:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = LongformerTokenizer.from_pretrained(tmp_path)
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert ours(text, add_special_tokens=False)["input_ids"] == theirs(text, add_special_tokens=False)["input_ids"]
+    ids = ours("Hello Zürich")["input_ids"]
+    assert ours.decode(ids) == theirs.decode(ids)
+    assert (ours.cls_token, ours.sep_token, ours.pad_token_id) == ("[CLS]", "[SEP]", theirs.pad_token_id)
+    ours.save_pretrained(tmp_path / "saved")
+    assert LongformerTokenizer.from_pretrained(tmp_path / "saved")("Hello Zürich")["input_ids"] == ids
+
+
+def test_words_that_end_at_spaces_alone(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nA\n##-\n##b\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_basic_tokenize": false, "max_len": 12}')
+    tokenizer = LongformerTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.tokenize("A-b a [MASK]") == ["A", "##-", "##b", "[UNK]", "[MASK]"]
+    assert tokenizer.model_max_length == 12

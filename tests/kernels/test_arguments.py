@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from longformer.kernels import global_attention, sliding_window_attention, sliding_window_probabilities
+from longformer.kernels import attention_pairs, global_attention, sliding_window_attention, sliding_window_probabilities
 
 GOOD: dict[str, Any] = {
     "query": torch.randn(2, 3, 8, 4),
@@ -55,3 +55,63 @@ def test_global_attention_refuses_unlike_heads() -> None:
 def test_probabilities_refuse_unlike_lengths() -> None:
     with pytest.raises(ValueError, match="a sliding window needs them equal"):
         sliding_window_probabilities(torch.randn(1, 2, 8, 4), torch.randn(1, 2, 9, 4), (2, 2))
+
+
+HUGE = 10**5000  # of more digits than Python writes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"causal": "no"}, "causal is 'no'; it must be True or False"),
+        ({"causal": torch.tensor(True)}, r"causal is a tensor of shape \(\); it must be True or False"),
+        ({"window": torch.tensor([2, 2])}, r"window is a tensor of shape \(2,\); it must be \(left, right\)"),
+        ({"window": (torch.tensor(2), 2)}, r"window is \(tensor\(2\), 2\); it must be"),
+        ({"window": (HUGE, -HUGE)}, r"window is a value \(tuple\) with an integer of thousands of digits; it must be"),
+        ({"dilation": torch.tensor([1, 2])}, r"dilation is a tensor of shape \(2,\); it must be"),
+        ({"dilation": -HUGE}, "dilation is a value .* with an integer of thousands of digits; it must be"),
+        ({"scale": torch.tensor(1.0)}, r"scale is a tensor of shape \(\); it must be a finite number"),
+        ({"scale": HUGE}, "scale is a value .* with an integer of thousands of digits; it must be a finite number"),
+        ({"scale": 1e200}, r"scale is 1e\+200; it must be a finite number below 2\*\*63"),
+        ({"dropout_p": torch.tensor(0.1)}, r"dropout_p is a tensor of shape \(\); it must be a number"),
+    ],
+)
+def test_what_is_no_number(changes: dict[str, Any], message: str) -> None:
+    query = torch.randn(1, 2, 8, 4)
+    with pytest.raises(ValueError, match=message):
+        sliding_window_attention(query, query, query, **{"window": (2, 2), **changes})
+
+
+@pytest.mark.parametrize("sides", [(HUGE, HUGE), (2**63, 2**64)], ids=["digits", "bits"])
+def test_windows_and_dilations_beyond_every_sequence(sides: tuple[int, int]) -> None:
+    query = torch.randn(1, 2, 8, 4)
+    everything = sliding_window_attention(query, query, query, None)
+    assert torch.equal(sliding_window_attention(query, query, query, sides), everything)
+    itself = sliding_window_attention(query, query, query, (0, 0))
+    assert torch.equal(sliding_window_attention(query, query, query, (3, 3), dilation=sides[0]), itself)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.to_sparse(), r"is of layout torch.sparse_coo; it must be an ordinary tensor \(for a sparse one"),
+        (lambda x: x.to("meta"), "is on the meta device, where tensors have shapes but no numbers"),
+    ],
+)
+@pytest.mark.parametrize("name", ["query", "key", "value", "key_mask", "global_mask"])
+def test_tensors_without_numbers(name: str, change: Any, message: str) -> None:
+    arguments = dict.fromkeys(("query", "key", "value"), torch.randn(1, 2, 8, 4))
+    arguments |= dict.fromkeys(("key_mask", "global_mask"), torch.ones(1, 8, dtype=torch.bool))
+    arguments[name] = change(arguments[name])
+    if message.startswith("is on the meta") and name in ("key", "value"):
+        message = "on meta and query .* on cpu|is on the meta device"
+    with pytest.raises(TypeError, match=message):
+        sliding_window_attention(window=(2, 2), **arguments)
+
+
+@pytest.mark.parametrize(
+    "seq_len", [0, -1, True, 2**40, HUGE, "8", torch.tensor(8)], ids=lambda value: type(value).__name__
+)
+def test_lengths_that_are_none(seq_len: Any) -> None:
+    with pytest.raises(ValueError, match=r"seq_len is .*; it must be an int >= 1"):
+        attention_pairs(seq_len, (2, 2))
