@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from longformer.answering.answerer import QuestionAnswerer
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex", "chunked")
 
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "impl")
 
