@@ -47,7 +47,8 @@ def _of_heads(
     seq_len, pattern = query.shape[2], problem.pattern
     if not torch.compiler.is_compiling():  # a graph's length is any
         gap = min(gap, seq_len)  # from there on every token is alone in its class
-    rows, columns = _cut(-(-seq_len // gap), pattern, query.device)
+    # Without negative numbers, whose quotients ONNX rounds towards 0.
+    rows, columns = _cut((seq_len + gap - 1) // gap, pattern, query.device)
     queries = _taken(_classes(query, gap), rows)  # (B, H, d, N, T, D)
     keys, values = (_taken(_classes(x, gap), columns) for x in (key, value))  # (B, H, d, N, K, D)
     if tokens.global_index is not None:
@@ -123,7 +124,9 @@ def _classes(x: Tensor, gap: int) -> Tensor:
     """(B, H, S, D) to (B, H, d, M, D): token m of class c is token m·d + c of the sequence; beyond its end it is 0."""
     if gap == 1:
         return x[:, :, None]
-    return F.pad(x, (0, 0, 0, -x.shape[2] % gap)).unflatten(2, (-1, gap)).transpose(2, 3)
+    seq_len = x.shape[2]
+    count = (seq_len + gap - 1) // gap
+    return F.pad(x, (0, 0, 0, count * gap - seq_len)).unflatten(2, (count, gap)).transpose(2, 3)
 
 
 def _in_order(x: Tensor, seq_len: int) -> Tensor:

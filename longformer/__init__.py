@@ -9,6 +9,7 @@ from longformer.lazy import lazily
 if TYPE_CHECKING:
     from longformer.answering.answerer import Answer, QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.exporting.graph import export
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
@@ -37,6 +38,7 @@ __all__ = [
     "LongformerTokenizer",
     "QuestionAnswerer",
     "attentions_to_dense",
+    "export",
 ]
 __version__ = "0.1.0"
 
@@ -52,5 +54,6 @@ _HOMES = {
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
     "attentions_to_dense": "models.attention",
+    "export": "exporting.graph",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -17,6 +17,7 @@ from longformer.answering.options import DTYPES, first_given
 from longformer.bench.cli import bench
 from longformer.errors import LongformerError
 from longformer.explain.cli import explain
+from longformer.exporting.cli import export
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
@@ -133,5 +134,5 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-for command in (answer, predict, evaluate, bench, evaluate_mlm, explain, parity, train):
+for command in (answer, predict, evaluate, bench, evaluate_mlm, explain, export, parity, train):
     cli.add_command(command)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex", "chunked")
 
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")  # files of a checkpoint that are not an exported model's
+
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "impl")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -41,7 +43,8 @@ def model_options(command: Command) -> Command:
         click.option(
             "--model",
             metavar="NAME",
-            help="Folder, or name on the hub. Without it, the small model that comes with the package.",
+            help="Folder, also of longformer export, or name on the hub. Without it, the small model that comes with "
+            "the package.",
         ),
     ):
         command = option(command)
@@ -132,8 +135,16 @@ def checkpoint_files(model: str | None) -> list[Path]:
     folder = PRETRAINED if model is None else Path(os.path.expanduser(model))
     if not folder.is_dir():
         return []
-    weights = [path for end in ("*.safetensors", "*.bin", "*.index.json") for path in sorted(folder.glob(end))]
+    weights = [path for end in (*WEIGHTS, "*.onnx*") for path in sorted(folder.glob(end))]
     return [folder / name for name in (CONFIG, *TOKENIZER_FILES) if (folder / name).is_file()] + weights
+
+
+def is_exported(model: str) -> bool:
+    """Whether ``model`` is an ``.onnx`` file, or a folder that holds one and no weights of ours."""
+    path = Path(os.path.expanduser(model))
+    if path.is_dir():
+        return any(path.glob("*.onnx")) and not any(each for end in WEIGHTS for each in path.glob(end))
+    return path.suffix == ".onnx"
 
 
 def load_answerer(
@@ -146,6 +157,11 @@ def load_answerer(
 
     if model is None and revision is not None:
         raise click.UsageError("--revision is of a --model on the hub; name one, or leave --revision out")
+    if model is not None and is_exported(model):
+        given = first_given("revision", "device", "dtype", "impl")
+        if given is not None:
+            raise click.UsageError(f"{given} does not go with an exported --model, in which that is fixed")
+        return QuestionAnswerer.from_onnx(os.path.expanduser(model))
     return QuestionAnswerer.from_pretrained(
         model, revision=revision, device=device, dtype=getattr(torch, dtype) if dtype in DTYPES else dtype, impl=impl
     )

@@ -113,7 +113,7 @@ def compare(
     everything: bool,
     **options: Any,
 ) -> int:
-    """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL] or transformers[:DTYPE].
+    """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL], transformers[:DTYPE] or an exported FILE.onnx.
 
     INPUT is needed unless one of them is a trace file. A third run, in float64, is the truth: both are judged by it.
     Exit status 1: different, or not finite.
@@ -121,6 +121,7 @@ def compare(
     \b
     longformer parity compare ours transformers text.txt --model longformer/pretrained --html report.html
     longformer parity compare ours port.safetensors --model my/checkpoint
+    longformer parity compare ours exported/model.onnx text.txt --model my/checkpoint
     """
     if json_file not in (None, "-"):
         check_output(json_file, ".json")

@@ -16,11 +16,12 @@ from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, listed
 from longformer.models.heads import Head
+from longformer.models.kinds import kind_of
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import Trace, metadata_object, read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
 from longformer.parity.rounding import Truth
-from longformer.parity.runs import Contender, kind_of, load_ours, model_folder, record, require_loss
+from longformer.parity.runs import Contender, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES
 
