@@ -59,7 +59,8 @@ def export(
 
     Args:
         model: ours, in any mode; it is not changed.
-        path: the file, which ends in ``.onnx``. Weights of 2 GB or more are written beside it, as ``.onnx.data``.
+        path: the file, which ends in ``.onnx``; its folder is made if there is none. Weights of 2 GB or more stand
+            beside it, as ``.onnx.data``.
         dtype: precision in which the weights are stored, float32, float16 or bfloat16. The arithmetic is float32: a
             runtime widens the weights when it loads them.
         int8: let ONNX Runtime store the weights of the linear layers in int8, and quantise their inputs as they come.
@@ -110,6 +111,10 @@ def _check_arguments(path: Path, dtype: torch.dtype, int8: bool, opset: int) -> 
             f"{path} must end in {SUFFIX}, which says what it is"
             + (f"; it is a folder: name a file in it, such as {path / ('model' + SUFFIX)}" if path.is_dir() else "")
         )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent} cannot be made: {error.strerror}; name another folder") from None
     check_outputs([path])
     if dtype not in DTYPES:
         raise LongformerError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
@@ -192,14 +197,18 @@ def quantised(onnx: Any, proto: Any) -> Any:
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=proto.ByteSize() > LARGEST,
+            use_external_data_format=_bytes_of_weights(proto) > LARGEST,
         )
         return onnx.load(after)
 
 
+def _bytes_of_weights(proto: Any) -> int:
+    return sum(len(weight.raw_data) for weight in proto.graph.initializer)
+
+
 def write(onnx: Any, proto: Any, path: Path) -> None:
     """Write a file, whole or not at all; weights of 2 GB or more beside it. Raises DataError where that fails."""
-    if sum(len(weight.raw_data) for weight in proto.graph.initializer) <= LARGEST:
+    if _bytes_of_weights(proto) <= LARGEST:
         write_file(path, lambda new: new.write_bytes(proto.SerializeToString()))
         return
     data = path.name + BESIDE
