@@ -161,7 +161,10 @@ def _give_defaults(onnx: Any, proto: Any) -> None:
 
 
 def _describe(proto: Any, model: Any, names: Sequence[str]) -> None:
-    """Write into the file what :class:`OnnxModel` checks its input by."""
+    """Write into the file what :class:`OnnxModel` checks its input by, and not where on this machine it comes from."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
     about = {"config": json.dumps(model.config.to_dict()), "class": type(model).__name__, "outputs": json.dumps(names)}
     for key, value in about.items():
         proto.metadata_props.add(key=KEY + key, value=value)

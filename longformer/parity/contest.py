@@ -70,6 +70,8 @@ def contest(
         probabilities=settings.probabilities or any(_has_probabilities(file) for file in files.values()),
         gradients=settings.gradients or any(_has_gradients(file) for file in files.values()),
     )
+    for contender in contenders.values():
+        contender.check(settings)
     with ExitStack() as stack:
         folder = stack.enter_context(model_folder(chosen, settings.seed))
         if settings.gradients:

@@ -86,6 +86,16 @@ class Contender:
         except DataError as error:
             raise DataError(f"{text!r}: {error}") from None
 
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is a model in an ``.onnx`` file."""
+        return self.implementation.endswith(EXPORTED)
+
+    def check(self, settings: Settings) -> None:
+        """Raise DataError where it does not have what is to be recorded."""
+        if self.is_exported and (settings.gradients or settings.probabilities):
+            raise DataError(f"{self.implementation} has neither gradients nor attention probabilities")
+
     def load(self, name_or_path: str) -> nn.Module:
         """The model at ``name_or_path``, a folder or a name on the hub, ready to be run in this way."""
         dtype = getattr(torch, self.dtype)
@@ -178,9 +188,7 @@ def record(
     metadata = {"model": model_name or model, "seed": str(settings.seed or 0)}
     if sample.tokens is not None:
         metadata["tokens"] = json.dumps(sample.tokens)
-    if contender.implementation.endswith(EXPORTED):
-        if settings.gradients or settings.probabilities:
-            raise DataError(f"{contender.implementation} has neither gradients nor attention probabilities")
+    if contender.is_exported:
         return record_exported(contender.implementation, model, sample.inputs, path, metadata, only=only or None)
     torch.manual_seed(settings.seed or 0)
     module = contender.load(model)

@@ -38,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(folder)
 
-    def run(*arguments: str) -> tuple[Any, str, str]:
+    def run(*arguments: str, model: str = "model") -> tuple[Any, str, str]:
         with pytest.raises(SystemExit) as end:
-            main(["parity", "compare", *arguments, "--model", "model"])
+            main(["parity", "compare", *arguments, "--model", model])
         said = capsys.readouterr()
         return end.value.code, said.out, said.err
 
@@ -67,18 +67,17 @@ def test_the_base_model(folder: Path, compare: Any) -> None:
     model = LongformerModel(TINY).eval()
     model.save_pretrained(folder / "base")
     export(model, folder / "base.onnx", check=False)
-    status, out, _ = compare("ours", "base.onnx", "ids.json", "--model", "base")
+    status, out, _ = compare("ours", "base.onnx", "ids.json", model="base")
     assert status == 0 and "in 2 values" in out.splitlines()[0]
 
 
 def test_what_an_exported_model_does_not_have(compare: Any, folder: Path) -> None:
-    assert compare("ours", "outputs.onnx", "ids.json", "--probabilities")[2].startswith(
-        "error: outputs.onnx has neither gradients nor attention probabilities"
-    )
+    said = compare("ours", "outputs.onnx", "ids.json", "--probabilities")[2]
+    assert said.startswith("error: outputs.onnx has neither gradients nor attention probabilities")
     positions = {"input_ids": IDS[:1], "position_ids": [list(range(2, 14))]}
     (folder / "positions.json").write_text(json.dumps(positions))
     assert "and no position_ids; leave it out" in compare("ours", "outputs.onnx", "positions.json")[2]
     draw(TINY.replace(attention_window=4), seed=0).save_pretrained(folder / "other")
-    said = compare("ours", "outputs.onnx", "ids.json", "--model", "other")[2]
+    said = compare("ours", "outputs.onnx", "ids.json", model="other")[2]
     assert "outputs.onnx was exported from a model of another config than other" in said
     assert "absent.onnx is no file" in compare("ours", "absent.onnx", "ids.json")[2]
