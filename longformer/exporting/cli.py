@@ -18,7 +18,7 @@ import click
 @click.option("--int8", is_flag=True, help="Linear layers in int8, by ONNX Runtime's quantiser. Some answers change.")
 @click.option("--trace", is_flag=True, help="Give the inner values too, for longformer parity compare.")
 @click.option(
-    "--opset", type=int, default=20, show_default=True, metavar="N", help="Version of ONNX's operators, 18 or later."
+    "--opset", type=int, default=20, show_default=True, metavar="N", help="Version of ONNX's operators, 18 to 23."
 )
 @click.option("--check/--no-check", default=True, help="Run the file and compare it with the model, at many lengths.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of MODEL on the hub.")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line
 from longformer.exporting import check as checks
 from longformer.exporting.packages import load
 from longformer.exporting.program import OWN, copied, traced
@@ -34,7 +34,8 @@ from longformer.tokenizer import LongformerTokenizer
 SUFFIX = ".onnx"
 BESIDE = ".data"  # behind the file's name: its weights, where they are too many for it
 LARGEST = 2**31 - 2**24  # bytes of weights in a file: protobuf's messages end at 2 GiB, and the graph needs some
-LEAST_OPSET, OPSET = 18, 20  # of torch's exporter; and the first that has gelu as one operator
+LEAST_OPSET, LARGEST_OPSET = 18, 23  # that torch's exporter writes, and we have tried
+OPSET = 20  # the first that has gelu as one operator
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEFAULTS = {"attention_mask": 1, "global_attention_mask": OWN}
 
@@ -65,7 +66,7 @@ def export(
             runtime widens the weights when it loads them.
         int8: let ONNX Runtime store the weights of the linear layers in int8, and quantise their inputs as they come.
         inner_values: the results of the modules are outputs too, under the modules' names, for parity's traces.
-        opset: version of ONNX's operators, 18 or later.
+        opset: version of ONNX's operators, 18 to 23.
         tokenizer: written beside the file, as :meth:`QuestionAnswerer.from_onnx` wants it.
         check: run the file, by onnx's checker and by ONNX Runtime against the model, see :mod:`.check`.
 
@@ -74,20 +75,22 @@ def export(
 
     Raises:
         LongformerError: a model that cannot be exported, see :func:`export_program`; a package that is not installed;
-            an opset that is too old; or the file gives other numbers than the model.
+            an opset that is too old or too new; or the file gives other numbers than the model.
         DataError: ``path`` is a folder, or cannot be written.
     """
     path = Path(path)
     _check_arguments(path, dtype, int8, opset)
     onnx = load("onnx")
-    load("onnxscript")
     copy = copied(model, "chunked", dtype).float()  # what is rounded already is stored without another loss
     with _quiet():
         program, names = traced(copy, masks_by_token=False, inner_values=inner_values)
         inputs = ["input_ids", *DEFAULTS]
-        made: Any = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, input_names=inputs, output_names=names, verbose=False
-        )
+        try:
+            made: Any = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, input_names=inputs, output_names=names, verbose=False
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise LongformerError(f"torch {torch.__version__} cannot write this model: {in_one_line(error)}") from error
     proto = made.model_proto
     _name_sizes(proto, len(program.example_inputs[0][0].shape))
     _give_defaults(onnx, proto)
@@ -111,17 +114,19 @@ def _check_arguments(path: Path, dtype: torch.dtype, int8: bool, opset: int) -> 
             f"{path} must end in {SUFFIX}, which says what it is"
             + (f"; it is a folder: name a file in it, such as {path / ('model' + SUFFIX)}" if path.is_dir() else "")
         )
+    if dtype not in DTYPES:
+        raise LongformerError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+    if int8 and dtype != torch.float32:
+        raise LongformerError(f"dtype is {dtype}, and int8 quantises float32; leave one of them out")
+    if not LEAST_OPSET <= opset <= LARGEST_OPSET:
+        raise LongformerError(f"opset is {opset}; torch's exporter writes {LEAST_OPSET} to {LARGEST_OPSET}")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        load(package)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path.parent} cannot be made: {error.strerror}; name another folder") from None
     check_outputs([path])
-    if dtype not in DTYPES:
-        raise LongformerError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
-    if int8 and dtype != torch.float32:
-        raise LongformerError(f"dtype is {dtype}, and int8 quantises float32; leave one of them out")
-    if opset < LEAST_OPSET:
-        raise LongformerError(f"opset is {opset}; torch's exporter writes {LEAST_OPSET} and later, such as {OPSET}")
 
 
 @contextlib.contextmanager

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from exported import build, global_tokens, questions
 
 from longformer import LongformerForQuestionAnswering
 from longformer.exporting import export_program
+
+pytestmark = pytest.mark.slow
 
 ALONE = """
 import sys
