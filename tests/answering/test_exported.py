@@ -13,6 +13,7 @@ from tiny_checkpoint import save_tiny_checkpoint, tiny_model, wordpiece_tokenize
 
 from longformer import CheckpointError, LongformerError, LongformerForTokenClassification, QuestionAnswerer
 from longformer.cli import main
+from longformer.explain import explain
 from longformer.exporting import export
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install 'longformer[onnx]'")
@@ -80,6 +81,11 @@ def test_the_command(checkpoint: Path, exported: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["answer", "Who?", "--text", "Ada.", "--model", str(exported), "--dtype", "bfloat16"])
     assert "--dtype does not go with an exported --model" in capsys.readouterr().err
+
+
+def test_an_exported_model_cannot_be_explained(exported: Path) -> None:
+    with pytest.raises(LongformerError, match="an exported model has no attention to show; explain the model"):
+        explain(QuestionAnswerer.from_onnx(exported), *PAIRS[0])
 
 
 def test_folders_that_do_not_answer(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
