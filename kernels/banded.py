@@ -36,6 +36,22 @@ class BandProbabilities(NamedTuple):
     columns: Tensor
     column_index: Tensor
 
+    def dense(self, pattern: AttentionPattern) -> Tensor:
+        """The same probabilities as a matrix (B, H, S, S), 0 where a row sees nothing.
+
+        Args:
+            pattern: the pattern with which they were computed.
+        """
+        heads, seq_len, width = self.band.shape[1:]
+        left = seq_len - 1 if pattern.window is None else pattern.window[0]
+        steps = torch.arange(-left, width - left, device=self.band.device)
+        gaps = torch.tensor(pattern.gaps(heads), device=self.band.device)[:, None, None]
+        column = torch.arange(seq_len, device=self.band.device)[:, None] + steps * gaps  # (H, S, W)
+        # Outside the sequence the probability is 0. It may be added to any column.
+        places = column.clamp(0, seq_len - 1).expand_as(self.band)
+        dense = self.band.new_zeros(*self.band.shape[:3], seq_len).scatter_add(3, places, self.band)
+        return dense.scatter_add(3, self.column_index.clamp(min=0)[:, None, None].expand_as(self.columns), self.columns)
+
     def with_global_columns_apart(self, pattern: AttentionPattern) -> BandProbabilities:
         """The same probabilities. Those of all global columns are in ``columns``, and their places in ``band`` are 0.
 

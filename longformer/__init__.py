@@ -7,8 +7,11 @@ from longformer.errors import CheckpointError, ConfigError, DataError, Longforme
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
-    from longformer.answering.answerer import Answer, QuestionAnswerer
+    from longformer.answering.answerer import QuestionAnswerer
     from longformer.answering.settings import AnswerSettings
+    from longformer.answering.spans import Answer
+    from longformer.classifying.classifier import Classification, TextClassifier
+    from longformer.editing.edit import edit
     from longformer.exporting.graph import export
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
@@ -19,12 +22,14 @@ if TYPE_CHECKING:
         LongformerForSequenceClassification,
         LongformerForTokenClassification,
     )
+    from longformer.parity.recorder import trace
     from longformer.tokenizer import LongformerTokenizer
 
 __all__ = [
     "Answer",
     "AnswerSettings",
     "CheckpointError",
+    "Classification",
     "ConfigError",
     "DataError",
     "LongformerConfig",
@@ -37,14 +42,18 @@ __all__ = [
     "LongformerModel",
     "LongformerTokenizer",
     "QuestionAnswerer",
+    "TextClassifier",
     "attentions_to_dense",
+    "edit",
     "export",
+    "trace",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "answering.answerer",
+    "Answer": "answering.spans",
     "AnswerSettings": "answering.settings",
+    "Classification": "classifying.classifier",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",
@@ -53,7 +62,10 @@ _HOMES = {
     "LongformerModel": "models.encoder",
     "LongformerTokenizer": "tokenizer",
     "QuestionAnswerer": "answering.answerer",
+    "TextClassifier": "classifying.classifier",
     "attentions_to_dense": "models.attention",
+    "edit": "editing.edit",
     "export": "exporting.graph",
+    "trace": "parity.recorder",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

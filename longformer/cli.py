@@ -12,9 +12,12 @@ from typing import NoReturn
 
 import click
 
-from longformer.answering.cli import answer, evaluate, predict
+from longformer.answering.cli import answer
+from longformer.answering.files_cli import predict
 from longformer.answering.options import DTYPES, first_given
+from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
+from longformer.classifying.cli import classify
 from longformer.errors import LongformerError
 from longformer.explain.cli import explain
 from longformer.exporting.cli import export
@@ -134,5 +137,17 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-for command in (answer, predict, evaluate, bench, evaluate_mlm, explain, export, parity, train):
+for command in (
+    answer,
+    predict,
+    evaluate,
+    bench,
+    classify,
+    evaluate_mlm,
+    explain,
+    export,
+    parity,
+    train,
+    tune_threshold,
+):
     cli.add_command(command)

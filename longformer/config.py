@@ -19,9 +19,12 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(unsafe_hash=True, kw_only=True)
 class LongformerConfig:
     """Architecture of a Longformer. It cannot be changed, and its values are checked once, when it is made.
+
+    :meth:`replace` makes another one. An attribute may be assigned the value that it has, since transformers' Trainer
+    does so. Any other assignment is a ``ConfigError``: the layers have been made from the values that there are.
 
     The defaults are those of ``allenai/longformer-base-4096``, the released base model (149M parameters).
 
@@ -76,6 +79,26 @@ class LongformerConfig:
     num_labels: int = 2
     label_names: tuple[str, ...] = ()
     problem_type: str | None = None
+
+    model_type = "longformer"
+    use_cache = False  # an encoder keeps no keys and values for a next token
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_new = name in self.__dataclass_fields__ and name not in self.__dict__
+        if is_new:  # __init__ assigns it
+            object.__setattr__(self, name, value)
+        elif not hasattr(self, name):
+            raise ConfigError(f"LongformerConfig has no {name!r}, so it cannot be set to {value!r}")
+        elif getattr(self, name) != value:
+            change = f"{name}={value!r}"
+            remedy = f"make another with config.replace({change}), and a model from it"
+            raise ConfigError(
+                f"{name} is {getattr(self, name)!r}, and a config cannot be changed; "
+                f"{remedy if name in (*self.__dict__, 'id2label', 'label2id') else f'leave out {change}'}"
+            )
+
+    def __delattr__(self, name: str) -> None:
+        raise ConfigError(f"{name} cannot be deleted: a config cannot be changed")
 
     def __post_init__(self) -> None:
         for name in (
@@ -255,6 +278,38 @@ class LongformerConfig:
         return cls(**arguments)
 
     @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        **changes: Any,
+    ) -> LongformerConfig:
+        """The config of a checkpoint.
+
+        Args:
+            name_or_path: a folder, or a model's name on the hub such as ``"allenai/longformer-base-4096"``.
+            revision, local_files_only, cache_dir, token: as for :meth:`LongformerModel.from_pretrained`.
+            changes: as for :meth:`replace`, such as ``num_labels=3``.
+
+        Raises:
+            CheckpointError: there is no such folder or model, or it has no ``config.json``.
+            ConfigError: ``config.json`` does not describe a Longformer.
+        """
+        from longformer.hub import find_config  # imports what a config does not need otherwise
+
+        where: dict[str, Any] = {
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+        }
+        return cls.from_file(find_config(name_or_path, **where)).replace(**changes)
+
+    @classmethod
     def from_file(cls, path: str | Path) -> LongformerConfig:
         """Read a ``config.json``. Raises ``ConfigError``, which names the file, if it cannot be read or is not one."""
         values = read_json(path, error=ConfigError)
@@ -276,7 +331,15 @@ class LongformerConfig:
         values["label2id"] = self.label2id
         if values["problem_type"] is None:
             del values["problem_type"]
-        return {"model_type": "longformer", **values}
+        return {"model_type": self.model_type, **values}
+
+    def to_json_string(self, **extra: Any) -> str:
+        """The text of ``config.json``, with further entries ``extra``."""
+        return json.dumps({**self.to_dict(), **extra}, indent=2, sort_keys=True) + "\n"
+
+    def get_text_config(self) -> LongformerConfig:
+        """Itself: the config's part for text, which transformers' Trainer and peft ask for, is all of it."""
+        return self
 
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write ``config.json`` completely or not at all. ``extra`` adds entries such as ``architectures``.
@@ -284,8 +347,7 @@ class LongformerConfig:
         Raises:
             ConfigError: the file cannot be written.
         """
-        text = json.dumps({**self.to_dict(), **extra}, indent=2, sort_keys=True) + "\n"
-        write_text(path, text, error=ConfigError)
+        write_text(path, self.to_json_string(**extra), error=ConfigError)
 
 
 # A config must have these entries. from_dict does not guess them: with a wrong value a model might load and run, and

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.folder import architectures_of, check_tensors, dtype_name, find_config, write_checkpoint
-from longformer.checkpoints.hub import PathOrName, find_files
+from longformer.checkpoints.folder import architectures_of, check_tensors, dtype_name, write_checkpoint
 from longformer.checkpoints.names import (
     BERT_LM_HEAD,
     PARTS,
@@ -28,6 +27,7 @@ from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, listed
 from longformer.files import read_json, write_file
+from longformer.hub import PathOrName, find_config, find_files
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import head_of
 from longformer.tokenizer import LongformerTokenizer

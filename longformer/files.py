@@ -6,6 +6,7 @@ Only the standard library is imported, since the command asks for its files befo
 from __future__ import annotations
 
 import glob
+import gzip
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -24,6 +26,10 @@ LARGEST = 4 * 2**30  # bytes of a file that is read at once: as Python's objects
 BLOCK = 2**24  # bytes
 DAY = 24 * 3600.0  # seconds
 LINKS = 40  # as many as Linux follows
+
+BOM = "\ufeff"  # the byte order mark with which some programs begin a file
+GZIP = b"\x1f\x8b"  # how a gzip file begins
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # that mark in UTF-16, whose bytes cannot begin a UTF-8 file
 
 JSON_TYPES = {
     dict: "an object",
@@ -41,21 +47,36 @@ Error = type[LongformerError]
 # Reading
 
 
-def read_text(path: str | Path, *, error: Error = DataError) -> str:
-    """Text of a UTF-8 file, with its line ends as they are and without a byte order mark.
+def read_text(path: str | Path, *, error: Error = DataError, unzip: bool = False) -> str:
+    """Text of a file in UTF-8, or in UTF-16 that begins with its mark; line ends as they are, no byte order mark.
 
     Args:
         path: the file.
         error: what is raised.
+        unzip: read what a gzip file holds, whatever its name.
 
     Raises:
-        error: no such file, not readable, not UTF-8 (with the first wrong byte), or larger than ``LARGEST``.
+        error: no such file, not readable, not text (with the first wrong byte), or larger than ``LARGEST``.
     """
-    return _read(str(path), lambda: open(path, "rb"), error)
+    return _read(str(path), lambda: _unzipped(path) if unzip else open(path, "rb"), error).removeprefix(BOM)
+
+
+@contextmanager
+def _unzipped(path: str | Path) -> Iterator[Any]:
+    with open(path, "rb") as file:
+        if file.peek(2)[:2] == GZIP:  # without a seek, which a pipe does not have
+            with gzip.GzipFile(fileobj=file) as unzipped:
+                yield unzipped
+        else:
+            yield file
 
 
 def read_document(path: str) -> str:
-    """Text of a document, as :func:`read_text` reads it, or of standard input for ``-``. Raises DataError."""
+    """Text of a document, as :func:`read_text` reads it, or of standard input for ``-``. Raises DataError.
+
+    A byte order mark of a UTF-8 file stays: it is a character of what ``open(path, encoding="utf-8")`` reads, and
+    offsets count it.
+    """
     if path == "-":
         return _read("standard input", lambda: nullcontext(sys.stdin.buffer), DataError)
     return _read(path, lambda: open(path, "rb"), DataError, missing="; to give the document itself, use --text")
@@ -67,6 +88,8 @@ def _read(name: str, opened: Callable[[], AbstractContextManager[Any]], error: E
             data = _read_bytes(file)
     except FileNotFoundError:
         raise error(f"no file at {name!r}{missing}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as failure:
+        raise error(f"{name} is a damaged gzip file: {failure}") from None
     except OSError as failure:
         raise error(f"{name} cannot be read: {failure.strerror}") from None
     except (OverflowError, MemoryError):
@@ -74,8 +97,10 @@ def _read(name: str, opened: Callable[[], AbstractContextManager[Any]], error: E
             f"{name} is too large: {LARGEST:,} bytes can be read at most, and no more than fit memory"
         ) from None
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
+        return data.decode("utf-16" if data.startswith(UTF16) else "utf-8")
     except UnicodeDecodeError as failure:
+        if failure.encoding != "utf-8":
+            raise error(f"{name} begins as UTF-16 text and goes on otherwise, at byte {failure.start}") from None
         raise error(
             f"{name} is not UTF-8 text: byte 0x{data[failure.start]:02x} at offset {failure.start}; "
             "convert it, for example with `iconv -f latin1 -t utf-8`"

@@ -13,7 +13,6 @@ from typing import Any
 from tokenizers import Encoding as RawEncoding
 from tokenizers import models, pre_tokenizers, processors
 
-from longformer.checkpoints.hub import find_files
 from longformer.checkpoints.tokenizer_files import (
     BERT_TOKENS,
     EXTRA_TOKENS,
@@ -29,6 +28,7 @@ from longformer.encoding import Encoding, as_columns, check_halves, pad_columns
 from longformer.encoding_options import NO_LIMIT, EncodingOptions, check_choice, text_rows
 from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line, unknown_name
 from longformer.files import replace_file
+from longformer.hub import find_files
 from longformer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 # What tokenizer_config.json says of how to tokenize, beside the special tokens.

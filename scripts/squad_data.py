@@ -1,7 +1,11 @@
-"""Make SQuAD-format files from others and from plain text: ``split``, ``lengthen``, ``whole``, ``spans``."""
+"""Make files to train on from SQuAD-format files and from plain text.
+
+``split``, ``lengthen``, ``whole`` and ``spans`` make SQuAD-format files, ``labels`` makes CSV files of labelled texts.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -23,7 +27,7 @@ COMMON = frozenset(
 
 @click.group()
 def main() -> None:
-    """Make SQuAD-format files to train on from others and from plain text."""
+    """Make files to train on from SQuAD-format files and from plain text."""
 
 
 def read(path: str) -> list[Entry]:
@@ -135,6 +139,24 @@ def spans(files: tuple[str, ...], output: str, words: int, questions: int, title
                 question["id"] = f"{Path(name).stem}-{i}-{j}"
         made.append({"title": Path(name).stem, "paragraphs": paragraphs})
     write(output, made)
+
+
+@main.command()
+@click.argument("file")
+@click.argument("train")
+@click.argument("held")
+@click.option("--title", "titles", multiple=True, required=True, help="The articles whose questions to take.")
+@click.option("--every", default=3, help="Hold out the questions about every third paragraph, from the first.")
+def labels(file: str, train: str, held: str, titles: tuple[str, ...], every: int) -> None:
+    """Label FILE's questions with the title of their article, and write them to the CSV files TRAIN and HELD."""
+    rows: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+    for article in read(file):
+        for i, paragraph in enumerate(article["paragraphs"] if article["title"] in titles else []):
+            rows[i % every == 0] += [(question["question"].strip(), article["title"]) for question in paragraph["qas"]]
+    for path, out in ((train, False), (held, True)):
+        with open(path, "w", encoding="utf-8", newline="") as opened:
+            csv.writer(opened).writerows([("text", "label"), *rows[out]])
+        click.echo(f"{path}: {len(rows[out])} questions", err=True)
 
 
 def _documents(name: str, titles: tuple[str, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -14,13 +15,14 @@ import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
 import longformer
-from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
+from longformer import CheckpointError, DataError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
 from longformer import cli as command
 from longformer.answering import options
-from longformer.answering.answerer import Answer, QuestionAnswerer
+from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.cli import describe, surroundings
 from longformer.answering.scores import evaluate
 from longformer.answering.settings import AnswerSettings
+from longformer.answering.spans import Answer, Found
 from longformer.answering.squad import read_squad
 from longformer.kernels.api import IMPLEMENTATIONS
 
@@ -65,11 +67,18 @@ def stub(monkeypatch: pytest.MonkeyPatch):
                 Answer("Ada", 0.125, start, start + 3),
             ][: settings.top_k]
 
-        def answer_batch(self, pairs, *, settings, batch_tokens, progress):
+        def search(self, pairs, *, settings, batch_tokens, progress, refused):
             self.asked = {"settings": settings, "batch_tokens": batch_tokens}
-            for _ in pairs:
+            found = {}
+            for i, (question, document) in enumerate(pairs):
+                if question == "Too long?":
+                    refused(i, DataError("leaves no room"))
+                    continue
                 progress(1)
-            return [[Answer(document[:4], 1.0, 0, 4)] for _, document in pairs]
+                answers = [Answer(document[: 4 - n], 0.5 - n / 10, 0, 4 - n) for n in range(min(settings.top_k, 3))]
+                none = settings.null_threshold is not None and len(document) > settings.null_threshold
+                found[i] = Found([Answer("", 0.5, 0, 0), *answers] if none else answers, float(len(document)))
+            return found
 
     stub = Stub()
     monkeypatch.setattr(QuestionAnswerer, "from_pretrained", stub.from_pretrained)
@@ -114,10 +123,17 @@ class TestAnswer:
     def test_as_json_and_nothing_else(self, run, stub):
         status, out, err = run("answer", "Who?", "--text", DOCUMENT, "--top-k", "2", "--json")
         assert (status, err) == (0, "")
+        place = {"line": 2, "sentence": "On Monday, Ada Lovelace met 12 people!"}
         assert json.loads(out) == [
-            {"text": "Ada Lovelace", "probability": 0.8125, "start": 34, "end": 46},
-            {"text": "Ada", "probability": 0.125, "start": 34, "end": 37},
+            {"text": "Ada Lovelace", "probability": 0.8125, "start": 34, "end": 46, **place},
+            {"text": "Ada", "probability": 0.125, "start": 34, "end": 37, **place},
         ]
+
+    def test_no_answer_stands_nowhere(self, run, stub, monkeypatch):
+        monkeypatch.setattr(stub, "answer", lambda *_, **__: [Answer("", 0.5, 0, 0)])
+        (found,) = json.loads(run("answer", "Who?", "--text", "a", "--json")[1])
+        assert found == {"text": "", "probability": 0.5, "start": 0, "end": 0, "line": None, "sentence": None}
+        assert run("answer", "Who?", "--text", "a")[1] == "no answer\n  probability 50.0%\n"
 
     def test_several_answers_stand_apart(self, run, stub):
         _, out, _ = run("answer", "Who?", "--text", DOCUMENT, "--top-k", "2")
@@ -136,7 +152,8 @@ class TestAnswer:
         }
         assert stub.asked == {"question": "Who?", "document": DOCUMENT, "settings": AnswerSettings()}
         options = (
-            "--model m/n --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 --stride 9"
+            "--model m/n --revision r --device cpu --dtype bfloat16 --impl banded --max-answer-tokens 7 --stride 9 "
+            "--null-threshold 1 --null-rule minimum --no-overlap --inside-words --top-k 2"
         )
         run("answer", "Who?", "--text", DOCUMENT, *options.split())
         assert stub.loaded == {
@@ -146,12 +163,27 @@ class TestAnswer:
             "dtype": torch.bfloat16,
             "impl": "banded",
         }
-        assert stub.asked["settings"] == AnswerSettings(max_answer_tokens=7, stride=9)
+        answer = {"null_threshold": 1, "null_rule": "minimum", "no_overlap": True, "inside_words": True, "top_k": 2}
+        assert stub.asked["settings"] == AnswerSettings(max_answer_tokens=7, stride=9, **answer)
 
     def test_standard_input_as_it_is(self, run, stub, monkeypatch):
         stdin(monkeypatch, "\ufeffZürich.\r\nAda Lovelace".encode())
-        assert run("answer", "Who?", "-")[0] == 0
-        assert stub.asked["document"] == "Zürich.\r\nAda Lovelace"
+        status, out, _ = run("answer", "Who?", "-", "--json")
+        (answer,) = json.loads(out)
+        assert status == 0 and stub.asked["document"] == "\ufeffZürich.\r\nAda Lovelace"
+        assert (answer["start"], answer["sentence"]) == (10, "Ada Lovelace")  # without the mark before
+
+    @pytest.mark.parametrize("mark, encoding", [("\ufeff", "utf-8"), ("", "utf-8"), ("\ufeff", "utf-16-le")])
+    def test_offsets_are_of_what_open_reads(self, run, checkpoint, tmp_path, mark, encoding):
+        path = tmp_path / "d.txt"
+        path.write_bytes(f"{mark}Anna sang.\r\nPaul ran.".encode(encoding))
+        text = open(path, encoding="utf-8" if encoding == "utf-8" else "utf-16", newline="").read()
+        arguments = ["answer", "Who?", str(path), "--model", checkpoint, "--json", "--top-k", "5"]
+        answers = json.loads(run(*arguments)[1])
+        assert [text[a["start"] : a["end"]] for a in answers] == [a["text"] for a in answers]
+        assert not any("\ufeff" in a["text"] + a["sentence"] for a in answers)
+        plain = json.loads(run(*[*arguments[:2], "--text", "Anna sang.\r\nPaul ran.", *arguments[3:]])[1])
+        assert [(a["text"], a["probability"]) for a in answers] == [(a["text"], a["probability"]) for a in plain]
 
     def test_a_model_end_to_end(self, run, checkpoint):
         status, out, err = run("answer", "Who?", "--text", "They do.", "--model", checkpoint, "--json")
@@ -238,13 +270,13 @@ class TestPredict:
         file = squad_file(tmp_path / "q.json", "Anna sang.", "Züri is.", "Paul ran.")
         out = tmp_path / "p.json"
         options = ["--batch-tokens", "77", "--max-answer-tokens", "5", "--stride", "6", "--max-length", "8"]
-        options += ["--null-threshold", "-0.5"]
+        options += ["--null-threshold", "99.5"]
         status, printed, err = run("predict", file, "-o", str(out), *options)
         assert (status, printed) == (0, "")
         assert err == f"wrote 3 answers to {out}\n"
         assert json.loads(out.read_text(encoding="utf-8")) == {"id0": "Anna", "id1": "Züri", "id2": "Paul"}
         assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] == []
-        settings = AnswerSettings(max_answer_tokens=5, stride=6, max_length=8, null_threshold=-0.5)
+        settings = AnswerSettings(max_answer_tokens=5, stride=6, max_length=8, null_threshold=99.5)
         assert stub.asked == {"batch_tokens": 77, "settings": settings}
 
     def test_some_of_them(self, run, stub, tmp_path):
@@ -273,14 +305,14 @@ class TestPredict:
             ("nowhere.json", "p.json", "error: no file at 'nowhere.json'"),
             ("q.json", "nowhere/p.json", "error: there is no folder 'nowhere' to write p.json into; make it first"),
             ("q.json", "folder", "error: folder is a folder; give a file to write to"),
-            ("broken.json", "p.json", "error: broken.json: data[0].paragraphs[0].context is missing"),
+            ("broken.json", "p.json", "error: broken.json, data[0].paragraphs[0].qas[0]: id '7': context is missing"),
         ],
     )
     def test_bad_input_is_found_before_loading(self, run, stub, tmp_path, monkeypatch, file, output, message):
         monkeypatch.chdir(tmp_path)
         squad_file(tmp_path / "q.json", "Anna sang.")
         (tmp_path / "folder").mkdir()
-        (tmp_path / "broken.json").write_text('{"data": [{"paragraphs": [{}]}]}')
+        (tmp_path / "broken.json").write_text('{"data": [{"paragraphs": [{"qas": [{"id": 7, "question": "Who?"}]}]}]}')
         status, _, err = run("predict", file, "-o", output)
         assert status == 2
         assert message in err
@@ -314,6 +346,95 @@ class TestPredict:
             done = child(f"from longformer.cli import main; main({arguments!r})", tmp_path, stdout=out.fileno())
         assert done.returncode == 0, done.stderr
         assert set(json.loads((tmp_path / "out.json").read_text())) == {"id0"}
+
+    def test_several_answers_and_null_scores(self, run, stub, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.", "Paul ran.")
+        paths = [str(tmp_path / name) for name in ("p.json", "n.json", "s.json")]
+        options = ["-o", paths[0], "--n-best", paths[1], "--n-best-size", "2", "--null-scores", paths[2]]
+        assert run("predict", file, *options, "--null-threshold", "9.5")[0] == 0
+        predictions, n_best, null_scores = (json.loads(Path(path).read_text()) for path in paths)
+        assert predictions == {"id0": "", "id1": "Paul"}
+        assert null_scores == {"id0": 10.0, "id1": 9.0}
+        assert [found["text"] for found in n_best["id0"]] == ["", "Anna", "Ann"]
+        assert n_best["id1"] == [
+            {"text": "Paul", "probability": 0.5, "start": 0, "end": 4},
+            {"text": "Pau", "probability": 0.4, "start": 0, "end": 3},
+        ]
+        assert stub.asked["settings"] == AnswerSettings(top_k=2, null_threshold=9.5)
+
+    def test_null_scores_of_a_model_are_what_a_threshold_compares(self, run, checkpoint, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang. " * 20, "Paul ran.", "Mary sat. And more.")
+        out, scores = str(tmp_path / "p.json"), str(tmp_path / "s.json")
+        common = ["predict", file, "-o", out, "--model", checkpoint]
+        assert run(*common, "--null-scores", scores)[0] == 0
+        values = json.loads(Path(scores).read_text())
+        for threshold in values.values():
+            assert run(*common, "--null-threshold", repr(threshold))[0] == 0
+            answers = json.loads(Path(out).read_text())
+            assert {key for key, text in answers.items() if not text} == {k for k, v in values.items() if v > threshold}
+
+    def test_bad_questions(self, run, stub, tmp_path):
+        path = tmp_path / "q.json"
+        squad_file(path, "Anna sang.", "Paul ran.", "Mary sat.", "Emma ate.")
+        data = json.loads(path.read_text())
+        questions = [paragraph["qas"][0] for paragraph in data["data"][0]["paragraphs"]]
+        del questions[1]["question"]
+        questions[2]["question"] = "Too long?"
+        path.write_text(json.dumps(data))
+        out = tmp_path / "p.json"
+        arguments = ["predict", str(path), "-o", str(out)]
+        at = f"{path}, data[0].paragraphs[{{}}].qas[0]: id 'id{{}}': "
+        no_question, no_room = at.format(1, 1) + "question is missing", at.format(2, 2) + "leaves no room"
+        assert run(*arguments) == (2, "", f"error: {no_question}\n")
+        assert stub.loaded is None and not out.exists()
+        status, printed, err = run(*arguments, "--skip-bad")
+        assert (status, printed) == (0, "")
+        assert err == f"left out: {no_question}\nleft out: {no_room}\nwrote 2 answers to {out}, 2 questions left out\n"
+        assert json.loads(out.read_text()) == {"id0": "Anna", "id3": "Emma"}
+
+        questions[1]["question"] = "Who?"
+        path.write_text(json.dumps(data))
+        assert run(*arguments) == (2, "", f"error: {no_room}\n")
+        status, printed, err = run("evaluate", str(path), "--skip-bad", "--json")
+        assert json.loads(printed)["skipped"] == 1 and scores(printed) == {"exact_match": 75, "f1": 75, "total": 4}
+        assert "1 question (id2) without a prediction, scored 0" in err
+        for question in questions:
+            question["question"] = "Too long?"
+        path.write_text(json.dumps(data))
+        status, _, err = run(*arguments, "--skip-bad")
+        first = f"{at.format(0, 0)}leaves no room"
+        assert status == 2 and err.endswith(f"error: none of the 4 questions can be asked; the first is {first}\n")
+
+    def test_a_question_that_a_model_cannot_take(self, run, checkpoint, tmp_path):
+        path = tmp_path / "q.jsonl.gz"
+        rows = [{"id": i, "question": "Who? " * (1 + 20 * (i == 1)), "context": "Anna sang."} for i in range(3)]
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+        arguments = ["predict", str(path), "-o", str(tmp_path / "p.json"), "--model", checkpoint]
+        status, _, err = run(*arguments)
+        assert status == 2 and err.startswith(f"error: {path}, line 2: id '1': the question 'Who? Who?")
+        status, _, err = run(*arguments, "--skip-bad")
+        assert status == 0 and err.count("\n") == 2 and "1 question left out" in err
+        assert set(json.loads((tmp_path / "p.json").read_text())) == {"0", "2"}
+        status, _, err = run(*arguments, "--skip-bad", "--max-length", "999")
+        assert status == 2 and "max_length is 999" in err  # no fault of a question's
+
+    def test_the_form_may_be_said(self, run, stub, tmp_path):
+        row = {"id": "1", "question": "Who?", "context": "Anna sang.", "qas": []}
+        (tmp_path / "q.json").write_text(json.dumps([row]))
+        arguments = ["predict", str(tmp_path / "q.json"), "-o", str(tmp_path / "p.json")]
+        assert "its form is not certain; say it with --format" in run(*arguments)[2]
+        assert run(*arguments, "--format", "rows")[0] == 0
+        assert run(*arguments, "--format", "mrqa")[2] == f"error: {tmp_path / 'q.json'}: holds no questions\n"
+
+    def test_an_option_that_would_do_nothing(self, run):
+        status, _, err = run("predict", "q.json", "-o", "p.json", "--n-best-size", "3")
+        assert status == 2 and "--n-best-size needs --n-best" in err
+
+    def test_two_outputs_in_one_place(self, run, stub, tmp_path):
+        file = squad_file(tmp_path / "q.json", "Anna sang.")
+        out = str(tmp_path / "p.json")
+        status, _, err = run("predict", file, "-o", out, "--null-scores", out)
+        assert status == 2 and "is written by this command already" in err and stub.loaded is None
 
     def test_no_output(self, run):
         assert "Missing option '-o'" in run("predict", "q.json")[2]

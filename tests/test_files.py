@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from longformer.errors import LongformerError
 from longformer.files import (
     check_outputs,
     parse_json,
+    read_document,
     read_json,
     read_text,
     replace_file,
@@ -39,7 +41,8 @@ BOM = b"\xef\xbb\xbf"
         (b'{"a": ', "is not valid JSON: Expecting value: line 1 column 7"),
         (b"{} {}", "is not valid JSON: Extra data"),
         (b'{"a": "\xe9"}', r"is not UTF-8 text: byte 0xe9 at offset 7; convert it, for example with `iconv"),
-        ('{"a": 1}'.encode("utf-16"), r"is not UTF-8 text: byte 0xff at offset 0"),
+        (b"\xff\xfe{\x00}", r"begins as UTF-16 text and goes on otherwise, at byte 4"),
+        ("[1]".encode("utf-16"), "holds a list; it must be an object"),
         (b"[" * 100_000, "is nested too deep to be read as JSON"),
         (b'{"a": ' * 100_000, "is nested too deep to be read as JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", r"holds an integer of more than \d+ digits"),
@@ -78,6 +81,37 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(BOM + b'{"a": "x"}\r\n')
     assert read_text(tmp_path / "a") == '{"a": "x"}\r\n'
     assert read_json(tmp_path / "a") == {"a": "x"}
+
+
+def test_a_document_keeps_its_byte_order_mark(tmp_path: Path) -> None:
+    """Which ``open`` reads as a character too, so that offsets are those of what it gives."""
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "a").write_bytes("Zoë\r\n".encode(encoding))
+        kept = "utf-16" if encoding == "utf-16" else "utf-8"
+        assert read_document(str(tmp_path / "a")) == (tmp_path / "a").read_bytes().decode(kept)
+        assert read_text(tmp_path / "a") == "Zoë\r\n"
+
+
+@pytest.mark.parametrize("data", [b"plain", gzip.compress(b"plain")])
+def test_a_gzip_file_is_read_where_that_is_asked(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    assert read_text(tmp_path / "a.json", unzip=True) == "plain"
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(data))
+    writer.start()
+    assert read_text(tmp_path / "pipe", unzip=True) == "plain"
+    writer.join()
+    if data != b"plain":
+        with pytest.raises(DataError, match="is not UTF-8 text"):
+            read_text(tmp_path / "a.json")
+
+
+def test_a_gzip_file_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be small and hold more than the memory does."""
+    (tmp_path / "bomb").write_bytes(gzip.compress(bytes(2**20)))
+    monkeypatch.setattr(files, "LARGEST", 2**16)
+    with pytest.raises(DataError, match="bomb is too large: 65,536 bytes can be read at most"):
+        read_text(tmp_path / "bomb", unzip=True)
 
 
 def test_configs_and_tokenizers_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -611,7 +611,7 @@ class TestBadFiles:
             ({"vocab": None, "merges": None}, r"neither tokenizer.json nor vocab.json and merges.txt; "),
             ({"vocab": b""}, r"vocab.json is empty"),
             ({"vocab": b'{"a": '}, r"vocab.json is not valid JSON"),
-            ({"vocab": b"\xff\xfe"}, r"vocab.json is not UTF-8 text: byte 0xff at offset 0"),
+            ({"vocab": b"\xff{}"}, r"vocab.json is not UTF-8 text: byte 0xff at offset 0"),
             ({"vocab": b"[1]"}, r"vocab.json holds a list; it must be an object"),
             ({"vocab": b'{"a": "b"}'}, r"vocab.json and .*merges.txt are not a byte-level BPE"),
             ({"vocab": b'{"a": -1}'}, r"vocab.json and .*merges.txt are not a byte-level BPE"),

@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "longformer"
 
 # Modules without an ``__all__`` that others are meant to import from: whatever they define without an underscore.
-WHOLE = ("longformer.convert", "longformer.plotting", "longformer.answering.squad", "longformer.answering.scores")
+WHOLE = (
+    "longformer.convert",
+    "longformer.plotting",
+    "longformer.answering.squad",
+    "longformer.answering.scores",
+    "longformer.answering.spans",
+    "longformer.answering.v2",
+)
 
 
 def public_names() -> dict[str, list[str]]:

@@ -2,25 +2,24 @@
 
 The scores of all windows of a document make one list, and one softmax over it makes the probabilities.
 
-Letters: B batch, S sequence, n tokens of a window's part of the document, W longest answer in tokens.
+Letters: B batch, S sequence.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from longformer.answering.mode import evaluating
 from longformer.answering.settings import AnswerSettings, check_count
-from longformer.answering.windows import Reading, Window, WindowReader, shorten
+from longformer.answering.spans import Answer, Found, SpanSearch
+from longformer.answering.texts import shorten
+from longformer.answering.windows import WindowReader
 from longformer.config import LongformerConfig
 from longformer.distributed import check_device
 from longformer.errors import CheckpointError, DataError, LongformerError
@@ -31,24 +30,6 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the checkpoint that the
 
 BATCH_TOKENS = 4096
 LEAST_FULL = 0.75  # a row shorter than this share of its batch's longest goes into the next batch
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A span of the document.
-
-    Args:
-        text: the answer, ``document[start:end]``, without space around it; "" for no answer.
-        probability: of this span among all spans of the document of at most ``max_answer_tokens``; those of different
-            answers sum to at most 1. It says which span the model takes the answer to be, given that the document has
-            one; it does not say whether the document has one. With ``null_threshold`` no answer is one of them.
-        start, end: characters of the document.
-    """
-
-    text: str
-    probability: float
-    start: int
-    end: int
 
 
 class QuestionAnswerer:
@@ -198,36 +179,74 @@ class QuestionAnswerer:
         Raises:
             DataError, LongformerError: as :meth:`answer`; the message says which pair.
         """
-        settings = AnswerSettings.of(settings, fields, besides=("batch_tokens", "progress"))
+        found = self.search(pairs, settings=settings, batch_tokens=batch_tokens, progress=progress, **fields)
+        return [of_pair.answers for of_pair in found.values()]
+
+    def search(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        settings: AnswerSettings | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[int], object] | None = None,
+        refused: Callable[[int, LongformerError], object] | None = None,
+        **fields: Any,
+    ) -> dict[int, Found]:
+        """As :meth:`answer_batch`, with what no answer scores, and without stopping at a pair that cannot be asked.
+
+        Args:
+            pairs, settings, batch_tokens, progress, fields: as for :meth:`answer_batch`.
+            refused: called, before anything is computed, with the place of a pair that cannot be asked and with the
+                reason; the pair is left out. Whatever it raises ends the search. None raises the first reason.
+
+        Returns:
+            What was found, by the pair's place in ``pairs``, in their order.
+
+        Raises:
+            DataError, LongformerError: as :meth:`answer_batch`.
+        """
+        settings = AnswerSettings.of(settings, fields, besides=("batch_tokens", "progress", "refused"))
         check_count("batch_tokens", batch_tokens)
-        found = self._read(list(pairs), settings)
-        places = [(p, w) for p, spans in enumerate(found) for w in range(len(spans.reading.windows))]
-        rows = [found[p].reading.row(w) for p, w in places]
+        searches = self._read(list(pairs), settings, refused)
+        places = [(p, w) for p, search in searches.items() for w in range(len(search.reading.windows))]
+        rows = [searches[p].reading.row(w) for p, w in places]
+        found: dict[int, Found] = {}
         for batch in group_by_length([len(row) for row in rows], batch_tokens):
             finished = 0
             for n, logits in zip(batch, self.logits([rows[n] for n in batch]), strict=True):
                 p, w = places[n]
-                found[p].add(w, logits)
-                finished += found[p].is_complete
+                searches[p].add(w, logits)
+                if searches[p].is_complete:
+                    found[p] = searches[p].found()
+                    del searches[p]
+                    finished += 1
             if progress is not None and finished:
                 progress(finished)
-        return [spans.answers() for spans in found]
+        return {p: found[p] for p in sorted(found)}
 
-    def _read(self, pairs: Sequence[Any], settings: AnswerSettings) -> list[_Spans]:
+    def _read(
+        self,
+        pairs: Sequence[Any],
+        settings: AnswerSettings,
+        refused: Callable[[int, LongformerError], object] | None,
+    ) -> dict[int, SpanSearch]:
         reader = self.reader()
         reader.limit(settings)  # without a pair, an error of the settings is one all the same
-        found = []
+        searches = {}
         for i, pair in enumerate(pairs):
             try:
                 if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                     raise DataError(f"{shorten(pair)} is no pair; give (question, document)")
                 question, document = pair
-                found.append(_Spans(reader.read(question, document, settings), settings))
+                searches[i] = SpanSearch(reader.read(question, document, settings), settings)
             except LongformerError as error:
-                if len(pairs) == 1:
+                if refused is not None:
+                    refused(i, error)
+                elif len(pairs) == 1:
                     raise
-                raise type(error)(f"pairs[{i}]: {error}") from None
-        return found
+                else:
+                    raise type(error)(f"pairs[{i}]: {error}") from None
+        return searches
 
     def reader(self, *, documents: int | None = None) -> WindowReader:
         """What makes a question and a document into the rows that the model reads. ``documents``: as for the class."""
@@ -265,113 +284,6 @@ class QuestionAnswerer:
                     logits = model(ids, **given)
         start_logits, end_logits = logits
         return start_logits, end_logits
-
-
-class _Spans:
-    """One pair on its way through the model: its windows, and the best spans that were found in them so far."""
-
-    def __init__(self, reading: Reading, settings: AnswerSettings) -> None:
-        self.reading, self.settings = reading, settings
-        self.best: dict[tuple[int, int], float] = {}  # characters to score
-        self.null = math.inf  # score of no answer, the least over the windows: one that holds it denies it
-        self.totals: dict[int, float] = {}  # window to the logarithm of its spans' summed exponentials
-
-    def add(self, w: int, logits: Tensor) -> None:
-        """Score the spans of window ``w`` by the logits (2, S) of its row."""
-        window, document = self.reading.windows[w], self.reading.document
-        self.null = min(self.null, float(logits[:, 0].sum()))
-        start_logits, end_logits = logits[:, len(self.reading.prefix) : -1]
-        if not bool(start_logits.isfinite().all() and end_logits.isfinite().all()):
-            raise LongformerError(
-                "the model's scores are not finite; if it runs in float16, take bfloat16 or float32, "
-                "else its weights are damaged"
-            )
-        usable = document.usable[window.first : window.stop]
-        scores = span_scores(start_logits, end_logits, usable, window, self.settings.max_answer_tokens)
-        self.totals[w] = float(scores.flatten().logsumexp(dim=0))
-        for span, score in self._distinct(scores, window.first).items():
-            self.best[span] = max(score, self.best.get(span, -math.inf))
-
-    def _distinct(self, scores: Tensor, first: int) -> dict[tuple[int, int], float]:
-        """The best ``top_k`` spans of characters, or all. Tokens that share a character make a span occur twice."""
-        count = self.settings.top_k
-        while True:
-            found: dict[tuple[int, int], float] = {}
-            for score, i, j in top_spans(scores, count):
-                found.setdefault(self._characters(first + i, first + j), score)
-            if len(found) >= self.settings.top_k or count >= scores.numel():
-                return found
-            count *= 4
-
-    def _characters(self, i: int, j: int) -> tuple[int, int]:
-        """Start and end of the text from token ``i`` to ``j``, without space around it."""
-        document = self.reading.document
-        start, end = int(document.offsets[i, 0]), int(document.offsets[j, 1])
-        text = document.text[start:end]
-        return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every window has been scored."""
-        return len(self.totals) == len(self.reading.windows)
-
-    def answers(self) -> list[Answer]:
-        """The best ``top_k``, best first; "" first among them where it beats the others by the threshold."""
-        # In the order of the windows, whatever order they were read in: a sum's last digit depends on it.
-        totals = torch.tensor([self.totals[w] for w in range(len(self.reading.windows))], dtype=torch.float64)
-        total = float(totals.logsumexp(dim=0))
-        ranked = sorted((-score, start, end) for (start, end), score in self.best.items())
-        if self.settings.null_threshold is not None:
-            total = float(np.logaddexp(total, self.null))
-            if self.null - max(self.best.values()) > self.settings.null_threshold:
-                ranked.insert(0, (-self.null, 0, 0))
-        text = self.reading.document.text
-        return [
-            Answer(text[start:end], min(1.0, math.exp(-negative - total)), start, end)
-            for negative, start, end in ranked[: self.settings.top_k]
-        ]
-
-
-def span_scores(
-    start_logits: Tensor, end_logits: Tensor, usable: Tensor, window: Window, max_answer_tokens: int
-) -> Tensor:
-    """Score of every span in a window: its start's logit plus its end's.
-
-    Args:
-        start_logits, end_logits: (n,), of the window's tokens.
-        usable: (n,) bool, whether a token may begin and end a span.
-        window: the spans that are scored here.
-        max_answer_tokens: W.
-
-    Returns:
-        (n, min(W, n)), where column c of row i is the span from token i to token i + c, counted within the window;
-        -inf where there is no such span, or where it is not to be scored here.
-    """
-    n = len(start_logits)
-    width = min(max_answer_tokens, n)
-    ends = F.pad(end_logits.masked_fill(~usable, -math.inf), (0, width - 1), value=-math.inf).unfold(0, width, 1)
-    scores = start_logits.masked_fill(~usable, -math.inf)[:, None] + ends
-    place = 2 * torch.arange(window.first, window.first + n)[:, None] + torch.arange(width)  # i + j
-    return scores.masked_fill_((place <= window.low) | (place > window.high), -math.inf)
-
-
-def top_spans(scores: Tensor, count: int) -> list[tuple[float, int, int]]:
-    """The ``count`` best spans as (score, first token, last token), best first; fewer if there are fewer.
-
-    Among equals the earlier and then the shorter comes first, which ``topk`` does not promise.
-
-    Args:
-        scores: (n, W), of ``span_scores``.
-    """
-    flat = scores.flatten()
-    least = flat.topk(min(count, len(flat))).values[-1]
-    places = ((flat >= least) & (flat > -math.inf)).nonzero().squeeze(1)
-    values, order = flat[places].sort(descending=True, stable=True)
-    width = scores.shape[1]
-    return [
-        (value, place // width, place // width + place % width)
-        for value, place in zip(values[:count].tolist(), places[order[:count]].tolist(), strict=True)
-    ]
 
 
 def group_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -10,11 +11,24 @@ from tqdm import tqdm
 from longformer.answering.answerer import BATCH_TOKENS, QuestionAnswerer
 from longformer.answering.scores import Scores, bootstrap_interval, score
 from longformer.answering.settings import AnswerSettings
-from longformer.answering.squad import Example
+from longformer.answering.spans import Found
+from longformer.answering.squad import Example, check_id
+from longformer.answering.v2 import by_kind
 from longformer.distributed import Processes, fail_together
 from longformer.errors import DataError, LongformerError
 
-QuestionFile = tuple[str, list[Example]]  # a file's path, and what of it is asked
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was found for questions by their ids, in their order, and a line for each that was left out."""
+
+    found: dict[str, Found]
+    skipped: list[str]
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Question ids to answer texts, "" for no answer."""
+        return {key: found.text for key, found in self.found.items()}
 
 
 def predict(
@@ -24,9 +38,10 @@ def predict(
     settings: AnswerSettings,
     *,
     batch_tokens: int = BATCH_TOKENS,
+    skip_bad: bool = False,
     progress: bool = False,
-) -> dict[str, str]:
-    """Question ids to answer texts, the same in all processes, each of which answers its share.
+) -> Predicted:
+    """Answers to questions, the same in all processes, each of which answers its share.
 
     Args:
         examples: the same in all processes, in one order.
@@ -34,50 +49,62 @@ def predict(
         group: the processes.
         settings: what counts as an answer.
         batch_tokens: as for :meth:`QuestionAnswerer.answer_batch`.
+        skip_bad: leave a question out that cannot be asked, such as one that leaves no room for its context.
         progress: whether the first process shows a bar on standard error, where that is a terminal.
+
+    Raises:
+        DataError: a question that cannot be asked, with file, place and id; with ``skip_bad`` only where none can.
+        LongformerError: a setting out of range, or a model whose scores are not finite.
     """
     mine = _share(examples, group)
-    found: list[Any] = []
+    skipped: dict[str, str] = {}
     with (
         fail_together(group),
         tqdm(total=len(mine), unit=" questions", disable=None if progress and group.is_first else True) as bar,
     ):
-        if mine:
-            pairs = [(example.question, example.context) for example in mine]
-            found = answerer.answer_batch(pairs, settings=settings, batch_tokens=batch_tokens, progress=bar.update)
-    answers = {example.id: answers[0].text for example, answers in zip(mine, found, strict=True)}
-    everyone: dict[str, str] = {}
-    for theirs in group.gather(answers):
-        everyone |= theirs
-    return {example.id: everyone[example.id] for example in examples}
+
+        def refuse(i: int, error: LongformerError) -> None:
+            message = f"{mine[i].where}: {error}"
+            if not skip_bad or not isinstance(error, DataError):
+                raise type(error)(message) from None
+            skipped[mine[i].id] = message
+            bar.update(1)
+
+        pairs = [(example.question, example.context) for example in mine]
+        found = answerer.search(
+            pairs, settings=settings, batch_tokens=batch_tokens, progress=bar.update, refused=refuse
+        )
+    everyone: dict[str, Found | str] = {}
+    for theirs, left_out in group.gather(({mine[i].id: of_question for i, of_question in found.items()}, skipped)):
+        everyone |= {**theirs, **left_out}
+    in_order = {example.id: everyone[example.id] for example in examples}
+    skips = [message for message in in_order.values() if isinstance(message, str)]
+    answers = {key: of_question for key, of_question in in_order.items() if not isinstance(of_question, str)}
+    if skips and not answers:
+        raise DataError(f"none of the {len(skips)} questions can be asked; the first is {skips[0]}")
+    return Predicted(answers, skips)
 
 
-def check_questions(files: Sequence[QuestionFile], answerer: QuestionAnswerer, settings: AnswerSettings) -> None:
+def check_questions(examples: Iterable[Example], answerer: QuestionAnswerer, settings: AnswerSettings) -> None:
     """Find what would stop :func:`predict`, or mix up its answers, before any time is spent on answering.
 
     Args:
-        files: questions by file, to be asked together.
+        examples: the questions, of any number of files, to be asked together.
         answerer: that will be asked.
         settings: with which it will be asked.
 
     Raises:
         DataError: one id for two questions, or a question that cannot be asked, such as one that leaves no room for
-            its context; names file and id.
+            its context; names file, place and id.
     """
-    seen: dict[str, tuple[str, Example]] = {}
+    seen: dict[str, Example] = {}
     reader = answerer.reader(documents=1)  # questions over one context mostly follow each other
-    for file, examples in files:
-        for example in examples:
-            first_file, first = seen.setdefault(example.id, (file, example))
-            if (first.question, first.context) != (example.question, example.context):
-                raise DataError(
-                    f"{file}, {example.place}: id {example.id!r} is that of another question in {first_file}, "
-                    f"{first.place}; ids must be unique over all files that are measured on together"
-                )
-            try:
-                reader.read(example.question, example.context, settings)
-            except LongformerError as error:
-                raise DataError(f"{file}, {example.place}: id {example.id!r}: {error}") from None
+    for example in examples:
+        try:
+            check_id(example, seen)
+            reader.read(example.question, example.context, settings)
+        except LongformerError as error:
+            raise DataError(f"{example.where}: {error}") from None
 
 
 def _share(examples: Sequence[Example], group: Processes) -> list[Example]:
@@ -95,10 +122,12 @@ def summary(scores: Scores) -> dict[str, Any]:
 
     Returns:
         ``exact_match``, ``f1``, ``total`` of :func:`longformer.answering.scores.evaluate`, with
-        ``exact_match_interval`` and ``f1_interval`` (low, high) and ``interval_over``, "articles" or "questions".
+        ``exact_match_interval`` and ``f1_interval`` (low, high) and ``interval_over``, "articles" or "questions". By
+        the rules of v2.0 also :func:`longformer.answering.v2.by_kind`.
     """
     clusters = _clusters(scores)
     return {
+        **(by_kind(scores) if scores.v2 else {}),
         "exact_match": float(scores.exact_match.mean()),
         "f1": float(scores.f1.mean()),
         "total": len(scores.f1),
@@ -141,15 +170,31 @@ def describe_comparison(found: Mapping[str, Any]) -> str:
             f"{name:<11}  {found[f'{key}_difference']:+6.2f}   95% interval over {found['interval_over']} "
             f"{low:+.2f} to {high:+.2f}   ({found['predictions'][key]:.2f} against {found['against'][key]:.2f})"
         )
-    return "\n".join([*lines, f"{'questions':<11}  {found['total']}"])
+    return "\n".join([*lines, *_describe_counts(found)])
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """A :func:`summary` for a reader, a line a figure."""
+    """A :func:`summary`, and what :mod:`longformer.answering.v2` adds to it, for a reader, a line a figure."""
     lines = []
     for name, key in (("exact match", "exact_match"), ("F1", "f1")):
         low, high = found[f"{key}_interval"]
         lines.append(
             f"{name:<11}  {found[key]:6.2f}   95% interval over {found['interval_over']} {low:.2f} to {high:.2f}"
         )
-    return "\n".join([*lines, f"{'questions':<11}  {found['total']}"])
+    lines += _describe_counts(found)
+    for name, key in (("with an answer", "HasAns"), ("without an answer", "NoAns")):
+        if f"{key}_total" in found:
+            exact, overlap, total = (found[f"{key}_{figure}"] for figure in ("exact", "f1", "total"))
+            lines.append(f"{name:<17}  exact match {exact:.2f}, F1 {overlap:.2f}, questions {total}")
+    for name, key in (("best exact match", "best_exact"), ("best F1", "best_f1")):
+        if key in found:
+            lines.append(f"{name:<17}  {found[key]:6.2f}   with no answer above {found[f'{key}_thresh']!r}")
+    if "pr_f1_ap" in found:
+        exact, overlap, oracle = (found[f"pr_{figure}_ap"] for figure in ("exact", "f1", "oracle"))
+        lines.append(f"average precision  exact match {exact:.2f}, F1 {overlap:.2f}, oracle {oracle:.2f}")
+    return "\n".join(lines)
+
+
+def _describe_counts(found: Mapping[str, Any]) -> list[str]:
+    left_out = f"   ({found['skipped']} left out)" if found.get("skipped") else ""
+    return [f"{'questions':<11}  {found['total']}{left_out}"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from longformer.answering.settings import SETTINGS, AnswerSettings
+from longformer.answering.settings import NULL_RULES, SETTINGS, AnswerSettings
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,8 @@ MODEL_OPTIONS = ("model", "revision", "device", "dtype", "impl")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def model_options(command: Command) -> Command:
-    """Options that say which model to load, and how."""
+def loading_options(command: Command) -> Command:
+    """Options that say how to load a model."""
     for option in (
         click.option("--impl", type=click.Choice(IMPLEMENTATIONS), default="auto", help="How attention is computed."),
         click.option(
@@ -39,21 +39,46 @@ def model_options(command: Command) -> Command:
             help="Precision; mixed computes matrix products in bfloat16, int8 the linear layers in int8.",
         ),
         click.option("--device", metavar="NAME", help="Where to compute, such as cuda; the CPU unless named."),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the hub."),
-        click.option(
-            "--model",
-            metavar="NAME",
-            help="Folder, also of longformer export, or name on the hub. Without it, the small model that comes with "
-            "the package.",
-        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub."),
     ):
         command = option(command)
     return command
 
 
+def model_options(command: Command) -> Command:
+    """Options that say which model to load, and how."""
+    return click.option(
+        "--model",
+        metavar="NAME",
+        help="Folder, also of longformer export, or name on the hub. Without it, the small model that comes with the "
+        "package.",
+    )(loading_options(command))
+
+
+def batch_option(command: Command) -> Command:
+    """Option for the size of a batch."""
+    return click.option(
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        default=4096,
+        show_default=True,
+        metavar="N",
+        help="Most tokens in a batch, padding counted.",
+    )(command)
+
+
 def answer_options(command: Command) -> Command:
     """Options that say what counts as an answer and how a long document is read."""
     for option in (
+        click.option("--inside-words", is_flag=True, help="Answers may begin and end inside a word."),
+        click.option("--no-overlap", is_flag=True, help="Of several answers, no two share a word."),
+        click.option(
+            "--null-rule",
+            type=click.Choice(NULL_RULES),
+            default=AnswerSettings.null_rule,
+            show_default=True,
+            help="Which window says what no answer scores: that of the best answer, or the one where it scores least.",
+        ),
         click.option(
             "--null-threshold",
             type=float,
@@ -129,8 +154,8 @@ def take_settings(options: dict[str, Any]) -> AnswerSettings:
 def checkpoint_files(model: str | None) -> list[Path]:
     """The files that are read of a checkpoint in a folder; none of a name on the hub."""
     from longformer.answering.answerer import PRETRAINED
-    from longformer.checkpoints.folder import CONFIG
     from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
+    from longformer.hub import CONFIG
 
     folder = PRETRAINED if model is None else Path(os.path.expanduser(model))
     if not folder.is_dir():

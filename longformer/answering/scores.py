@@ -44,23 +44,52 @@ def f1(prediction: str, answers: Sequence[str], *, v2: bool = False) -> float:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by question, in percent, in the order of the examples.
+    """Scores by question, in the order of the examples.
 
     Args:
         exact_match: (N,) float64, each 0 or 100.
-        f1: (N,) float64, each in [0, 100].
+        f1_share: (N,) float64, F1, each in [0, 1].
+        ids: of the N questions.
         articles: N names, the clusters for ``bootstrap_interval``.
+        has_answer: (N,) bool, whether the context answers the question.
+        empty: (N,) bool, whether the prediction is "", which says that it does not.
         missing: ids of the questions that have no prediction; they scored 0.
+        v2: whether the rules were those of the v2.0 script.
     """
 
     exact_match: np.ndarray
-    f1: np.ndarray
+    f1_share: np.ndarray
+    ids: list[str]
     articles: list[str]
+    has_answer: np.ndarray
+    empty: np.ndarray
     missing: list[str]
+    v2: bool
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(N,) float64, F1 in percent."""
+        return 100.0 * self.f1_share
+
+    def only(self, which: np.ndarray) -> Scores:
+        """The scores of some questions. ``which``: (N,) bool."""
+        ids = [key for key, kept in zip(self.ids, which, strict=True) if kept]
+        return Scores(
+            exact_match=self.exact_match[which],
+            f1_share=self.f1_share[which],
+            ids=ids,
+            articles=[name for name, kept in zip(self.articles, which, strict=True) if kept],
+            has_answer=self.has_answer[which],
+            empty=self.empty[which],
+            missing=sorted(set(self.missing) & set(ids), key=ids.index),
+            v2=self.v2,
+        )
 
 
 def score(examples: Sequence[Example], predictions: Mapping[str, str], *, v2: bool | None = None) -> Scores:
     """Exact match and F1 of every question. A question without a prediction scores 0 and is listed.
+
+    Where an id occurs more than once, the v1.1 script counts each, and the v2.0 script the last.
 
     Args:
         examples: questions with their answers.
@@ -80,6 +109,9 @@ def score(examples: Sequence[Example], predictions: Mapping[str, str], *, v2: bo
         )
     if v2 is None:
         v2 = any(example.is_impossible for example in examples)
+    if v2:
+        examples = list({example.id: example for example in examples}.values())
+        missing = list(dict.fromkeys(missing))
     exact, overlap = [], []
     for example in examples:
         if not example.answers and not (v2 and example.is_impossible):
@@ -90,9 +122,13 @@ def score(examples: Sequence[Example], predictions: Mapping[str, str], *, v2: bo
         overlap.append(0.0 if prediction is None else f1(prediction, golds, v2=v2))
     return Scores(
         exact_match=100.0 * np.array(exact),
-        f1=100.0 * np.array(overlap),
+        f1_share=np.array(overlap),
+        ids=[example.id for example in examples],
         articles=[example.article for example in examples],
+        has_answer=np.array([not example.is_impossible for example in examples]),
+        empty=np.array([predictions.get(example.id) == "" for example in examples]),
         missing=missing,
+        v2=v2,
     )
 
 
@@ -106,7 +142,7 @@ def evaluate(
     Args, raises: as ``score``.
     """
     scores = score(examples, predictions, v2=v2)
-    total = len(examples)
+    total = len(scores.ids)
     return {
         "exact_match": float(scores.exact_match.sum() / total),
         "f1": float(scores.f1.sum() / total),

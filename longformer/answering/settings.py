@@ -10,15 +10,17 @@ from typing import Any
 
 from longformer.errors import LongformerError, unknown_name
 
+NULL_RULES = ("same-window", "minimum")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
     """What counts as an answer, and how a long document is read. Frozen, and checked once when it is made.
 
     Args:
-        top_k: how many answers; fewer come back only where the document has fewer spans. They may overlap, but no
-            two are the same characters.
-        max_answer_tokens: longest answer, in tokens.
+        top_k: how many answers; fewer come back only where the document has fewer spans. They may overlap unless
+            ``no_overlap`` is set, but no two are the same characters.
+        max_answer_tokens: longest answer, in tokens, before it is completed to whole words.
         stride: tokens from the start of one window to the start of the next. A smaller stride gives every span more
             context and takes longer. None lets windows share a quarter of their tokens, and more where
             ``max_answer_tokens`` needs it.
@@ -26,6 +28,12 @@ class AnswerSettings:
             the model has positions for.
         null_threshold: for a model trained on SQuAD v2, which points at the first token where the text has no
             answer: the first answer is "" where that scores more than this above the best span. None always answers.
+        null_rule: which window of a long document says what no answer scores. "same-window" is the one in which the
+            best span is scored, so that both scores are of one pass of the model. "minimum" is the window where no
+            answer scores least, as in transformers' example script ``run_qa``.
+        no_overlap: answers share no word with each other, best first.
+        inside_words: answers may begin and end inside a word. False completes the words in which an answer begins and
+            ends (:func:`longformer.answering.texts.whole_words` says what a word is).
 
     Raises:
         LongformerError: a value of another type or out of range, with its name.
@@ -36,6 +44,9 @@ class AnswerSettings:
     stride: int | None = None
     max_length: int | None = None
     null_threshold: float | None = None
+    null_rule: str = "same-window"
+    no_overlap: bool = False
+    inside_words: bool = False
 
     def __post_init__(self) -> None:
         for name in ("top_k", "max_answer_tokens"):
@@ -43,6 +54,11 @@ class AnswerSettings:
         for name in ("stride", "max_length"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        for name in ("no_overlap", "inside_words"):
+            if not isinstance(getattr(self, name), bool):
+                raise LongformerError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        if self.null_rule not in NULL_RULES:
+            raise LongformerError(f"null_rule is {self.null_rule!r}; it must be {' or '.join(map(repr, NULL_RULES))}")
         threshold: object = self.null_threshold
         if threshold is None:
             return

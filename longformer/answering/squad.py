@@ -1,14 +1,17 @@
-"""SQuAD-format files of questions, and files of predictions, read with every claim in them checked."""
+"""Files of questions and files of predictions, read with every claim in them checked that anyone relies on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longformer.answering.forms import RawQuestion, find_questions
+from longformer.answering.texts import check_text
 from longformer.errors import DataError
-from longformer.files import JSON_TYPES, describe_json, read_json
+from longformer.files import describe_json, read_json, read_text
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,11 @@ class Answer:
     """One annotator's answer.
 
     Args:
-        text: the answer as the file has it.
+        text: the answer as the file has it, without space around it.
         start: character at which ``text`` starts in the context, so that ``context[start : start + len(text)] ==
-            text``; None where the file's offset is wrong and the right one is not certain (``text`` is absent from
-            the context, or occurs there more than once). Training must leave such an answer out.
-        stated: the offset that the file gives, right or wrong; None for an answer that came from no file.
+            text``; None where the file's offset is wrong or missing and the right one is not certain (``text`` is
+            absent from the context, or occurs there more than once). Training must leave such an answer out.
+        stated: the offset that the file gives for ``text``, right or wrong; None where it gives none.
     """
 
     text: str
@@ -37,9 +40,10 @@ class Example:
         title: title of the article, "" where the file gives none.
         question, context: neither is blank.
         answers: all annotators' answers; empty where ``is_impossible``, and in files read with
-            ``require_answers=False``.
+            ``questions_only=True``.
         is_impossible: the context does not answer the question (SQuAD v2.0).
-        place: where the question stands in its file, as in ``data[3].paragraphs[1].qas[0]``.
+        place: where the question stands in its file, as in ``data[3].paragraphs[1].qas[0]`` or ``line 7``.
+        file: the file's path.
     """
 
     id: str
@@ -49,36 +53,72 @@ class Example:
     answers: list[Answer] = field(default_factory=list)
     is_impossible: bool = False
     place: str = ""
+    file: str = ""
 
     @property
     def article(self) -> str:
         """Name of the article, the cluster of a bootstrap: its title, else its place in the file (``data[3]``)."""
         return self.title or self.place.partition(".")[0]
 
+    @property
+    def where(self) -> str:
+        """File, place and id, for a message."""
+        return f"{', '.join(filter(None, (self.file, self.place)))}: id {self.id!r}".removeprefix(": ")
 
-def read_squad(path: str | Path, *, require_answers: bool = True) -> list[Example]:
-    """Read a SQuAD v1.1 or v2.0 file, in the file's order.
 
-    An answer whose ``answer_start`` does not point at its text is realigned where the text occurs exactly once in
-    the context, otherwise its ``start`` is None; ``offset_report`` counts both. An entry that repeats an earlier one's
-    id, question and context is kept, as the official scripts count it twice.
+def read_squad(
+    path: str | Path, *, questions_only: bool = False, form: str | None = None, skipped: list[str] | None = None
+) -> list[Example]:
+    """Read a file of questions, in its order: SQuAD v1.1 or v2.0, or any other of ``forms.FORMS``.
+
+    A question has no answer (v2.0) where the file has none for it, whatever ``is_impossible`` says; an answer of which
+    the text is empty is none. An answer whose ``answer_start`` does not point at its text, or is not there, is
+    realigned where the text occurs exactly once in the context, otherwise its ``start`` is None; ``offset_report``
+    counts both. An entry that repeats an earlier one's id, question and context is kept.
 
     Args:
-        path: the JSON file, UTF-8.
-        require_answers: False reads questions without answers too, for prediction.
+        path: the file: JSON or JSON lines, also in gzip; UTF-8, or UTF-16 with its mark.
+        questions_only: for prediction: look at ids, questions, contexts and titles, and at nothing else.
+        form: a key of ``forms.FORMS``; None tells it by what is in the file.
+        skipped: is given a line for every question that cannot be used, which is then left out; None raises the first.
 
     Raises:
-        DataError: no such file, not UTF-8, not JSON, or malformed; names the file and the place within it.
+        DataError: no such file, not UTF-8, not JSON, or without a question that can be used. Where ``skipped`` is None,
+            a question that cannot be used: it lacks id, question or context, one of them is no text, its id is that
+            of another question, or its answers are none or contradict ``is_impossible``; names file, place and id.
     """
-    document = read_json(path)
-    try:
-        examples = list(_examples(document, require_answers))
-        if not examples:
-            raise DataError("holds no questions")
-        _refuse_shared_ids(examples)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    return examples
+    found: list[Example] = []
+    seen: dict[str, Example] = {}
+    refused = 0
+
+    def refuse(problem: str) -> None:
+        nonlocal refused
+        refused += 1
+        if skipped is None:
+            raise DataError(f"{path}, {problem}")
+        skipped.append(f"{path}, {problem}")
+
+    for raw in find_questions(read_text(path, unzip=True), str(path), form, refuse):
+        try:
+            example = _example(raw, str(path), questions_only)
+            check_id(example, seen)
+            found.append(example)
+        except DataError as error:
+            refuse(f"{raw.place}{_named(raw.entry)}: {error}")
+    if not found:
+        raise DataError(f"{path}: holds no questions" + (f" but {refused} that cannot be used" if refused else ""))
+    return found
+
+
+def check_id(example: Example, seen: dict[str, Example]) -> None:
+    """Put ``example`` under its id into ``seen``. Raises DataError where that holds another question of that id.
+
+    Predictions are looked up by id, so that one id must not stand for two questions.
+    """
+    first = seen.setdefault(example.id, example)
+    if (first.question, first.context) != (example.question, example.context):
+        where = first.place if first.file == example.file else f"{first.file}, {first.place}"
+        raise DataError(f"this is also the id of another question, at {where}; ids must be unique")
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:
@@ -94,6 +134,27 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     return predictions
 
 
+def read_null_scores(path: str | Path, needed: Iterable[str]) -> dict[str, float]:
+    """Read what speaks for no answer: one JSON object, id to a probability or to a score, in the file's order.
+
+    Args:
+        path: the file.
+        needed: ids that it must have.
+
+    Raises:
+        DataError: no such file, not UTF-8, not JSON, malformed, or without one of the ids; names the file and the id.
+    """
+    values: dict[str, float] = read_json(path)
+    for key, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise DataError(f"{path}: the value for id {key!r} is {describe_json(value)}; it must be a finite number")
+    missing = [key for key in needed if key not in values]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{path}: holds no value for id {missing[0]!r}{others}, of which there is a prediction")
+    return values
+
+
 @dataclass(frozen=True)
 class OffsetReport:
     """What became of the answers' stated offsets; ``str()`` says it in a line.
@@ -101,7 +162,7 @@ class OffsetReport:
     Args:
         total: answers in all.
         realigned: answers whose offset was wrong, and put right because their text occurs once in the context.
-        unusable: places of the answers whose offset is wrong and stays unknown, by question.
+        unusable: places of the answers whose offset is wrong or missing and stays unknown, by question.
     """
 
     total: int
@@ -132,77 +193,112 @@ def offset_report(examples: Iterable[Example]) -> OffsetReport:
     return OffsetReport(total, realigned, unusable)
 
 
-def _refuse_shared_ids(examples: Iterable[Example]) -> None:
-    """Predictions are looked up by id, so one id must not stand for two questions."""
-    seen: dict[str, Example] = {}
-    for example in examples:
-        first = seen.setdefault(example.id, example)
-        if (first.question, first.context) != (example.question, example.context):
-            raise DataError(
-                f"{example.place}: id {example.id!r} is that of another question, at {first.place}; ids must be unique"
-            )
+ID_KEYS = ("id", "qid", "question_id")
 
 
-def _examples(document: dict[str, Any], require_answers: bool) -> Iterator[Example]:
-    for i, article in enumerate(_get(document, "data", list, "")):
-        at = f"data[{i}]"
-        title = _get(article, "title", str, at, default="")
-        for j, paragraph in enumerate(_get(article, "paragraphs", list, at)):
-            at = f"data[{i}].paragraphs[{j}]"
-            context = _text(paragraph, "context", at)
-            for k, question in enumerate(_get(paragraph, "qas", list, at)):
-                yield _example(question, title, context, f"{at}.qas[{k}]", require_answers)
+def _named(entry: Mapping[str, Any]) -> str:
+    """A question's id in a message; "" where it has none."""
+    found = [str(entry[key]) for key in ID_KEYS if isinstance(entry.get(key), (str, int))]
+    return f": id {found[0][:100]!r}" if found else ""
 
 
-def _example(entry: Any, title: str, context: str, at: str, require_answers: bool) -> Example:
-    key = _get(entry, "id", (str, int), at)  # some published files number their questions
-    question = _text(entry, "question", at)
-    impossible = _get(entry, "is_impossible", bool, at, default=False)
-    answers = _get(entry, "answers", list, at, **({} if require_answers else {"default": []}))
-    if impossible and answers:
-        raise DataError(f"{at}: is_impossible is true, yet there are {len(answers)} answers; correct one or the other")
-    if require_answers and not impossible and not answers:
-        raise DataError(f"{at}.answers is empty; a question that has no answer says is_impossible: true")
+def _example(raw: RawQuestion, file: str, questions_only: bool) -> Example:
+    key = next((key for key in ID_KEYS if key in raw.entry), None)
+    if key is None:
+        raise DataError("id is missing")
+    value = raw.entry[key]
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        raise DataError(f"{key} is {describe_json(value)}; it must be a string or an integer")
+    for name, text in (("question", raw.entry.get("question")), ("context", raw.context)):
+        if text is None:
+            raise DataError(f"{name} is missing")
+        if not isinstance(text, str):
+            raise DataError(f"{name} is {describe_json(text)}; it must be a string")
+        check_text(name, text)
+    numbered = isinstance(raw.title, (int, float)) and not isinstance(raw.title, bool)
+    answers = [] if questions_only else list(_answers(raw.entry, raw.context))
     return Example(
-        id=str(key),
-        title=title,
-        question=question,
-        context=context,
-        answers=[_answer(answer, context, f"{at}.answers[{n}]") for n, answer in enumerate(answers)],
-        is_impossible=impossible,
-        place=at,
+        id=str(value),  # some published files number their questions
+        title=str(raw.title) if numbered or isinstance(raw.title, str) else "",
+        question=raw.entry["question"],
+        context=raw.context,
+        answers=answers,
+        is_impossible=not questions_only and not answers,
+        place=raw.place,
+        file=file,
     )
 
 
-def _answer(entry: Any, context: str, at: str) -> Answer:
-    text = _text(entry, "text", at)
-    stated = _get(entry, "answer_start", int, at)
-    if stated >= 0 and context.startswith(text, stated):
-        return Answer(text, stated, stated)
-    found = context.find(text)
-    certain = found >= 0 and context.find(text, found + 1) < 0
-    return Answer(text, found if certain else None, stated)
+def _answers(entry: Mapping[str, Any], context: str) -> Iterator[Answer]:
+    """A question's answers, those without text left out. Raises DataError where they cannot be told."""
+    impossible = str(entry.get("is_impossible")).lower() in ("true", "1", "1.0")
+    if "answers" not in entry and not impossible:
+        raise DataError("answers is missing; a question that has no answer says is_impossible: true, or answers: []")
+    detected = {text.casefold(): (text, start) for text, start in _texts(entry, "detected_answers")}
+    for text, start in _texts(entry, "answers"):
+        if start is None:  # MRQA says in another place, and as the context spells it, where its answers stand
+            text, start = detected.get(text.casefold(), (text, start))
+        if not text.strip():
+            continue
+        if impossible:
+            raise DataError("is_impossible is true, yet there are answers; correct one or the other")
+        yield _answer(text, _integer(start), context)
 
 
-def _get(entry: Any, key: str, kind: type | tuple[type, ...], at: str, **default: Any) -> Any:
-    """``entry[key]``, checked to be of ``kind``; ``default=`` stands in for a key that is absent."""
-    if not isinstance(entry, dict):
-        raise DataError(f"{at} is {describe_json(entry)}; it must be an object")
-    where = f"{at}.{key}" if at else key
-    if key not in entry:
-        if "default" in default:
-            return default["default"]
-        raise DataError(f"{where} is missing")
-    value = entry[key]
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    # In Python true is an integer too; in a data file it never is.
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise DataError(f"{where} is {describe_json(value)}; it must be {' or '.join(JSON_TYPES[k] for k in kinds)}")
-    return value
+def _answer(text: str, stated: int | None, context: str) -> Answer:
+    """An answer without the space around its text, which the file's offset may count or not."""
+    kept = text.strip()
+    before = text.index(kept)
+    stated_of_kept = None if stated is None else stated + before
+    forms = ((text, stated, before), (kept, stated_of_kept, 0))
+    for form, offset, shift in forms:
+        if offset is not None and offset >= 0 and context.startswith(form, offset):
+            return Answer(kept, offset + shift, stated_of_kept)
+    for form, _, shift in forms:
+        found = context.find(form)
+        if found >= 0 and context.find(form, found + 1) < 0:
+            return Answer(kept, found + shift, stated_of_kept)
+    return Answer(kept, None, stated_of_kept)
 
 
-def _text(entry: Any, key: str, at: str) -> str:
-    value: str = _get(entry, key, str, at)
-    if not value.strip():
-        raise DataError(f"{at}.{key} is empty")
-    return value
+def _texts(entry: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    """Texts with their stated offsets: of a list of objects or of strings, of one object, or of an object of lists."""
+    value = entry.get(key)
+    if value is None:
+        return
+    items: Any
+    columns = isinstance(value, dict) and isinstance(value.get("text"), list)
+    if columns:
+        places = value.get("answer_start", value.get("char_spans"))
+        texts = value["text"]
+        starts = places if isinstance(places, list) and len(places) == len(texts) else [None] * len(texts)
+        items = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    else:
+        items = [value] if isinstance(value, (dict, str)) else value
+    if not isinstance(items, list):
+        raise DataError(f"{key} is {describe_json(value)}; it must be a list")
+    for i, item in enumerate(items):
+        at = f"{key}.text[{i}]" if columns else f"{key}[{i}].text"
+        if isinstance(item, str):
+            item = {"text": item}
+        if not isinstance(item, dict):
+            raise DataError(f"{key}[{i}] is {describe_json(item)}; it must be an object")
+        if "text" not in item:
+            raise DataError(f"{at} is missing")
+        text = "" if item["text"] is None else item["text"]
+        if not isinstance(text, str):
+            raise DataError(f"{at} is {describe_json(text)}; it must be a string")
+        yield text, item.get("answer_start", item.get("char_spans"))
+
+
+def _integer(value: Any) -> int | None:
+    """An offset as files have it: a whole number, also written as 4.0 or "4"; of spans the first one's start."""
+    while isinstance(value, (list, dict)) and value:
+        value = value[0] if isinstance(value, list) else value.get("start")
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+        return int(number) if number.is_integer() else None
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -10,15 +10,17 @@ Letters: S sequence (a window with its question), n tokens of a document.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from longformer.answering.settings import AnswerSettings
+from longformer.answering.texts import check_texts, inside_graphemes, shorten
 from longformer.errors import DataError, LongformerError
+from longformer.files import BOM
 from longformer.tokenizer import LongformerTokenizer
 
 
@@ -70,6 +72,11 @@ class Document:
     ids: np.ndarray
     offsets: np.ndarray
     usable: Tensor
+
+    @cached_property
+    def inside(self) -> frozenset[int]:
+        """The places at which ``text`` must not be cut, as :func:`inside_graphemes` finds them."""
+        return inside_graphemes(self.text)
 
     def tokens_of(self, start: int, end: int) -> tuple[int, int] | None:
         """First and last token that have characters of ``text[start:end]``; None where none has."""
@@ -183,32 +190,11 @@ class WindowReader:
 
 
 def _tokenize(tokenizer: LongformerTokenizer, text: str) -> Document:
-    encoding = tokenizer(text, return_offsets_mapping=True, split_special_tokens=True)
-    ids, offsets = encoding["input_ids"][1:-1], encoding["offset_mapping"][1:-1]
+    skipped = len(BOM) if text.startswith(BOM) else 0  # the model never reads it, but it counts as a character
+    encoding = tokenizer(text[skipped:], return_offsets_mapping=True, split_special_tokens=True)
+    ids = encoding["input_ids"][1:-1]
+    offsets = [(start + skipped, end + skipped) for start, end in encoding["offset_mapping"][1:-1]]
     usable = [not text[start:end].isspace() and start < end for start, end in offsets]
     if not any(usable):
         raise NoTokensError(f"the document {shorten(text)} has no tokens; give text in characters that the model knows")
     return Document(text, np.array(ids, dtype=np.int64), np.array(offsets, dtype=np.int64), torch.tensor(usable))
-
-
-def check_texts(question: object, document: object) -> None:
-    """Raise DataError where one of the two is no text, or is blank."""
-    for name, text in (("question", question), ("document", document)):
-        if not isinstance(text, str):
-            remedy = "decode it first, for example with .decode('utf-8')" if isinstance(text, bytes) else "give a str"
-            raise DataError(f"the {name} is of type {type(text).__name__}, not str; {remedy}")
-        if not text.strip():
-            raise DataError(f"the {name} is {'blank' if text else 'empty'}; give text")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the {name} has U+{ord(text[error.start]):04X} at character {error.start}, half of a character; "
-                "decode its source as UTF-8"
-            ) from None
-
-
-def shorten(value: Any) -> str:
-    """``value`` as Python writes it, cut off after 60 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

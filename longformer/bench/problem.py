@@ -225,7 +225,7 @@ def read_questions(data: str | Path, limit: int | None) -> list[Example]:
     Raises:
         DataError: the file cannot be read.
     """
-    examples = read_squad(data, require_answers=False)
+    examples = read_squad(data, questions_only=True)
     if limit is None or limit >= len(examples):
         return examples
     return [examples[i * len(examples) // limit] for i in range(limit)]

@@ -1,5 +1,5 @@
-"""Checkpoints on disk and on the hub: files, weights, and the names of weights.
+"""Checkpoints: their files, weights, and the names of weights. :mod:`longformer.hub` finds or downloads the files.
 
 Read in this order: ``folder``, which files make a checkpoint; ``weights``, how tensors are read; ``names``, how names
-of any year are fitted to a model; ``hub``, how files are found or downloaded; ``tokenizer_files``.
+of any year are fitted to a model; ``tokenizer_files``.
 """

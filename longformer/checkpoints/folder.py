@@ -4,39 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longformer.checkpoints.hub import PathOrName, find_files
 from longformer.checkpoints.names import TIED, todays_name
 from longformer.checkpoints.weights import SAFETENSORS, unaliased
-from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
 from longformer.files import read_json, replace_file
-
-CONFIG = "config.json"
-
-
-def read_config(name_or_path: PathOrName, **where: Any) -> LongformerConfig:
-    """The config of a checkpoint. ``where``: as for ``hub.find_files``.
-
-    Raises:
-        CheckpointError: there is none.
-        ConfigError: it is no Longformer's.
-    """
-    return LongformerConfig.from_file(find_config(name_or_path, **where))
-
-
-def find_config(name_or_path: PathOrName, **where: Any) -> Path:
-    """Path of a checkpoint's ``config.json``. Raises CheckpointError where there is none."""
-    found = find_files(name_or_path, [CONFIG], **where)
-    if CONFIG not in found:
-        raise CheckpointError(f"{name_or_path} has no {CONFIG}; a checkpoint is a folder with that and {SAFETENSORS}")
-    return found[CONFIG]
+from longformer.hub import CONFIG
 
 
 def architectures_of(config_file: Path) -> list[str]:

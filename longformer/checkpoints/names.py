@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.hub import PathOrName
 from longformer.errors import CheckpointError, listed
+from longformer.hub import PathOrName
 
 # Today's names are the models' own, so that saving renames nothing: under a head the base model's weights start with
 # "longformer.", and with nothing in LongformerModel itself. How names were spelt since 2020, and how they are spelt

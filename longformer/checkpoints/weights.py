@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longformer.checkpoints.hub import PathOrName, find_files, has_file
 from longformer.errors import CheckpointError, listed
 from longformer.files import read_json
+from longformer.hub import PathOrName, find_files, has_file
 
 log = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ def explain(
     check_outputs(filter(None, (output, png)), [*inputs, *checkpoint_files(options["model"])])
     text = given_document(document, text)
 
-    from longformer.answering.windows import check_texts
+    from longformer.answering.texts import check_texts
     from longformer.explain.picture import require_matplotlib, write_picture
 
     check_texts(question, text)

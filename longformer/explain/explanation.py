@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer.answering.answerer import Answer, QuestionAnswerer
+from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.settings import AnswerSettings
+from longformer.answering.spans import Answer
 from longformer.errors import LongformerError
 from longformer.explain.packing import (
     ENTRIES,

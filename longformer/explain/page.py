@@ -98,7 +98,8 @@ def _about(explanation: Explanation) -> list[str]:
         "the residual connection, and the layers are multiplied. Rollout says from where something could have come, "
         "not that it decided. Attention by itself explains nothing either: it is what the model computed with.",
         "Scores are logits. An answer's probability is that of its span among all spans: a span's score is its start "
-        "score plus its end score, and one softmax is taken over the whole document.",
+        "score plus its end score, and one softmax is taken over the whole document. An answer that was completed to "
+        "whole words has the probability of the span that it was made of.",
     ]
 
 

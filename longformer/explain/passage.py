@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longformer.answering.answerer import Answer, QuestionAnswerer
+from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.settings import AnswerSettings
+from longformer.answering.spans import Answer
 from longformer.answering.windows import Window
 
 SPECIAL, QUESTION, DOCUMENT = "s", "q", "d"

@@ -59,7 +59,7 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
     def hook(module: LongformerSelfAttention, arguments: tuple[Any, ...]) -> None:
         if threading.get_ident() != thread:  # another thread uses the same model for something else
             return
-        (hidden,), tokens = arguments  # one sequence without padding
+        (hidden,), tokens, *_ = arguments  # one sequence without padding
         index = torch.zeros(0, dtype=torch.int64, device=hidden.device)
         index = index if tokens.global_index is None else tokens.global_index[0]
         gaps = tuple(min(gap, len(hidden)) for gap in module.pattern.gaps(module.num_heads))

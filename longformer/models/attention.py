@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.kernels import AttentionPattern, Tokens, attend, attend_globally, sliding_window_probabilities
+from longformer.kernels import (
+    AttentionPattern,
+    BandProbabilities,
+    Tokens,
+    attend,
+    attend_globally,
+    sliding_window_probabilities,
+)
 from longformer.models.batch import make_tokens
 
 
@@ -129,31 +136,25 @@ def attentions_to_dense(
     Raises:
         LongformerError: the shapes do not belong together.
     """
-    batch, heads, seq_len, width = attention.shape
+    batch, _, seq_len, width = attention.shape
     tokens = make_tokens(attention[:, 0, :, 0], attention_mask, global_attention_mask).with_index(counted=True)
     index = tokens.global_index
     count = 0 if index is None else index.shape[1]
-    left = (width - count - 1) // 2
+    left = max(0, (width - count - 1) // 2)
     pattern = AttentionPattern((left, left)) if pattern is None else pattern
     if pattern.window is None or sum(pattern.window) + 1 != width - count:
         raise LongformerError(
             f"attention has {width} columns, but {count} global tokens and the window {pattern.window} take "
             f"{count + sum(pattern.window or ()) + 1}; give the masks that the model was given, and the layer's pattern"
         )
-    row = torch.arange(seq_len, device=attention.device)
-    gaps = torch.tensor(pattern.gaps(heads), device=attention.device)[:, None, None]
-    steps = torch.arange(-pattern.window[0], pattern.window[1] + 1, device=attention.device)
-    # Places outside the sequence have probability 0. It is added to the first or to the last token's.
-    column = (row[:, None] + steps * gaps).clamp(0, seq_len - 1).expand(batch, -1, -1, -1)
-    dense = attention.new_zeros(batch, heads, seq_len, seq_len).scatter_add(3, column, attention[..., count:])
     if index is None:
-        return dense
+        nothing = attention.new_zeros(batch, 0, dtype=torch.int64)
+        return BandProbabilities(attention, attention[..., :0], nothing).dense(pattern)
     if global_attention is None or global_attention.shape[-1] != count:
         raise LongformerError(
             f"global_attention is {None if global_attention is None else tuple(global_attention.shape)}, but {count} "
             "tokens are global; give the layer's entry of global_attentions"
         )
-    place = index.clamp(min=0)[:, None, None, :]
-    dense = dense.scatter_add(3, place.expand(-1, heads, seq_len, -1), attention[..., :count])
+    dense = BandProbabilities(attention[..., count:], attention[..., :count], index).dense(pattern)
     rows = global_attention[:, :, :seq_len].masked_fill((index < 0)[:, None, None, :], 0).mT
-    return dense.scatter_add(2, place.mT.expand(-1, heads, -1, seq_len), rows)
+    return dense.scatter_add(2, index.clamp(min=0)[:, None, :, None].expand_as(rows), rows)

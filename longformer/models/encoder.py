@@ -88,7 +88,7 @@ class LongformerModel(Pretrained, nn.Module):
             tokens = tokens.with_index(counted=can_be_read(like) or self._counts_in_graph())
             hidden = self.embeddings(input_ids, position_ids, token_type_ids, inputs_embeds)
             hidden = self.encoder(hidden, tokens, states, probabilities)
-        if tokens.is_global is None and torch.is_grad_enabled() and not in_transform():
+        if tokens.is_global is None and torch.is_grad_enabled() and _can_be_joined():
             hidden = _Joined.apply(hidden, *self._global_projections())
         output = ModelOutput.of(
             last_hidden_state=hidden,
@@ -148,6 +148,15 @@ def _attentions(probabilities: list[AttentionProbabilities] | None) -> dict[str,
         "attentions": tuple(p.band if p.columns is None else torch.cat([p.columns, p.band], -1) for p in probabilities),
         "global_attentions": tuple(p.rows.mT for p in probabilities if p.rows is not None) or None,
     }
+
+
+def _can_be_joined() -> bool:
+    """Whether unused parameters may be made a part of the result.
+
+    Alone in a graph they may not: there their gradients would be 0, in place of None, and weight decay would act.
+    """
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return not in_transform() and not (alone and torch.compiler.is_compiling())
 
 
 class _Joined(torch.autograd.Function):

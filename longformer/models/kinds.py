@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from longformer.checkpoints.folder import architectures_of, find_config
-from longformer.checkpoints.hub import PathOrName
+from longformer.checkpoints.folder import architectures_of
 from longformer.checkpoints.names import PARTS, todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
+from longformer.hub import PathOrName, find_config
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import Head, head_of
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from longformer.checkpoints.folder import check_tensors
-from longformer.checkpoints.hub import PathOrName
 from longformer.checkpoints.names import check_tied, fit_names, todays_name
 from longformer.checkpoints.weights import unaliased
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, LongformerError, listed, unknown_name
+from longformer.hub import PathOrName
 from longformer.models import precision
 
 if TYPE_CHECKING:

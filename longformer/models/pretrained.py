@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from longformer.checkpoints.folder import dtype_name, read_config, write_checkpoint
-from longformer.checkpoints.hub import PathOrName
-from longformer.checkpoints.hub import find_files as find_files  # for callers that read other files of a checkpoint
+from longformer.checkpoints.folder import dtype_name, write_checkpoint
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors, without_prefix
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, LongformerError
+from longformer.hub import PathOrName
+from longformer.hub import find_files as find_files  # for callers that read other files of a checkpoint
 from longformer.models import loading
 from longformer.models.layers import init_weights
 from longformer.models.resizing import resize_embeddings
@@ -39,6 +39,8 @@ class Pretrained(nn.Module):
     main_input_name = "input_ids"
     mode_changes = 0  # how often train() or eval() was called: by this a thread knows that another one has
     fixed_labels: int | None = None  # set by a head whose number of labels is fixed
+    accepts_loss_kwargs = False  # transformers' Trainer asks: losses are means over a batch, whatever a step adds up
+    name_or_path: str = ""  # where it was loaded from; peft writes it beside an adapter
     config: LongformerConfig
 
     @classmethod
@@ -104,7 +106,7 @@ class Pretrained(nn.Module):
         if dtype is not None and torch_dtype is not None:
             raise LongformerError(f"dtype is {dtype!r} and torch_dtype {torch_dtype!r}; give one of them")
         device = loading.choose_device(device, device_map)
-        where = {
+        where: dict[str, Any] = {
             "revision": revision,
             "local_files_only": local_files_only,
             "cache_dir": cache_dir,
@@ -115,7 +117,7 @@ class Pretrained(nn.Module):
         loading.choose_dtype(dtype or torch_dtype, {})  # a wrong one is said before anything is fetched
         if config is None:
             assert name_or_path is not None
-            config = read_config(name_or_path, **where)
+            config = LongformerConfig.from_pretrained(name_or_path, **where)
         if state_dict is None:
             assert name_or_path is not None
             tensors = read_tensors(find_weights(name_or_path, **where))
@@ -141,6 +143,7 @@ class Pretrained(nn.Module):
         if lower_precision is not None:
             lower_precision(model)
         model.eval()
+        model.name_or_path = "" if name_or_path is None else str(name_or_path)
         return (model, loaded.info()) if output_loading_info else model
 
     @classmethod
@@ -155,20 +158,43 @@ class Pretrained(nn.Module):
             return set()
         return {name for name in self.state_dict() if not name.startswith(f"{self.base_model_prefix}.")}
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        save_function: Any = None,
+    ) -> None:
         """Write ``model.safetensors`` and ``config.json``, which transformers' class of the same name loads too.
 
         Weights keep their dtype. Each file is written completely before it replaces an old one. So a model may be saved
         into the folder from which it was loaded, and an interrupted save leaves the old files intact.
 
+        Args:
+            folder: where to write; it is made if it is not there.
+            state_dict: weights to write instead of the model's own, such as ``accelerator.get_state_dict(model)``.
+            is_main_process: False writes nothing, so that every process of several may call this.
+            save_function: not used; scripts that use accelerate give one. The files are always safetensors.
+
         Raises:
             CheckpointError: ``folder`` is a file, or cannot be written; or the model is quantised.
         """
-        state = self.state_dict()
+        if not is_main_process:
+            return
+        state = self.state_dict() if state_dict is None else dict(state_dict)
         if not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise CheckpointError("a model in int8 cannot be saved; load it with dtype=torch.float32 and save that")
-        extra = {"architectures": [type(self).__name__], "dtype": dtype_name(state.values())}
-        write_checkpoint(folder, state, lambda path: self.config.save(path, **extra))
+        write_checkpoint(folder, state, lambda path: self.save_config(path, state))
+
+    def save_config(self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write the ``config.json`` of a checkpoint of this model. ``state_dict``: as for :meth:`save_pretrained`.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        tensors = self.parameters() if state_dict is None else state_dict.values()
+        self.config.save(path, architectures=[type(self).__name__], dtype=dtype_name(tensors))
 
     @classmethod
     def from_transformers(cls: type[Model], model: nn.Module, *, impl: str = "auto") -> Model:
@@ -246,6 +272,10 @@ class Pretrained(nn.Module):
         words: nn.Module = self._embeddings().word_embeddings
         return words
 
+    def get_output_embeddings(self) -> None:
+        """None: scores of words, where there are any, are computed with the word embeddings' own matrix."""
+        return None
+
     def set_input_embeddings(self, embeddings: nn.Module) -> None:
         """Use other word embeddings. A masked language model's output shares their matrix, whichever they are."""
         self._embeddings().word_embeddings = embeddings
@@ -292,9 +322,28 @@ class Pretrained(nn.Module):
         Raises:
             LongformerError: they hold something else.
         """
-        unknown = sorted(set(gradient_checkpointing_kwargs or {}) - {"use_reentrant"})
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """As :meth:`gradient_checkpointing_enable`, by the name that transformers gives it now.
+
+        Raises:
+            LongformerError: ``every_n_layers`` is not 1, or ``offload`` is asked for: every layer is computed again,
+                and what is kept stays where it is. Or as there.
+        """
+        unknown = sorted(set(activation_checkpointing_kwargs or {}) - {"use_reentrant"})
         if unknown:
-            raise LongformerError(f"gradient_checkpointing_kwargs has {unknown[0]!r}; it may have use_reentrant alone")
+            raise LongformerError(f"checkpointing is given {unknown[0]!r}; it may be given use_reentrant alone")
+        if every_n_layers != 1 or offload:
+            raise LongformerError(
+                f"checkpointing is given every_n_layers={every_n_layers!r} and offload={offload!r}; every layer is "
+                "computed again, and nothing is moved: leave both out"
+            )
         self._encoder().gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:

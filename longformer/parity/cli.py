@@ -27,8 +27,7 @@ def sample_options(command: Command) -> Command:
             "--gradients",
             is_flag=True,
             help="Record the gradients of the loss too, by activations and parameters. The loss needs answers: INPUT's "
-            "start_positions and end_positions or, if it has none, the first token of each row that is not global and "
-            "the last token.",
+            "labels, or start_positions and end_positions for question answering; if it has none, a rule chooses them.",
         ),
         click.option(
             "--probabilities",
@@ -46,7 +45,8 @@ def sample_options(command: Command) -> Command:
 def parity() -> None:
     """Record what a model computes; compare two implementations, and say where they differ and why.
 
-    MODEL is a folder or a name on the hub, or a config.json, for which weights are drawn from --seed. INPUT is a text
+    MODEL is a folder or a name on the hub, or a config.json, for which weights are drawn from --seed: of the class that
+    its architectures name, or of question answering. INPUT is a text
     file, a .json file with input_ids, or a trace file, whose inputs are taken.
     """
 
@@ -80,6 +80,7 @@ def record(
 ) -> None:
     """Run MODEL on INPUT and write every intermediate value to a trace file."""
     check_output(output, SUFFIX)
+    from longformer.models.kinds import kind_of
     from longformer.parity.runs import Contender, model_folder, require_loss
     from longformer.parity.runs import record as run
     from longformer.parity.samples import Settings, read_sample
@@ -89,7 +90,7 @@ def record(
     with model_folder(model, settings.seed) as folder:
         if settings.gradients:
             require_loss(folder)
-        sample = read_sample(input_file, folder, settings)
+        sample = read_sample(input_file, folder, kind_of(folder).model, settings)
         recorded = run(contender, folder, sample, output, settings, only=only, model_name=model)
     click.echo(f"wrote {len(recorded)} values to {output}", err=True)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from longformer.checkpoints.folder import read_config
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
@@ -24,6 +23,7 @@ from longformer.parity.rounding import Truth
 from longformer.parity.runs import Contender, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES
+from longformer.parity.targets import as_arguments
 
 Shape = tuple[int, ...]
 
@@ -76,7 +76,8 @@ def contest(
         folder = stack.enter_context(model_folder(chosen, settings.seed))
         if settings.gradients:
             require_loss(folder)
-        sample = read_sample(source, folder, settings)
+        kind, _, left_out = kind_of(folder)
+        sample = read_sample(source, folder, kind, settings)
         _check_files(files, source, sample, folder)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longformer-parity-")))
         traces = []
@@ -90,14 +91,13 @@ def contest(
         say("running the truth, in float64")
         truth = Truth(
             load_ours(folder),
-            sample.inputs,
+            as_arguments(kind, sample.inputs),
             loss=(lambda output: output.loss) if settings.gradients else None,
             probabilities=settings.probabilities,
             folder=work,
         )
         say("judging, by runs moved by one rounding")
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
-        left_out = kind_of(folder).left_out
         if left_out:
             comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)
@@ -109,12 +109,12 @@ def _has_probabilities(trace: Trace) -> bool:
 
 def _has_gradients(trace: Trace) -> bool:
     """Whether there are gradients of the loss that is known here. Its targets show it; other losses are not judged."""
-    return TARGETS[0] in trace.inputs and any(name.startswith(GRADIENT) for name in trace)
+    return any(name in trace.inputs for name in TARGETS) and any(name.startswith(GRADIENT) for name in trace)
 
 
 def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: str) -> None:
     """Refuse, before anything runs, what ``compare`` would refuse in the end."""
-    inputs, config = effective_inputs(sample.inputs), read_config(folder)
+    inputs, config = effective_inputs(sample.inputs), LongformerConfig.from_pretrained(folder)
     for name, trace in files.items():
         check_inputs(trace.inputs, inputs, name, source if source != name else f"{name}, as the model is given it")
         check_configs(metadata_object(trace.metadata, "config"), config.to_dict(), name, "the model")
@@ -150,10 +150,10 @@ def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, 
             parts[PROBABILITIES[2]] = (*heads, global_tokens, seq_len)
         shapes |= {f"layer.{layer}.{part}": shape for part, shape in parts.items()}
     kind = kind_of(folder).model
+    if not issubclass(kind, Head) or "longformer.pooler.dense.weight" in kind.weights:
+        shapes["pooler_output"] = (batch, config.hidden_size)
     if issubclass(kind, Head):
         shapes["logits"] = kind.logits_shape(config, batch, seq_len)
-    else:
-        shapes["pooler_output"] = (batch, config.hidden_size)
     weights = read_tensors(find_weights(folder))
     return {
         **shapes,

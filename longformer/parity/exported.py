@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.folder import read_config
+from longformer.config import LongformerConfig
 from longformer.errors import DataError
 from longformer.exporting import OnnxModel
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import Head
+from longformer.models.heads import Head, LongformerForMultipleChoice
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceWriter, describe_model, read_trace
 from longformer.parity.layout import choose_layout
 from longformer.parity.recorder import Recorder
 from longformer.parity.table import BASE
+from longformer.parity.targets import as_arguments
 
 TAKEN = ("input_ids", "attention_mask", "global_attention_mask")
 
@@ -44,7 +45,7 @@ def record_exported(
         DataError: it was exported from a model of another config, or ``inputs`` has what it does not take.
     """
     exported = OnnxModel(file)
-    if exported.config != read_config(model):
+    if exported.config != LongformerConfig.from_pretrained(model):
         raise DataError(f"{file} was exported from a model of another config than {model}; name its own as --model")
     other = [name for name, tensor in inputs.items() if name not in TAKEN and bool(tensor.any())]
     if other:
@@ -67,7 +68,7 @@ def record_exported(
     recorder.sink = writer.write
     recorder.input_sink = lambda name, tensor: writer.write(INPUT + name, tensor)
     try:
-        recorder.take(given, by_module(exported, exported.values(**given)))
+        recorder.take(given, by_module(exported, exported.values(**as_arguments(exported.kind, given))))
         recorder.check_patterns()
         writer.close({"outputs": json.dumps(exported.names)})
     finally:
@@ -83,5 +84,7 @@ def by_module(exported: OnnxModel, values: Mapping[str, Tensor]) -> dict[str, Te
         return {named.get(name, name): value for name, value in values.items()}
     found = {name: value for name, value in values.items() if name.startswith(f"{BASE}.")}
     logits = [value for name, value in values.items() if name not in found]
-    found[exported.kind.part] = logits[0] if len(logits) == 1 else torch.stack(logits, dim=-1)
+    joined = logits[0] if len(logits) == 1 else torch.stack(logits, dim=-1)
+    # The module gives a score for each text, (B·N, 1), and the model (B, N).
+    found[exported.kind.part] = joined.view(-1, 1) if exported.kind is LongformerForMultipleChoice else joined
     return found

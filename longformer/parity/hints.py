@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from longformer.parity import attention_slips, slips
+from longformer.parity import attention_slips, head_slips, slips
 from longformer.parity.format import Trace
 from longformer.parity.rounding import Truth
 from longformer.parity.slips import ANOTHER, EPS, LackingError, Scene, Slip
@@ -42,7 +42,8 @@ SLIPS: dict[str, Callable[[Scene], Iterator[Slip]]] = {
         lambda scene: scene.value("feed_forward"),
         lambda scene: scene.value("attention_output"),
     ),
-    "logits": slips.logits,
+    "pooler_output": head_slips.pooler_output,
+    "logits": head_slips.logits,
 }
 
 

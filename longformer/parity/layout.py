@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from longformer.errors import LongformerError
 from longformer.kernels import Tokens
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import Head, LongformerForQuestionAnswering
+from longformer.models.heads import HEADS, Head
 from longformer.parity.table import BASE, Table, Value, longformer_table
 
 Longformer = LongformerModel | Head
-TARGETS = LongformerForQuestionAnswering.targets  # of the head whose loss the command knows
+TARGETS = tuple(dict.fromkeys(name for head in HEADS for name in head.targets))  # the right answers, of any head
 
 
 class Layout(ABC):
@@ -103,8 +103,8 @@ class LongformerLayout(Layout):
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
-        if bound.get("only_labelled"):
-            raise LongformerError("a trace has the scores of all tokens; call the model without only_labelled")
+        if bound.get("only_targets"):
+            raise LongformerError("a trace has the scores of all tokens; call the model without only_targets")
         return {name: bound[name].detach().cpu() for name in TARGETS if isinstance(bound.get(name), Tensor)}
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from longformer.errors import LongformerError
-from longformer.kernels import Tokens, attend, sliding_window_probabilities
-from longformer.models.attention import LongformerSelfAttention
+from longformer.kernels import Tokens, attend
+from longformer.models.attention import LongformerSelfAttention, attention_probabilities
 from longformer.parity.table import PROBABILITIES
 
 
@@ -51,34 +51,14 @@ def of_reference(output: Any, tokens: Tokens) -> dict[str, Tensor]:
 def of_ours(attention: LongformerSelfAttention, projected: Projected, states: Tensor) -> dict[str, Tensor]:
     """From what our layer projected, and from the states (B, S, C) that it was given."""
     query, key, _, tokens = projected
-    pattern, heads = attention.pattern, query.shape[1]
-    assert pattern.window is not None
-    found = sliding_window_probabilities(
-        query,
-        key,
-        pattern.window,
-        dilation=pattern.gaps(heads),
-        causal=pattern.causal,
-        key_mask=tokens.keep,
-        global_mask=tokens.is_global,
-    )
-    if tokens.is_global is None:
-        return {PROBABILITIES[0]: found.band}
-    band, columns, index = found.with_global_columns_apart(pattern)
 
     def split(projection: nn.Module) -> Tensor:
         x: Tensor = projection(states).cpu()
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
 
-    global_query = global_rows(split(attention.query_global), index)
-    scores = (global_query * query.shape[3] ** -0.5) @ split(attention.key_global).transpose(2, 3)
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if tokens.keep is not None:
-        wide = wide.masked_fill(~tokens.keep[:, None, None, :], float("-inf"))
-    rows = wide.softmax(-1).to(scores.dtype).masked_fill((index < 0)[:, None, :, None], 0)
-    is_replaced = tokens.is_global[:, None, :, None]
-    parts = (band.masked_fill(is_replaced, 0), columns.masked_fill(is_replaced, 0), rows)
-    return dict(zip(PROBABILITIES, parts, strict=True))
+    projections = () if tokens.is_global is None else (attention.query_global, attention.key_global)
+    found = attention_probabilities(query, key, attention.pattern, tokens, *map(split, projections))
+    return {name: tensor for name, tensor in zip(PROBABILITIES, found, strict=True) if tensor is not None}
 
 
 @torch.no_grad()

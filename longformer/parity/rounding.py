@@ -57,7 +57,7 @@ class Truth:
         self.inputs, self.loss, self.probabilities, self.runs = dict(inputs), loss, probabilities, runs
         self.weights = {name: weight.detach() for name, weight in model.state_dict().items()}
         self.config = model.config
-        dense = self.inputs["input_ids"].shape[1] <= DENSE
+        dense = self.inputs["input_ids"].shape[-1] <= DENSE
         self.kernel = "reference" if dense else "blocked"
         self._model = self._in_double(model)
         self._noise: dict[torch.dtype, dict[str, Tensor]] = {}

@@ -12,18 +12,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from longformer.checkpoints.folder import read_config
+from longformer.checkpoints.folder import architectures_of
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import LongformerForQuestionAnswering
+from longformer.models.heads import HEADS, LongformerForQuestionAnswering
 from longformer.models.kinds import kind_of
 from longformer.parity.exported import record_exported
 from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer
 from longformer.parity.recorder import trace
 from longformer.parity.samples import SUFFIX, Sample, Settings
+from longformer.parity.targets import as_arguments, targets_of
 
 EXPORTED = ".onnx"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -111,13 +112,10 @@ def load_ours(name_or_path: str, *, dtype: torch.dtype = torch.float32, impl: st
 
 
 def require_loss(name_or_path: str) -> None:
-    """Raise LongformerError for a checkpoint whose model has no loss that the command knows."""
-    kind = kind_of(name_or_path).model
-    if kind is not LongformerForQuestionAnswering:
-        base = kind is LongformerModel
-        what = "a base model, which has no loss" if base else "a masked language model, whose loss needs labels"
+    """Raise LongformerError for a checkpoint whose model has no loss."""
+    if not targets_of(kind_of(name_or_path).model):
         raise LongformerError(
-            f"{name_or_path} is {what}; gradients are recorded of question answering, or in "
+            f"{name_or_path} is a base model, which has no loss; gradients are recorded of models with a head, or in "
             "Python of any loss: trace(model, gradients=True) and Truth(model, inputs, loss=...)"
         )
 
@@ -131,7 +129,7 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if read_config(name_or_path).attention_dilation != 1:
+    if LongformerConfig.from_pretrained(name_or_path).attention_dilation != 1:
         raise LongformerError(
             f"{name_or_path} has an attention_dilation, which transformers' Longformer does not compute"
         )
@@ -142,7 +140,10 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def model_folder(name_or_path: str, seed: int | None) -> Iterator[str]:
-    """A folder or name as it is; for a ``config.json``, a temporary folder with weights drawn from ``seed``."""
+    """A folder or name as it is; for a ``config.json``, a temporary folder with weights drawn from ``seed``.
+
+    The model is the first of the config's ``architectures`` that we have, else one for question answering.
+    """
     path = Path(name_or_path)
     if path.suffix != ".json":
         yield name_or_path
@@ -150,21 +151,24 @@ def model_folder(name_or_path: str, seed: int | None) -> Iterator[str]:
     import tempfile
 
     config = LongformerConfig.from_file(path)
+    known: dict[str, type[Longformer]] = {kind.__name__: kind for kind in HEADS}
+    known[LongformerModel.__name__] = LongformerModel
+    kinds = [known[name] for name in architectures_of(path) if name in known]
     with tempfile.TemporaryDirectory() as folder:
-        draw(config, seed or 0).save_pretrained(folder)
+        draw(config, seed or 0, kinds[0] if kinds else LongformerForQuestionAnswering).save_pretrained(folder)
         yield folder
 
 
-def draw(config: LongformerConfig, seed: int) -> LongformerForQuestionAnswering:
+def draw(config: LongformerConfig, seed: int, kind: type[Longformer] = LongformerForQuestionAnswering) -> Longformer:
     """A model of random weights. None of them is 0 or 1, so that it shows if one is forgotten."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        model = LongformerForQuestionAnswering(config)
+        model = kind(config)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(std=config.initializer_range if weight.dim() > 1 else 0.1, generator=generator)
-            if name.endswith("LayerNorm.weight"):
+            if name.lower().endswith("norm.weight"):
                 weight.add_(1)
     return model.eval()
 
@@ -203,7 +207,7 @@ def record(
             gradients=settings.gradients,
         ) as recorded,
     ):
-        output = module(**sample.inputs)
+        output = module(**as_arguments(kind_of(model).model, sample.inputs, getattr(torch, contender.dtype)))
         if settings.gradients:
             recorded.backward(output.loss)
     return recorded

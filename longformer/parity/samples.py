@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.folder import read_config
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, DataError
 from longformer.files import read_json, read_text
 from longformer.parity.format import read_trace
-from longformer.parity.layout import TARGETS, effective_inputs
+from longformer.parity.layout import Longformer
+from longformer.parity.targets import check_targets, cut, default_targets, read_targets, targets_of
 from longformer.tokenizer import LongformerTokenizer
 
 SUFFIX = ".safetensors"
@@ -33,77 +32,67 @@ class Settings:
 
 
 class Sample(NamedTuple):
-    """arguments of a model's forward, and the tokens' texts, (B, S), where a tokenizer is known."""
+    """inputs, (B, S) each, and answers, by the names of a model's arguments; and the tokens' texts, where a tokenizer
+    is known. For multiple choice B is all texts, those of one question after those of another.
+    """
 
     inputs: dict[str, Tensor]
     tokens: list[list[str]] | None
 
 
-def read_sample(path: str, model: str, settings: Settings) -> Sample:
+def read_sample(path: str, model: str, kind: type[Longformer], settings: Settings) -> Sample:
     """What a file gives a model.
 
     A trace file: its inputs. A ``.json`` file: an object of ``input_ids`` and, if wanted, ``attention_mask``,
     ``global_attention_mask``, ``token_type_ids``, ``position_ids``, each a list of rows; shorter rows are padded. Any
     other file: a text, which the model's tokenizer reads, with the question before it for question answering.
 
-    For gradients the answers' positions are among the inputs, by which question answering has a loss: those of the
-    file or, where it has none, each row's first token that is not global and its last one, padding left out.
+    For gradients the right answers are among the inputs, by which a head has a loss: those of the file (``labels``, or
+    ``start_positions`` and ``end_positions``) or, where it has none, those of :func:`default_targets`.
+
+    Args:
+        path: the file.
+        model: a folder or a name on the hub.
+        kind: the class that serves it.
+        settings: what of it is wanted.
 
     Raises:
         DataError: no such file, not what its name says, or nothing that the model can take.
     """
-    config = read_config(model)
+    config = LongformerConfig.from_pretrained(model)
     if path.endswith(SUFFIX):
-        inputs = _inputs_of_trace(path)
+        inputs = _inputs_of_trace(path, kind)
     elif path.endswith(".json"):
-        inputs = _inputs_of_json(path, config)
+        inputs = _inputs_of_json(path, kind, config)
     else:
         inputs = _inputs_of_text(path, model, settings.question)
-    targets = {name: inputs.pop(name) for name in TARGETS if name in inputs}
+    targets = {name: inputs.pop(name) for name in targets_of(kind) if name in inputs}
     if settings.max_tokens is not None:
         inputs = {name: tensor[:, : settings.max_tokens] for name, tensor in inputs.items()}
+        targets = cut(targets, kind, settings.max_tokens)
     if "global_attention_mask" not in inputs:
         inputs["global_attention_mask"] = _global_mask(inputs["input_ids"], config)
     if settings.gradients:
-        inputs |= _checked_targets(path, targets or _default_targets(inputs), inputs)
+        targets = targets or default_targets(kind, config, inputs)
+        check_targets(path, kind, config, targets, inputs)
+        inputs |= targets
     return Sample(inputs, token_texts(inputs["input_ids"], model))
 
 
-def _default_targets(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    effective = effective_inputs(inputs)
-    real, is_global = effective["attention_mask"] != 0, effective["global_attention_mask"] != 0
-    local = real & ~is_global
-    answer = torch.where(local.any(dim=1, keepdim=True), local, real).int()
-    length = answer.shape[1]
-    return {"start_positions": answer.argmax(dim=1), "end_positions": length - 1 - answer.flip(1).argmax(dim=1)}
-
-
-def _checked_targets(path: str, targets: dict[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    real = effective_inputs(inputs)["attention_mask"] != 0
-    for name in TARGETS:
-        if name not in targets:
-            raise DataError(f"{path} lacks {name}; give both {' and '.join(TARGETS)}, or neither to have them chosen")
-        positions = targets[name]
-        if positions.shape != real.shape[:1]:
-            raise DataError(f"{path}: {name} has shape {tuple(positions.shape)}; it is one position a row, {len(real)}")
-        for row, position in enumerate(positions.tolist()):
-            if not (0 <= position < real.shape[1] and real[row, position]):
-                raise DataError(f"{path}: {name} has {position} for row {row}, where the input has no token")
-    return targets
-
-
-def _inputs_of_trace(path: str) -> dict[str, Tensor]:
+def _inputs_of_trace(path: str, kind: type[Longformer]) -> dict[str, Tensor]:
     inputs = read_trace(path).inputs
-    unknown = sorted(inputs.keys() - {*ARGUMENTS, *TARGETS})
+    known = (*ARGUMENTS, *targets_of(kind))
+    unknown = sorted(inputs.keys() - set(known))
     if unknown or "input_ids" not in inputs:
         what = f"has input.{unknown[0]}" if unknown else "lacks input.input_ids"
-        raise DataError(f"{path} {what}; the inputs of a Longformer are {', '.join(ARGUMENTS)}")
+        raise DataError(f"{path} {what}; the inputs of {kind.__name__} are {', '.join(known)}")
     shape = inputs["input_ids"].shape
-    for name, tensor in inputs.items():
-        if tensor.is_floating_point() or (name in ARGUMENTS and (tensor.shape != shape or tensor.dim() != 2)):
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise DataError(f"{path}: input.{name} is {kind} of shape {tuple(tensor.shape)}; it must be int64, (B, S)")
-    return {name: tensor.long() for name, tensor in inputs.items()}
+    for name in inputs.keys() & set(ARGUMENTS):
+        tensor = inputs[name]
+        if tensor.is_floating_point() or tensor.shape != shape or tensor.dim() != 2:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise DataError(f"{path}: input.{name} is {dtype} of shape {tuple(tensor.shape)}; it must be int64, (B, S)")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor.long() for name, tensor in inputs.items()}
 
 
 def _global_mask(ids: Tensor, config: LongformerConfig) -> Tensor:
@@ -115,11 +104,11 @@ def _global_mask(ids: Tensor, config: LongformerConfig) -> Tensor:
     return torch.where(separator.sum(dim=1, keepdim=True) == 3, question, first).long()
 
 
-def _inputs_of_json(path: str, config: LongformerConfig) -> dict[str, Tensor]:
+def _inputs_of_json(path: str, kind: type[Longformer], config: LongformerConfig) -> dict[str, Tensor]:
     values = read_json(path, object)
     if not isinstance(values, dict) or "input_ids" not in values:
         raise DataError(f'{path} must hold an object like {{"input_ids": [[0, 20920, 232, 2]]}}')
-    known = (*ARGUMENTS, *TARGETS)
+    known = (*ARGUMENTS, *targets_of(kind))
     unknown = sorted(values.keys() - set(known))
     if unknown:
         raise DataError(f"{path} has {', '.join(unknown)}; a model takes {', '.join(known)}")
@@ -128,7 +117,7 @@ def _inputs_of_json(path: str, config: LongformerConfig) -> dict[str, Tensor]:
         raise DataError(f"{path}: input_ids has an empty row, or none")
     values.setdefault("attention_mask", [[1] * length for length in lengths])
     fill = {"input_ids": config.pad_token_id, "position_ids": config.pad_token_id}
-    inputs = {name: torch.tensor(_positions(path, name, values[name])) for name in TARGETS if name in values}
+    inputs = read_targets(path, kind, values, lengths)
     for name in ARGUMENTS:
         if name in values:
             rows = _rows(path, name, values[name])
@@ -136,12 +125,6 @@ def _inputs_of_json(path: str, config: LongformerConfig) -> dict[str, Tensor]:
                 raise DataError(f"{path}: {name} has rows of {[len(row) for row in rows]}, input_ids of {lengths}")
             inputs[name] = torch.tensor([row + [fill.get(name, 0)] * (max(lengths) - len(row)) for row in rows])
     return inputs
-
-
-def _positions(path: str, name: str, value: Any) -> list[int]:
-    if not isinstance(value, list) or not all(_is_number(entry) for entry in value):
-        raise DataError(f"{path}: {name} must be a list of whole numbers, one a row")
-    return value
 
 
 def _is_number(entry: object) -> bool:

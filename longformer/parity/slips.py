@@ -104,10 +104,10 @@ def embeddings(scene: Scene) -> Iterator[Slip]:
     yield "positions are counted through padding", norm(plain + at(count + pad + 1))
     yield "position embeddings are left out", norm(plain)
     yield "token type embeddings are left out", norm(words[ids] + at(right))
-    yield from _norm_slips(plain + at(right), factor, bias, scene.config.layer_norm_eps)
+    yield from norm_slips(plain + at(right), factor, bias, scene.config.layer_norm_eps)
 
 
-def _norm_slips(x: Tensor, factor: Tensor, bias: Tensor, right: float) -> Iterator[Slip]:
+def norm_slips(x: Tensor, factor: Tensor, bias: Tensor, right: float) -> Iterator[Slip]:
     width = x.shape[-1:]
     for eps in (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3):
         if eps != right:
@@ -143,12 +143,12 @@ def projection(role: str) -> Callable[[Scene], Iterator[Slip]]:
         for layer in range(scene.config.num_hidden_layers):
             if layer != scene.layer:
                 yield f"{own} has the weights of layer {layer}", scene.heads(scene.linear(x, own, layer))
-        yield from _another_weight(scene, own, x, scene.value(role).transpose(1, 2).flatten(2), scene.heads)
+        yield from another_weight(scene, own, x, scene.value(role).transpose(1, 2).flatten(2), scene.heads)
 
     return slips
 
 
-def _another_weight(
+def another_weight(
     scene: Scene, name: str, x: Tensor, y: Tensor, shape: Callable[[Tensor], Tensor] = lambda y: y
 ) -> Iterator[Slip]:
     """The best fit of ``y`` by a linear layer of ``x``: if it is exact, the formula is right, and the weight is not."""
@@ -173,7 +173,7 @@ def sublayer(
 
         weight, shift = scene.weight(f"{dense}.weight"), scene.weight(f"{dense}.bias")
         right = F.linear(x, weight, shift) + residual
-        yield from _norm_slips(right, factor, bias, scene.config.layer_norm_eps)
+        yield from norm_slips(right, factor, bias, scene.config.layer_norm_eps)
         yield "the residual is left out", normed(F.linear(x, weight, shift))
         yield f"the bias {dense}.bias is left out", normed(F.linear(x, weight) + residual)
         yield "LayerNorm stands before the residual instead of behind it", normed(F.linear(x, weight, shift)) + residual
@@ -200,7 +200,7 @@ def intermediate(scene: Scene) -> Iterator[Slip]:
     for layer in range(scene.config.num_hidden_layers):
         if layer != scene.layer:
             yield f"{name} has the weights of layer {layer}", scene.linear(x, name, layer)
-    yield from _another_weight(scene, name, x, scene.value("intermediate"))
+    yield from another_weight(scene, name, x, scene.value("intermediate"))
 
 
 def feed_forward(scene: Scene) -> Iterator[Slip]:
@@ -219,13 +219,3 @@ def feed_forward(scene: Scene) -> Iterator[Slip]:
                 "gelu": "the activation is the exact GELU",
             }.get(name, f"the activation is {name}")
             yield f"{text} instead of {right}", result
-
-
-def logits(scene: Scene) -> Iterator[Slip]:
-    if "qa_outputs.weight" not in scene.weights:
-        return
-    x = scene.at(f"layer.{scene.config.num_hidden_layers - 1}.output")
-    weight, bias = (scene.weights[f"qa_outputs.{part}"].double() for part in ("weight", "bias"))
-    yield "start and end logits are swapped", F.linear(x, weight.flip(0), bias.flip(0))
-    yield "the bias qa_outputs.bias is left out", F.linear(x, weight)
-    yield from _another_weight(scene, "qa_outputs", x, scene.at("logits"))

@@ -169,4 +169,6 @@ def _place(name: str) -> tuple[int, int]:
     layer, part = split_name(name)
     if layer is not None:
         return layer, _ORDER.index(part) if part in _ORDER else len(_ORDER)
-    return (-1, 0) if name == "embeddings" else (10**9, 0)
+    if name == "embeddings":
+        return -1, 0
+    return 10**9, int(name != "pooler_output")  # which multiple choice has before its logits

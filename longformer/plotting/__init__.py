@@ -1,4 +1,4 @@
-"""Pictures with matplotlib (the extra ``plot``): patterns, probabilities, error against depth, cost against length.
+"""Pictures with matplotlib (the extra ``plot``): patterns, probabilities, and curves of errors, costs and scores.
 
 Every function draws into axes, or a figure, that it is given, so that you can put pictures together as you like. What
 is drawn is what the kernels compute: who attends to whom comes from :class:`longformer.kernels.AttentionPattern`.
@@ -6,7 +6,7 @@ is drawn is what the kernels compute: who attends to whom comes from :class:`lon
 Read in this order: ``patterns`` (also how a pattern is given), ``probabilities``, ``curves``.
 """
 
-from longformer.plotting.curves import draw_cost, draw_depth
+from longformer.plotting.curves import draw_cost, draw_depth, draw_precision_recall, draw_values_by_kind
 from longformer.plotting.patterns import (
     COLOURS,
     attention_kinds,
@@ -26,8 +26,10 @@ __all__ = [
     "draw_depth",
     "draw_pattern",
     "draw_patterns",
+    "draw_precision_recall",
     "draw_probabilities",
     "draw_receptive_field",
+    "draw_values_by_kind",
     "receptive_field",
     "save_patterns",
 ]

@@ -1,9 +1,9 @@
-"""Curves: error against depth, cost against length."""
+"""Curves: error against depth, cost against length, precision against recall."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,39 @@ def draw_cost(axes: Axes, report: Mapping[str, Any] | str | Path, quantity: str 
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
+
+
+def draw_precision_recall(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Draw precision against recall in steps.
+
+    Args:
+        axes: matplotlib axes to draw into.
+        curves: by name as many recalls as precisions, in [0, 1], the recalls rising.
+    """
+    for (name, (recall, precision)), colour in zip(curves.items(), LINES, strict=False):
+        axes.step(recall, precision, where="post", color=colour, label=name)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.05), ylim=(0, 1.05))
+    if curves:
+        axes.legend(fontsize=8)
+
+
+def draw_values_by_kind(axes: Axes, with_answer: Sequence[float], without: Sequence[float]) -> None:
+    """Draw how often each value for no answer is given to questions with an answer and to those without, in 20 bins.
+
+    Args:
+        axes: matplotlib axes to draw into.
+        with_answer, without: probabilities of no answer, or scores, of the questions of each kind; either may be empty.
+    """
+    every = [*with_answer, *without]
+    for values, name, colour in ((with_answer, "with an answer", LINES[0]), (without, "without", LINES[1])):
+        if values:
+            share = [1 / len(values)] * len(values)
+            axes.hist(
+                values, bins=20, range=(min(every), max(every)), weights=share, alpha=0.5, color=colour, label=name
+            )
+    axes.set(xlabel="value for no answer", ylabel="share of questions")
+    if every:
+        axes.legend(fontsize=8)
 
 
 def _cases(report: Mapping[str, Any] | str | Path) -> list[dict[str, Any]]:

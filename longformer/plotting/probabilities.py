@@ -34,16 +34,11 @@ def dense_probabilities(
     Raises:
         LongformerError: a pattern that is not that of ``probabilities``, or more rows than a picture has.
     """
-    band, columns, index = probabilities
-    seq_len = band.shape[2]
+    seq_len = probabilities.band.shape[2]
     if seq_len > LONGEST:
         raise LongformerError(f"there are {seq_len} rows; a picture of all pairs takes at most {LONGEST}: cut some out")
-    (left, right), gaps = _band_of(band, pattern, dilation)
-    offsets = torch.arange(-left, right + 1)
-    places = torch.arange(seq_len)[:, None] + offsets * torch.tensor(gaps)[:, None, None]  # (H, S, W)
-    places = places.clamp(0, seq_len - 1).to(band.device)  # the probabilities outside the sequence are 0
-    dense = band.new_zeros(*band.shape[:3], seq_len).scatter_add(3, places.expand_as(band), band)
-    return dense.scatter_add(3, index.clamp(min=0)[:, None, None].expand_as(columns), columns)
+    _band_of(probabilities.band, pattern, dilation)
+    return probabilities.dense(as_pattern(pattern, dilation))
 
 
 def draw_probabilities(

@@ -1,7 +1,8 @@
-"""Training: fine-tuning on question answering, and masked language modelling.
+"""Training: fine-tuning on question answering and on classification, and masked language modelling.
 
-Read in this order: ``options``, what can be chosen; ``loop``, the training loop; ``qa`` and ``mlm``, the two tasks,
-which turn files into rows; ``batches``, which turns rows into steps; ``run``, which puts all of it together.
+Read in this order: ``options``, what can be chosen; ``loop``, the training loop; ``qa``, ``classification`` and
+``mlm``, the tasks, which turn files into rows; ``batches``, which turns rows into steps; ``run``, which puts all of it
+together.
 
 ``optimizer``, ``parallel``, ``checkpoints``, ``signals`` and ``log`` serve the loop. ``measure`` scores a model without
 training it. ``cli`` has the commands.
@@ -10,12 +11,13 @@ training it. ``cli`` has the commands.
 from typing import TYPE_CHECKING
 
 from longformer.lazy import lazily
-from longformer.training.options import MLMOptions, QAOptions
+from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions
 
 if TYPE_CHECKING:
-    from longformer.training.run import train_mlm, train_qa
+    from longformer.training.run import train_classification, train_mlm, train_qa
 
-__all__ = ["MLMOptions", "QAOptions", "train_mlm", "train_qa"]
+__all__ = ["ClassificationOptions", "MLMOptions", "QAOptions", "train_classification", "train_mlm", "train_qa"]
 
 # The command line reads the options alone.
-__getattr__, __dir__ = lazily(__name__, globals(), {"train_mlm": "run", "train_qa": "run"})
+_HOMES = dict.fromkeys(("train_classification", "train_mlm", "train_qa"), "run")
+__getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

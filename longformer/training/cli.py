@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from longformer.errors import LongformerError
-from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
+from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions, TrainingOptions
 
 POSITIONAL = ("source", "output", "files")
 
@@ -91,6 +91,24 @@ def qa(resume: bool, **given: Any) -> None:
     from longformer.training.run import train_qa
 
     train_qa(options, resume=resume)
+
+
+@train.command("classification")
+@options_of(ClassificationOptions)
+def classification(resume: bool, **given: Any) -> None:
+    """Fine-tune the model SRC (folder or name on the hub) on the labelled texts in FILEs, and write it to DST.
+
+    A .csv file has the columns "text" and "label" or, with | between the labels in a cell, "labels"; other columns are
+    ignored. A .jsonl file has in each line an object with "text", and "label" or a list "labels". If SRC has no head
+    for the classification of texts, a new one is drawn at random. DST holds the same as for `train qa`.
+
+    Measured are accuracy and F1, or the squared error and correlations of a regression. Macro-F1 decides which weights
+    are best; if a text may have several labels, micro-F1; for regression, the error.
+    """
+    options = _read(ClassificationOptions, given)
+    from longformer.training.run import train_classification
+
+    train_classification(options, resume=resume)
 
 
 @click.command("evaluate-mlm")

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from longformer.checkpoints.folder import CONFIG, dtype_name, write_checkpoint
+from longformer.checkpoints.folder import dtype_name, write_checkpoint
 from longformer.checkpoints.weights import SAFETENSORS
 from longformer.distributed import Processes, fail_together, unsharded
 from longformer.errors import CheckpointError, LongformerError
 from longformer.files import sync
+from longformer.hub import CONFIG
 from longformer.models.pretrained import Pretrained
 from longformer.training import checkpoints
 from longformer.training.batches import Part, parts_of_step, steps_of_epoch

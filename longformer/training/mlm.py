@@ -152,7 +152,7 @@ class HeldOut:
         for row in rows:
             inputs, count = self._masked(row)
             with torch.inference_mode():
-                loss: Tensor = model(**{name: x.to(device) for name, x in inputs.items()}, only_labelled=True).loss
+                loss: Tensor = model(**{name: x.to(device) for name, x in inputs.items()}, only_targets=True).loss
             if not bool(loss.isfinite()):
                 raise LongformerError("the model's scores are not finite; its weights are damaged")
             yield loss.item() * count / math.log(2), count
@@ -201,7 +201,7 @@ class MaskedLMTask:
 
     def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of the tokens to be predicted."""
-        loss: Tensor = model(**inputs, only_labelled=True).loss
+        loss: Tensor = model(**inputs, only_targets=True).loss
         return loss
 
     def evaluate(self, model: Pretrained, group: Processes) -> dict[str, float]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from longformer.config import PROBLEM_TYPES
 from longformer.errors import LongformerError
 from longformer.files import read_text
 
@@ -54,7 +55,7 @@ def choice(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The options that both kinds of training share. The defaults are those of fine-tuning.
+    """The options that all kinds of training share. The defaults are those of fine-tuning.
 
     Raises:
         LongformerError: a value has the wrong type or is out of range, or two options contradict each other.
@@ -222,8 +223,34 @@ class QAOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hold_out and self.evaluate_on:
-            raise LongformerError("hold_out and evaluate_on both say what to measure on; give only one of them")
+        _check_one_way_to_measure(self)
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.evaluate_on or self.hold_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions(TrainingOptions):
+    """Options of ``longformer train classification``."""
+
+    max_length: int = choice(
+        512, "Tokens in one row, including special tokens. The end of a longer text is cut off.", least=8
+    )
+    hold_out: float | None = choice(
+        None, "Share of the texts to measure on instead of training on them, drawn by the seed.", above=0, below=1
+    )
+    problem_type: str | None = choice(
+        None,
+        "What the labels are. Without it, what SRC's head is for. For a new head it follows from the texts: numbers "
+        "with a fraction mean regression, lists of labels several labels, anything else a single label.",
+        among=PROBLEM_TYPES,
+    )
+    new_head: bool = choice(False, "Draw a new head for the labels of the texts, even if SRC has a head.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_one_way_to_measure(self)
 
     @property
     def evaluates(self) -> bool:
@@ -238,6 +265,11 @@ class MLMOptions(TrainingOptions):
     batch_size: int = choice(8, "Rows in one step, in all processes together.", least=1)
     max_length: int = choice(4096, "Tokens in one row, including special tokens.", least=8)
     mask_probability: float = choice(0.15, "Share of the tokens that are to be predicted.", above=0, below=1)
+
+
+def _check_one_way_to_measure(options: QAOptions | ClassificationOptions) -> None:
+    if options.hold_out and options.evaluate_on:
+        raise LongformerError("hold_out and evaluate_on both say what to measure on; give only one of them")
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
@@ -259,7 +291,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    if metadata["among"] and value not in metadata["among"]:
+    if metadata["among"] and value is not None and value not in metadata["among"]:
         raise LongformerError(f"{name} is {value!r}; it must be one of {', '.join(metadata['among'])}")
     if value is None or isinstance(value, (str, tuple, bool)):
         return

@@ -93,7 +93,7 @@ def _windows(
     except NoTokensError:
         return []
     except LongformerError as error:
-        raise DataError(f"question {example.id!r}: {error}") from None
+        raise DataError(f"{example.where}: {error}") from None
     spans = [span for span in (reading.document.tokens_of(*place) for place in places) if span is not None]
     features = []
     for w, window in enumerate(reading.windows):
@@ -199,5 +199,5 @@ class QuestionAnsweringTask:
                 max_answer_tokens=self.options.max_answer_tokens, null_threshold=0.0 if self.no_answers else None
             ),
         )
-        scores = evaluate(self.held_out, answers)
+        scores = evaluate(self.held_out, answers.texts)
         return {"exact_match": scores["exact_match"], "f1": scores["f1"]}

@@ -14,23 +14,31 @@ from tqdm import tqdm
 
 import longformer
 from longformer.answering.answerer import QuestionAnswerer
-from longformer.answering.evaluation import QuestionFile, check_questions
+from longformer.answering.evaluation import check_questions
 from longformer.answering.settings import AnswerSettings
 from longformer.answering.squad import Example, offset_report, read_squad
-from longformer.checkpoints.folder import CONFIG
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import SAFETENSORS, find_weights, read_tensors
+from longformer.classifying.labels import REGRESSION
+from longformer.config import LongformerConfig
 from longformer.distributed import check_agreement, fail_together, processes
-from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.errors import CheckpointError, DataError, LongformerError, listed
+from longformer.hub import CONFIG
 from longformer.models.attention import LongformerSelfAttention
-from longformer.models.heads import Head, LongformerForMaskedLM, LongformerForQuestionAnswering
+from longformer.models.heads import (
+    Head,
+    LongformerForMaskedLM,
+    LongformerForQuestionAnswering,
+    LongformerForSequenceClassification,
+)
 from longformer.models.pretrained import Pretrained
 from longformer.tokenizer import LongformerTokenizer
 from longformer.training.checkpoints import CHECKPOINTS, remove_abandoned, replace_text
+from longformer.training.classification import ClassificationData, ClassificationTask, read_data
 from longformer.training.log import CURVES, LOG, check_plotting
 from longformer.training.loop import Task, Trainer
 from longformer.training.mlm import MaskedLMTask, read_documents
-from longformer.training.options import MLMOptions, QAOptions, TrainingOptions
+from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions, TrainingOptions
 from longformer.training.qa import QuestionAnsweringTask
 
 OPTIONS_FILE = "training.toml"
@@ -53,10 +61,9 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
     """
 
     def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> QuestionAnsweringTask:
-        train, held_out_by_file = _read_questions(options, say)
+        train, held_out = _read_questions(options, say)
         settings = AnswerSettings(max_answer_tokens=options.max_answer_tokens)
-        check_questions(held_out_by_file, QuestionAnswerer(model, tokenizer), settings)
-        held_out = [example for _, examples in held_out_by_file for example in examples]
+        check_questions(held_out, QuestionAnswerer(model, tokenizer), settings)
         task = QuestionAnsweringTask(train, held_out, tokenizer, options)
         left_out = f", {len(task.unusable)} questions left out" if task.unusable else ""
         say(
@@ -65,6 +72,30 @@ def train_qa(options: QAOptions, *, resume: bool = False) -> None:
         return task
 
     _train(options, LongformerForQuestionAnswering, prepare, resume)
+
+
+def train_classification(options: ClassificationOptions, *, resume: bool = False) -> None:
+    """Fine-tune on texts with labels or numbers, from CSV files or JSON lines. The rest is as in :func:`train_qa`.
+
+    A head that the checkpoint has keeps its labels, unless ``options.new_head`` is set.
+    """
+    found: list[ClassificationData] = []
+
+    def head_config(head: LongformerConfig | None) -> dict[str, Any]:
+        found.append(read_data(options, head))
+        labels = found[0].labels
+        return {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type}
+
+    def prepare(model: Any, tokenizer: LongformerTokenizer, say: Callable[[str], None]) -> ClassificationTask:
+        task = ClassificationTask(found.pop(), tokenizer, options)
+        labels = task.labels
+        shown = "" if labels.problem_type == REGRESSION else f", {len(labels.names)} labels: {listed(labels.names)}"
+        say(f"{len(task.rows)} texts to train on, {len(task.held_out)} to measure on; {labels.problem_type}{shown}")
+        if task.cut:
+            say(f"cut off at {options.max_length} tokens: {task.cut} texts")
+        return task
+
+    _train(options, LongformerForSequenceClassification, prepare, resume, head_config, new_head=options.new_head)
 
 
 def train_mlm(options: MLMOptions, *, resume: bool = False) -> None:
@@ -88,7 +119,20 @@ def _train(
     head_class: type[Head],
     prepare: Callable[[Any, LongformerTokenizer, Callable[[str], None]], Task],
     resume: bool,
+    head_config: Callable[[LongformerConfig | None], dict[str, Any]] = lambda head: {},
+    *,
+    new_head: bool = False,
 ) -> None:
+    """Check everything, then train.
+
+    Args:
+        options, resume: as for the functions above.
+        head_class: the model's class.
+        prepare: the task for the model and its tokenizer; its third argument says a line to the user.
+        head_config: changes of the model's config, given the config of the head in the checkpoint, or None if a new one
+            is to be drawn.
+        new_head: draw a new head even if the checkpoint has one.
+    """
     with processes(options.device) as group:
 
         def say(message: str) -> None:
@@ -109,7 +153,8 @@ def _train(
             if group.is_first:
                 changed = _check_folder(options, resume)
             tokenizer = LongformerTokenizer.from_pretrained(options.source, revision=options.revision)
-            model = _load(options, head_class, tokenizer, say)
+            model = _load(options, head_class, head_config, new_head, say)
+            _check_tokenizer(options.source, model.config, tokenizer)
             task = prepare(model, tokenizer, say)
             origin = _digest(model)
         check_agreement(
@@ -130,35 +175,34 @@ def _train(
             say(f"resumed at step {trainer.step} of {trainer.steps}" if found else "nothing to resume: starting anew")
         trainer.run(note=f"{'; '.join(changed)} (before, now)" if changed else "")
         if trainer.best is not None:
-            say(f"best {task.score} {trainer.best:.2f} at step {trainer.best_step}")
+            say(f"best {task.score} {trainer.best:.4g} at step {trainer.best_step}")
         say(f"wrote {folder}")
 
 
-def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[QuestionFile]]:
-    """Questions to train on, and questions to measure on by file. Wrong offsets of answers are reported by ``say``."""
-    files = _read_files(options.files, say)
-    train = [example for _, examples in files for example in examples]
+def _read_questions(options: QAOptions, say: Callable[[str], None]) -> tuple[list[Example], list[Example]]:
+    """Questions to train on, and questions to measure on. Wrong offsets of answers are reported by ``say``."""
+    train = _read_files(options.files, say)
     if not options.hold_out:
         return train, _read_files(options.evaluate_on, say)
     titles = {example.title for example in train}
     for title in options.hold_out:
         if title not in titles:
             raise DataError(f"hold_out is {title!r}; no file has an article of that title")
-    held_out = [(file, [e for e in examples if e.title in options.hold_out]) for file, examples in files]
+    held_out = [example for example in train if example.title in options.hold_out]
     train = [example for example in train if example.title not in options.hold_out]
     if not train:
         raise DataError("hold_out leaves nothing to train on")
     return train, held_out
 
 
-def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[QuestionFile]:
+def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[Example]:
     found = []
     for file in files:
         examples = read_squad(file)
         offsets = offset_report(examples)
         if offsets.realigned or offsets.unusable:
             say(f"{file}: {offsets}")
-        found.append((file, examples))
+        found += examples
     return found
 
 
@@ -203,28 +247,30 @@ def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
 def _load(
     options: TrainingOptions,
     head_class: type[Head],
-    tokenizer: LongformerTokenizer,
+    head_config: Callable[[LongformerConfig | None], dict[str, Any]],
+    new_head: bool,
     say: Callable[[str], None],
 ) -> Head:
     weights = read_tensors(find_weights(options.source, revision=options.revision))
-    has_head = any(todays_name(name).startswith(f"{head_class.part}.") for name in weights)
-    if not has_head:
-        say(f"{options.source} has no head {head_class.part}: a new one is drawn at random")
+    has_head = any(todays_name(name) in head_class.weights for name in weights)
+    new_head = new_head or not has_head
+    known = None if new_head else LongformerConfig.from_pretrained(options.source, revision=options.revision)
+    changes = head_config(known)
+    if new_head:
+        why = (
+            f"the head of {options.source} is replaced"
+            if has_head
+            else f"{options.source} has no head {head_class.part}"
+        )
+        say(f"{why}: a new one is drawn at random")
     torch.manual_seed(options.seed)
     model = head_class.from_pretrained(
-        options.source, revision=options.revision, impl=options.impl, new_head=not has_head
+        options.source, revision=options.revision, impl=options.impl, new_head=new_head, **changes
     )
     if options.max_length > model.config.max_tokens:
         raise LongformerError(
             f"max_length is {options.max_length}; the model has positions for {model.config.max_tokens} tokens"
         )
-    for name in ("pad_token_id", "sep_token_id"):
-        if getattr(model.config, name) != getattr(tokenizer, name):
-            raise CheckpointError(
-                f"{options.source}: {name} is {getattr(model.config, name)} for the model and "
-                f"{getattr(tokenizer, name)} for the tokenizer"
-            )
-    tokenizer.check_rows(model.config.vocab_size)
     _set_dropout(model, options.hidden_dropout, options.attention_dropout)
     base: Any = getattr(model, model.base_model_prefix)
     base.encoder.gradient_checkpointing = options.gradient_checkpointing
@@ -237,6 +283,16 @@ def _load(
             if "_global." in name:
                 weight.requires_grad_(False)
     return model
+
+
+def _check_tokenizer(source: str, config: LongformerConfig, tokenizer: LongformerTokenizer) -> None:
+    for name in ("pad_token_id", "sep_token_id"):
+        if getattr(config, name) != getattr(tokenizer, name):
+            raise CheckpointError(
+                f"{source}: {name} is {getattr(config, name)} for the model and {getattr(tokenizer, name)} for the "
+                "tokenizer"
+            )
+    tokenizer.check_rows(config.vocab_size)
 
 
 def _set_dropout(model: nn.Module, hidden: float | None, attention: float | None) -> None:

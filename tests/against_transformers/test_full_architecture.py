@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from head_cases import CASES as HEAD_CASES
+from head_cases import answers
 from reference import (
     BASE,
     Encoded,
@@ -145,3 +147,24 @@ def test_every_gradient(full: Full) -> None:
         if ".self." in name and measure_by(name, BASE) == name
     ]
     assert math.exp(sum(ratios) / len(ratios)) <= GRADIENT_MEAN_RATIO
+
+
+@pytest.mark.parametrize("name", ["masked words", "one class", "tokens", "choices"])
+def test_every_head(name: str) -> None:
+    """States, results, loss and gradients of the other heads, over one text of 700 tokens or two choices of 350."""
+    case = HEAD_CASES[name]
+    config = BASE.replace(**case.changes)
+    pair = build(config, kind=case.kind)
+    truth = exact(pair)
+    rows = [question_row(BASE, 20, 350)] * 2 if name == "choices" else [question_row(BASE, 20, 700)]
+    inputs = padded_batch(BASE, rows)
+    if name == "choices":
+        inputs["input_ids"][1, 100:300] = 50
+        inputs = {key: tensor[None] for key, tensor in inputs.items()}
+    ours, reference = encode(pair.ours, inputs), encode(pair.reference, inputs)
+    assert largest_difference(ours, reference) <= FLOAT32
+    assert_no_further(ours, reference, encode(truth, inputs))
+    inputs |= answers(case, config, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(pair.ours(**inputs).loss, pair.reference(**inputs).loss, rtol=1e-5, atol=1e-6)
+    assert_gradients_agree(*(gradients(model, inputs) for model in (*pair, truth)), BASE)

@@ -6,86 +6,19 @@ import itertools
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_answerer import CLS, PAD, SEP, TWICE, FakeModel, FakeTokenizer, LetterByLetter, planted, uneven
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint, tiny_model, wordpiece_tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from longformer import CheckpointError, DataError, LongformerError
-from longformer.answering.answerer import Answer, QuestionAnswerer, group_by_length, top_spans
+from longformer.answering.answerer import QuestionAnswerer, group_by_length
 from longformer.answering.settings import AnswerSettings
-
-CLS, PAD, SEP = 0, 1, 2
-TWICE = "ü"  # a character that the fake tokenizer makes two tokens of
-
-
-class FakeTokenizer:
-    """A token a character, two for ``TWICE``; space is a token too."""
-
-    cls_token_id, pad_token_id, sep_token_id = CLS, PAD, SEP
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def __call__(
-        self,
-        text: str,
-        *,
-        split_special_tokens: bool,
-        track_offsets: bool = True,
-        return_offsets_mapping: bool = False,
-    ) -> dict[str, list]:
-        assert split_special_tokens
-        self.texts.append(text)
-        tokens = [(ord(c) + 1000 * n, (i, i + 1)) for i, c in enumerate(text) for n in range(1 + (c == TWICE))]
-        encoding = {"input_ids": [CLS, *(token for token, _ in tokens), SEP]}
-        if return_offsets_mapping:
-            encoding["offset_mapping"] = [(0, 0), *(span for _, span in tokens), (0, 0)]
-        return encoding
-
-    def check_rows(self, rows: int) -> None:
-        """Has no rows to check: the fake model reads every id."""
-
-
-class FakeModel(nn.Module):
-    """``start`` and ``end`` give the logit of a token from its id and its place in the row."""
-
-    def __init__(self, start, end, *, max_tokens: int = 512) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(max_tokens=max_tokens, sep_token_id=SEP, pad_token_id=PAD, vocab_size=0)
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.start, self.end = start, end
-        self.rows: list[list[list[int]]] = []  # of each call
-        self.modes: list[tuple[bool, bool]] = []
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        assert torch.equal(attention_mask, (input_ids != PAD).long())
-        assert input_ids.shape[1] <= self.config.max_tokens
-        assert ((input_ids == SEP).sum(dim=1) == 3).all()
-        self.rows.append(input_ids.tolist())
-        self.modes.append((self.training, torch.is_grad_enabled()))
-        start, end = (
-            torch.tensor([[float(logit(t, i)) for i, t in enumerate(row)] for row in input_ids.tolist()])
-            for logit in (self.start, self.end)
-        )
-        return start, end
-
-
-def planted(starts: dict[str, float], ends: dict[str, float], **config: int) -> QuestionAnswerer:
-    """An answerer whose logits are those of the characters given, else 0."""
-    by_id = [{ord(c): logit for c, logit in logits.items()} for logits in (starts, ends)]
-    model = FakeModel(lambda t, i: by_id[0].get(t, 0), lambda t, i: by_id[1].get(t, 0), **config)
-    return QuestionAnswerer(model, FakeTokenizer())
-
-
-def uneven(**config: int) -> QuestionAnswerer:
-    """An answerer whose logits depend on a token and on its place in the window, with many ties."""
-    model = FakeModel(lambda t, i: (31 * t + 17 * i) % 11 / 2, lambda t, i: (13 * t + 29 * i) % 7 / 2, **config)
-    return QuestionAnswerer(model, FakeTokenizer())
+from longformer.answering.spans import Answer, top_spans
 
 
 def texts(answers: list[Answer]) -> list[str]:
@@ -111,7 +44,7 @@ class TestSpans:
 
     def test_question_and_special_tokens_are_no_answers(self):
         model = FakeModel(lambda t, i: 9 * (t in (CLS, SEP, ord("q"))), lambda t, i: 9 * (t in (CLS, SEP, ord("q"))))
-        assert texts(QuestionAnswerer(model, FakeTokenizer()).answer("qqq", "ab")) == ["a"]
+        assert texts(LetterByLetter(model, FakeTokenizer()).answer("qqq", "ab")) == ["a"]
 
     def test_among_equals_the_earlier_then_the_shorter(self):
         answers = planted({}, {}).answer("q", "abc", top_k=10)
@@ -224,7 +157,7 @@ class TestWindows:
             edge = min(place - 5, 24 - place)
             return {"b": 9 if edge < 5 else 0, "c": 5}.get(chr(token), 0)
 
-        answerer = QuestionAnswerer(FakeModel(start, lambda t, i: 0), FakeTokenizer())
+        answerer = LetterByLetter(FakeModel(start, lambda t, i: 0), FakeTokenizer())
         document = "x" * 12 + "b" + "x" * 4 + "c" + "x" * 12
         settings = {"max_answer_tokens": 1, "max_length": 26, "stride": 10}
         assert answerer.answer("qq", document, **settings)[0].text == "c"
@@ -419,7 +352,8 @@ class TestRealModels:
             if j - i < 7 and all(DOCUMENT[slice(*offsets[t])].strip() for t in (i, j))
         }
         i, j = max(spans, key=spans.__getitem__)
-        (answer,) = QuestionAnswerer(model, tokenizer).answer("How large?", DOCUMENT, max_answer_tokens=7)
+        answerer = QuestionAnswerer(model, tokenizer)
+        (answer,) = answerer.answer("How large?", DOCUMENT, max_answer_tokens=7, inside_words=True)
         assert (answer.start, answer.end) == (offsets[i][0], offsets[j][1])
         assert answer.text == DOCUMENT[answer.start : answer.end]
         expected = math.exp(spans[i, j]) / sum(map(math.exp, spans.values()))

@@ -26,6 +26,10 @@ from longformer import AnswerSettings, LongformerError
         ({"null_threshold": math.inf}, "null_threshold is inf"),
         ({"null_threshold": "0"}, "null_threshold is '0'"),
         ({"null_threshold": False}, "null_threshold is False"),
+        ({"null_rule": "least"}, "null_rule is 'least'; it must be 'same-window' or 'minimum'"),
+        ({"null_rule": None}, "null_rule is None"),
+        ({"no_overlap": 1}, "no_overlap is 1; it must be True or False"),
+        ({"inside_words": "no"}, "inside_words is 'no'; it must be True or False"),
     ],
 )
 def test_a_value_out_of_range(fields: dict[str, Any], message: str) -> None:

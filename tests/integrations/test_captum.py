@@ -9,7 +9,11 @@ import torch
 from tiny_heads import batch, build_class
 from torch import Tensor, nn
 
-from longformer import LongformerForQuestionAnswering
+from longformer import (
+    LongformerForQuestionAnswering,
+    LongformerForSequenceClassification,
+    LongformerForTokenClassification,
+)
 
 attr = pytest.importorskip("captum.attr", reason="captum: pip install 'longformer[integrations]'")
 MASKED = 4  # id of the token that stands for nothing
@@ -55,3 +59,47 @@ def test_a_row_of_a_batch_has_the_attributions_that_it_has_alone(model: Longform
     for b, length in ((0, 40), (3, 9)):
         alone, _ = attribute(model, part, *(x[b : b + 1, :length] for x in inputs))
         torch.testing.assert_close(together[b, :length], alone[0], rtol=1e-10, atol=1e-10)
+
+
+def test_word_embeddings_and_embeddings_as_input_agree(model: LongformerForQuestionAnswering) -> None:
+    """Attributed to the word embeddings' module, and to the vectors that stand in its place."""
+    ids, mask, global_mask = batch()
+    words = model.get_input_embeddings()
+    by_layer, difference = attribute(model, words, ids, mask, global_mask)
+    torch.testing.assert_close(by_layer.sum((1, 2)), difference, rtol=1e-4, atol=1e-4)
+
+    def score(vectors: Tensor, mask: Tensor, global_mask: Tensor, positions: Tensor) -> Tensor:
+        output = model(None, mask, global_mask, position_ids=positions, inputs_embeds=vectors)
+        return output.start_logits[:, 5]
+
+    # By the ids, padding has the padding's position, and the text counts from behind that.
+    positions = torch.where(mask > 0, mask.cumsum(1), 0) + model.config.pad_token_id
+    baselines = torch.where(mask > 0, MASKED, ids)
+    by_input = attr.IntegratedGradients(score).attribute(
+        words(ids).detach(),
+        baselines=words(baselines).detach(),
+        additional_forward_args=(mask, global_mask, positions),
+        n_steps=50,
+    )
+    torch.testing.assert_close(by_input, by_layer, rtol=1e-9, atol=1e-9)
+
+
+def test_classes_of_texts_and_of_tokens() -> None:
+    ids, mask, global_mask = batch()
+    baselines = torch.where(mask > 0, MASKED, ids)
+    for cls, target in ((LongformerForSequenceClassification, 1), (LongformerForTokenClassification, (5, 1))):
+        model = build_class(cls)
+
+        def logits(ids: Tensor, mask: Tensor, global_mask: Tensor, model: Any = model) -> Tensor:
+            return model(ids, mask, global_mask).logits
+
+        found, error = attr.LayerIntegratedGradients(logits, model.get_input_embeddings()).attribute(
+            ids,
+            baselines=baselines,
+            target=target,
+            additional_forward_args=(mask, global_mask),
+            n_steps=50,
+            return_convergence_delta=True,
+        )
+        assert found.shape == (*ids.shape, model.config.hidden_size) and found.abs().max() > 1e-4
+        assert error.abs().max() < 1e-3

@@ -7,34 +7,45 @@ import torch
 from tiny_heads import batch, build_class
 from torch import Tensor
 
-from longformer import LongformerForQuestionAnswering
+from longformer import (
+    LongformerForQuestionAnswering,
+    LongformerForSequenceClassification,
+    LongformerForTokenClassification,
+)
 from longformer.models.packed import may_serve
 
 grad_sample = pytest.importorskip("opacus.grad_sample", reason="opacus: pip install 'longformer[integrations]'")
 WORDS = ("word_embeddings.weight", "position_embeddings.weight")
 
 
-def loss_of(model: torch.nn.Module, *inputs: Tensor) -> Tensor:
-    ids, mask, global_mask, positions = inputs
-    loss: Tensor = model(ids, mask, global_mask, start_positions=positions, end_positions=positions).loss
+TARGETS: dict[type, dict[str, Tensor]] = {
+    LongformerForQuestionAnswering: {"start_positions": torch.arange(4, 8), "end_positions": torch.arange(4, 8)},
+    LongformerForSequenceClassification: {"labels": torch.tensor([0, 1, 1, 0])},
+    LongformerForTokenClassification: {"labels": torch.arange(192).view(4, 48) % 2},
+}
+
+
+def loss_of(model: torch.nn.Module, rows: slice, targets: dict[str, Tensor]) -> Tensor:
+    inputs = [x[rows] for x in batch()]
+    loss: Tensor = model(*inputs, **{key: x[rows] for key, x in targets.items()}).loss
     return loss
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing when gradients")  # of embeddings: ids have none
 @pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype")  # opacus', of float64
 @pytest.mark.parametrize("by_functorch", [False, True])
-def test_gradients_of_single_examples(by_functorch: bool) -> None:
-    model = build_class(LongformerForQuestionAnswering).train()
-    inputs = (*batch(), torch.tensor([4, 5, 6, 7]))
+@pytest.mark.parametrize("cls", TARGETS)
+def test_gradients_of_single_examples(cls: type, by_functorch: bool) -> None:
+    model = build_class(cls).train()
     one_by_one = []
     for b in range(4):
         model.zero_grad()
-        loss_of(model, *(x[b : b + 1] for x in inputs)).backward()
+        loss_of(model, slice(b, b + 1), TARGETS[cls]).backward()
         one_by_one.append({name: weight.grad for name, weight in model.named_parameters()})
     model.zero_grad()
     sampled = grad_sample.GradSampleModule(model, loss_reduction="mean", force_functorch=by_functorch)
-    assert not may_serve(model.longformer, inputs[0])
-    loss_of(sampled, *inputs).backward()
+    assert not may_serve(model.longformer, batch()[0])
+    loss_of(sampled, slice(None), TARGETS[cls]).backward()
     for name, weight in model.named_parameters():
         for b, gradients in enumerate(one_by_one):
             actual, expected = weight.grad_sample[b], gradients[name]

@@ -114,7 +114,7 @@ def test_layers_computed_again(cls: type) -> None:
             torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-11)
     again.gradient_checkpointing_disable()
     assert not again.is_gradient_checkpointing
-    with pytest.raises(LongformerError, match="'offload'; it may have use_reentrant alone"):
+    with pytest.raises(LongformerError, match="'offload'; it may be given use_reentrant alone"):
         again.gradient_checkpointing_enable({"offload": True})
 
 

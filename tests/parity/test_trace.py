@@ -14,7 +14,7 @@ from reference import TINY, build, encode, padded_batch, question_row
 from tolerances import FLOAT32
 from torch import Tensor, nn
 
-from longformer import LongformerForMaskedLM
+from longformer import LongformerForMaskedLM, LongformerModel
 from longformer.errors import LongformerError
 from longformer.kernels import AttentionPattern, attention_pairs, choose, dispatch
 from longformer.kernels.softmax import masked_softmax
@@ -246,7 +246,7 @@ def test_only_some_values() -> None:
 
 
 def test_a_base_model_has_its_pooler() -> None:
-    pair = build(TINY, question_answering=False)
+    pair = build(TINY, kind=LongformerModel)
     batch = inputs() | {"global_attention_mask": torch.zeros(2, 40, dtype=torch.long)}
     ours, reference = run(pair.ours, batch), run(pair.reference, batch)
     assert "layer.0.global_rows" not in ours
@@ -316,8 +316,8 @@ def test_masked_language_modelling_has_its_scores() -> None:
     with trace(model, gradients=True) as with_labels:
         with_labels.backward(model(**batch, labels=batch["input_ids"]).loss)
     assert torch.equal(with_labels["logits"], model(**batch).logits)
-    with pytest.raises(LongformerError, match="call the model without only_labelled"), trace(model):
-        model(**batch, labels=batch["input_ids"], only_labelled=True)
+    with pytest.raises(LongformerError, match="call the model without only_targets"), trace(model):
+        model(**batch, labels=batch["input_ids"], only_targets=True)
 
 
 class Other(nn.Module):

@@ -14,6 +14,7 @@ from parity_mistakes import MISTAKES, Inputs, batch, fresh, judge, layer, run
 from reference import TINY, Pair, build, global_mask, padded_batch, question_row, with_weights
 from torch import Tensor, nn
 
+from longformer import LongformerForQuestionAnswering
 from longformer.errors import DataError
 from longformer.kernels import AttentionPattern
 from longformer.models.attention import LongformerSelfAttention
@@ -137,7 +138,7 @@ def test_trained_weights_are_rounding(pretrained_dir: Path) -> None:
 
     text = Path(__file__).parents[2] / "longformer" / "data" / "constitution.txt"
     settings = Settings(question="Who tries impeachments?", max_tokens=100)
-    sample = read_sample(str(text), str(pretrained_dir), settings)
+    sample = read_sample(str(text), str(pretrained_dir), LongformerForQuestionAnswering, settings)
     truth = Truth(load_ours(str(pretrained_dir)), sample.inputs, probabilities=True)
     ours, reference, low = (
         run(Contender.parse(name).load(str(pretrained_dir)), sample.inputs, probabilities=True)

@@ -229,6 +229,33 @@ def test_cost_is_the_reports_medians(axes: Axes, quantity: str, values: str, sca
     assert (floor is not None) == (quantity == "time")
 
 
+def test_precision_against_recall(axes: Axes) -> None:
+    plotting.draw_precision_recall(axes, {"exact": ([0, 0.25, 0.5], [1, 1, 0.5]), "oracle": ([0, 1], [1, 0.75])})
+    assert {line.get_label(): [list(values) for values in line.get_data()] for line in axes.lines} == {
+        "exact": [[0, 0.25, 0.5], [1, 1, 0.5]],
+        "oracle": [[0, 1], [1, 0.75]],
+    }
+    assert all(line.get_drawstyle() == "steps-post" for line in axes.lines)
+
+
+def test_values_for_no_answer_by_kind(axes: Axes) -> None:
+    plotting.draw_values_by_kind(axes, [-3.0, -3.0, 1.0], [1.0, 5.0])
+    bars = [[bar.get_height() for bar in container] for container in axes.containers]
+    assert [len(heights) for heights in bars] == [20, 20] and [sum(heights) for heights in bars] == pytest.approx(
+        [1, 1]
+    )
+    assert (bars[0][0], bars[1][-1]) == pytest.approx((2 / 3, 1 / 2))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["with an answer", "without"]
+
+
+def test_values_of_one_kind_or_of_none(axes: Axes) -> None:
+    plotting.draw_precision_recall(axes, {})
+    plotting.draw_values_by_kind(axes, [], [])
+    assert not axes.lines and not axes.containers
+    plotting.draw_values_by_kind(axes, [], [0.5])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["without"]
+
+
 EVERYTHING, HEADS = AttentionPattern(None), AttentionPattern((1, 1), (1, 2))
 PROBABILITIES = sliding_window_probabilities(torch.zeros(1, 2, 9, 4), torch.zeros(1, 2, 9, 4), (2, 1))
 

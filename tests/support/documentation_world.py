@@ -17,7 +17,7 @@ import torch
 from documentation_blocks import ROOT
 from short_encoder import short_encoder
 from tiny_checkpoint import byte_level_tokenizer, tiny_model
-from training_runs import squad_file
+from training_runs import QUESTIONS, TEXTS, squad_file
 
 import longformer.models.attention
 from longformer import LongformerConfig
@@ -33,6 +33,7 @@ CONFIG = ("--config", "bench.json", "--rounds", "1", "--threads", "1")
 LIMITS = {
     ("export",): ("--no-check",),
     ("train", "qa"): TRAIN,
+    ("train", "classification"): TRAIN,
     ("train", "mlm"): TRAIN,
     ("bench", "attention"): ("--length", "16", "--globals", "0,2", *SHAPE),
     ("bench", "memory"): ("--length", "32", *SHAPE, *CONFIG),
@@ -70,6 +71,7 @@ def build(folder: Path) -> None:
 def _data(folder: Path) -> None:
     for name in ("squad", "train", "dev", "train-v1.1", "dev-v1.1", "xquad-en", "squad-v1.1-train-part"):
         squad_file(folder / f"{name}.json")
+    squad_file(folder / "squad-v2.json", [*QUESTIONS, ("Who sang?", "Ann met Bob.", None)])
     articles = ("Doctor_Who", "Force", "Pharmacy", "Warsaw")
     data: list[Any] = [json.loads((folder / "squad.json").read_text())["data"][0]]
     for title in articles:
@@ -82,7 +84,9 @@ def _data(folder: Path) -> None:
     (folder / "books").mkdir()
     for name in ("books/one.txt", "books/two.txt", "held-out.txt"):
         (folder / name).write_text("".join(LINES * 3))
-    for name in ("document.txt", "INPUT"):
+    for name in ("texts.csv", "held-out.csv", "train.csv", "held.csv"):
+        (folder / name).write_text("text,label\n" + "".join(f'"{text}",{label}\n' for text, label in TEXTS))
+    for name in ("document.txt", "letter.txt", "INPUT"):
         (folder / name).write_text("".join(LINES[:2]))
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longformer import LongformerConfig, LongformerForQuestionAnswering, LongformerModel
+from longformer.checkpoints.names import TIED
+from longformer.models.heads import Head
 
 transformers.logging.set_verbosity_error()  # else it says, on every length, that it pads to a multiple of the window
 transformers.logging.disable_progress_bar()
@@ -35,7 +37,7 @@ TINY = LongformerConfig(
 BASE = LongformerConfig()  # the architecture of allenai/longformer-base-4096
 
 
-Ours = LongformerModel | LongformerForQuestionAnswering
+Ours = LongformerModel | Head
 Gradients = dict[str, Tensor | None]
 
 
@@ -57,24 +59,25 @@ class Encoded(NamedTuple):
         return [*self.states, *self.results]
 
 
-def build(config: LongformerConfig, *, question_answering: bool = True, seed: int = 0, impl: str = "auto") -> Pair:
+def build(
+    config: LongformerConfig, *, kind: type[Ours] = LongformerForQuestionAnswering, seed: int = 0, impl: str = "auto"
+) -> Pair:
     """Both models with one set of random weights.
 
     Biases and the LayerNorms' factors are drawn too: at 0 and 1, where initialisation leaves them, a model that
     forgets one is as good as another. So are the embeddings of padding, which trained checkpoints need not have at 0.
     """
-    kind = "LongformerForQuestionAnswering" if question_answering else "LongformerModel"
     with torch.device("meta"):
-        reference = getattr(transformers, kind)(reference_config(config))
+        reference = getattr(transformers, kind.__name__)(reference_config(config))
     reference.to_empty(device="cpu")
+    reference.tie_weights()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in reference.named_parameters():
             weight.normal_(std=config.initializer_range if weight.dim() > 1 else 0.1, generator=generator)
-            if name.endswith("LayerNorm.weight"):
+            if name.lower().endswith("norm.weight"):
                 weight.add_(1)
-    ours = with_weights(config, reference.state_dict(), question_answering=question_answering, impl=impl)
-    return Pair(ours, reference.eval())
+    return Pair(with_weights(config, reference.state_dict(), kind=kind, impl=impl), reference.eval())
 
 
 def reference_config(config: LongformerConfig) -> transformers.LongformerConfig:
@@ -83,21 +86,23 @@ def reference_config(config: LongformerConfig) -> transformers.LongformerConfig:
 
 
 def with_weights(
-    config: LongformerConfig, weights: dict[str, Tensor], *, question_answering: bool = True, impl: str = "auto"
+    config: LongformerConfig,
+    weights: dict[str, Tensor],
+    *,
+    kind: type[Ours] = LongformerForQuestionAnswering,
+    impl: str = "auto",
 ) -> Ours:
-    """Our model over ``weights``, strictly: every name and shape must fit."""
-    kind = LongformerForQuestionAnswering if question_answering else LongformerModel
+    """Our model over ``weights``, strictly: every name and shape must fit, but for second names of tied weights."""
     with torch.device("meta"):
         ours = kind(config, impl=impl)
-    ours.load_state_dict(weights, assign=True)
+    ours.load_state_dict({name: weight for name, weight in weights.items() if name not in TIED}, assign=True)
     return ours.eval()
 
 
 def exact(pair: Pair, *, impl: str = "reference") -> Ours:
     """The truth to measure float32 by: our model over the same weights in float64, attention by its definition."""
     weights = {name: weight.double() for name, weight in pair.ours.state_dict().items()}
-    head = isinstance(pair.ours, LongformerForQuestionAnswering)
-    return with_weights(pair.ours.config, weights, question_answering=head, impl=impl)
+    return with_weights(pair.ours.config, weights, kind=type(pair.ours), impl=impl)
 
 
 def question_row(config: LongformerConfig, question: int, seq_len: int) -> Tensor:
@@ -136,15 +141,15 @@ def encode(model: nn.Module, inputs: dict[str, Tensor]) -> Encoded:
         return _encode_ours(model, inputs)
     with double_softmax(next(model.parameters()).dtype):
         output = model(**inputs, output_hidden_states=True)
-    seq_len = inputs["input_ids"].shape[1]
+    seq_len = inputs["input_ids"].shape[-1]
     states = [state[:, :seq_len] for state in output.hidden_states]
-    names = ("start_logits", "end_logits") if "start_logits" in output else ("last_hidden_state", "pooler_output")
-    return Encoded(states, [output[name] for name in names])
+    names = ("start_logits", "end_logits", "logits", "last_hidden_state", "pooler_output")
+    return Encoded(states, [output[name] for name in names if name in output])
 
 
 def _encode_ours(model: Ours, inputs: dict[str, Tensor]) -> Encoded:
     """States of the plain model, which hooks ask for, and results of whatever runs where nobody watches."""
-    base = model.longformer if isinstance(model, LongformerForQuestionAnswering) else model
+    base = model.longformer if isinstance(model, Head) else model
     states: list[Tensor] = []
     parts = (base.embeddings, *base.encoder.layer)
     hooks = [part.register_forward_hook(lambda part, given, output: states.append(output)) for part in parts]
@@ -196,12 +201,13 @@ def assert_no_further(ours: Encoded, reference: Encoded, truth: Encoded, *, trai
 def measure_by(name: str, config: LongformerConfig) -> str:
     """The parameter by whose gradient the error in that of ``name`` is measured: nearly always ``name`` itself.
 
-    Some gradients are 0 in exact arithmetic, because the loss does not change when their parameter does: a key's bias
-    shifts all scores of a row alike, and the last LayerNorm's bias and the head's all logits of a document, which no
-    softmax sees. What a computer gives for them is the rounding of the weight beside them, and is judged by its size.
+    Some gradients are 0 in exact arithmetic, because the loss does not change when their parameter does. A key's bias
+    shifts all scores of a row alike. In question answering the last LayerNorm's bias and the head's shift all logits of
+    a document alike, in multiple choice the head's those of all choices, and no softmax sees that. What a computer
+    gives for them is the rounding of the weight beside them, and is judged by its size.
     """
     last = f"encoder.layer.{config.num_hidden_layers - 1}.output.LayerNorm.bias"
-    if name.endswith(("self.key.bias", "self.key_global.bias", last)) or name == "qa_outputs.bias":
+    if name.endswith(("self.key.bias", "self.key_global.bias", last)) or name in ("qa_outputs.bias", "classifier.bias"):
         return name.removesuffix("bias") + "weight"
     return name
 

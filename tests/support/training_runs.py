@@ -23,11 +23,12 @@ from torch.distributed import TCPStore
 
 import longformer.models.pretrained
 from longformer.errors import LongformerError
-from longformer.training import MLMOptions, QAOptions
+from longformer.training import ClassificationOptions, MLMOptions, QAOptions
 from longformer.training.checkpoints import TENSORS, saved_steps
 from longformer.training.loop import Trainer
 from longformer.training.mlm import MaskedLMTask
-from longformer.training.run import train_mlm, train_qa
+from longformer.training.options import TrainingOptions
+from longformer.training.run import train_classification, train_mlm, train_qa
 
 TOO_LONG = 240  # seconds for what takes a few, so that only what hangs meets it
 
@@ -38,6 +39,16 @@ QUESTIONS = [
     ("What is red?", "A red hat.", "hat"),
     ("Where?", "It is in Rome.", "Rome"),
     ("When?", "In 1066, at noon.", "1066"),
+]
+
+
+TEXTS = [
+    ("Ann met Bob.", "people"),
+    ("Dan fell down.", "people"),
+    ("A red hat.", "things"),
+    ("The old bridge.", "things"),
+    ("It rains in Rome.", "weather"),
+    ("Snow, at noon.", "weather"),
 ]
 
 
@@ -65,6 +76,19 @@ def qa_options(source: Path, output: Path, file: str, **changes: Any) -> QAOptio
     return QAOptions(source=str(source), output=str(output), files=(file,), **{**values, **changes})
 
 
+def labelled_file(path: Path, rows: Sequence[tuple[str, Any]] = TEXTS) -> str:
+    """A file of JSON lines: texts, each with its label, or with a list of labels."""
+    lines = [{"text": text, "labels" if isinstance(label, list) else "label": label} for text, label in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def classification_options(source: Path, output: Path, file: str, **changes: Any) -> ClassificationOptions:
+    """As :func:`qa_options`."""
+    values: dict[str, Any] = {"epochs": 4, "batch_size": 2, "max_length": 48, "learning_rate": 1e-3, "warmup": 0.2}
+    return ClassificationOptions(source=str(source), output=str(output), files=(file,), **{**values, **changes})
+
+
 def last_state(folder: Path) -> dict[str, Tensor]:
     """Weights, moments and random states of a run's last checkpoint."""
     return load_file(saved_steps(folder / "checkpoints")[-1] / TENSORS)
@@ -76,16 +100,14 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert different == []
 
 
-def run(options: QAOptions | MLMOptions, resume: bool = False) -> None:
+def run(options: TrainingOptions, resume: bool = False) -> None:
     """Train with one thread, so that sums are taken in one order wherever this runs."""
     torch.set_num_threads(1)
-    if isinstance(options, QAOptions):
-        train_qa(options, resume=resume)
-    else:
-        train_mlm(options, resume=resume)
+    train: dict[type, Any] = {ClassificationOptions: train_classification, MLMOptions: train_mlm, QAOptions: train_qa}
+    train[type(options)](options, resume=resume)
 
 
-def run_with_fault(options: QAOptions | MLMOptions, fault: str) -> None:
+def run_with_fault(options: TrainingOptions, fault: str) -> None:
     """Train; ``fault`` is of this process alone, which is one of its own for the test."""
     _put_fault(fault)
     run(options)
@@ -155,7 +177,7 @@ def context() -> Any:
     return made
 
 
-def start(options: QAOptions | MLMOptions, *, resume: bool) -> Any:
+def start(options: TrainingOptions, *, resume: bool) -> Any:
     """A process that trains; to be killed, or joined."""
     process = context().Process(target=run, args=(options, resume))
     process.start()

@@ -111,9 +111,9 @@ def test_questions_without_tokens_are_left_out(tmp_path: Path, pretrained_dir: P
     [
         (
             {"max_length": 10},
-            r"question 'q0': the question .* take 12 of the 10 tokens .*; raise max_length",
+            r"squad.json, data\[0\].*qas\[0\]: id 'q0': the question .* take 12 of the 10 tokens .*; raise max_length",
         ),
-        ({"max_length": 16, "stride": 12}, r"question 'q0': stride is 12; with 4 tokens .* windows more than 4 apart"),
+        ({"max_length": 16, "stride": 12}, r"\[0\]: id 'q0': stride is 12; with 4 tokens .* windows more than 4 apart"),
         ({"batch_tokens": 20}, r"batch_tokens is 20, and the longest window has 28 tokens"),
     ],
 )

@@ -12,7 +12,7 @@ from tiny_checkpoint import byte_level_tokenizer, tiny_model
 
 from longformer import LongformerError
 from longformer.cli import cli
-from longformer.training import MLMOptions, QAOptions
+from longformer.training import ClassificationOptions, MLMOptions, QAOptions
 from longformer.training.optimizer import make_optimizer, set_learning_rate
 
 PLACES: dict[str, Any] = {"source": "s", "output": "o", "files": ("f",)}
@@ -74,7 +74,7 @@ def test_differences_are_those_that_decide_the_weights() -> None:
 
 
 def test_every_field_is_an_option_of_the_command() -> None:
-    for command, kind in (("qa", QAOptions), ("mlm", MLMOptions)):
+    for command, kind in (("qa", QAOptions), ("classification", ClassificationOptions), ("mlm", MLMOptions)):
         text = CliRunner().invoke(cli, ["train", command, "--help"]).output
         for name in kind.__dataclass_fields__:
             if name not in ("source", "output", "files"):

@@ -9,11 +9,23 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
-from training_runs import QUESTIONS, command, in_processes, last_state, printed, qa_options, run, squad_file
+from training_runs import (
+    QUESTIONS,
+    classification_options,
+    command,
+    in_processes,
+    labelled_file,
+    last_state,
+    printed,
+    qa_options,
+    run,
+    squad_file,
+)
 
 from longformer import LongformerForMaskedLM, LongformerForQuestionAnswering
 from longformer.distributed import processes
 from longformer.training import MLMOptions
+from longformer.training.log import read_log
 
 # AdamW divides by the gradient's size: where that is 0 but for rounding, as of a key's bias, an epsilon as small as
 # usual turns rounding into steps of full length. With this one the weights differ by as little as the gradients do.
@@ -46,6 +58,20 @@ def test_two_processes_give_the_weights_of_one(setting: dict[str, Any], tmp_path
     models = [LongformerForQuestionAnswering.from_pretrained(tmp_path / name) for name in ("one", "two")]
     for x, y in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(y, x, **ROUNDING)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_classify_as_one(setting: dict[str, Any], tmp_path: Path, parallel: str) -> None:
+    file = labelled_file(tmp_path / "texts.jsonl")
+    values: dict[str, Any] = {"batch_size": 4, "evaluate_on": (file,), "epochs": 3, **STILL}
+    run(classification_options(setting["source"], tmp_path / "one", file, **values))
+    options = classification_options(
+        setting["source"], tmp_path / "two", file, parallel=parallel, batch_tokens=30, **values
+    )
+    assert in_processes(run, [(options,), (options,)]) == [None, None]
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    scores = [[line for line in read_log(tmp_path / name) if "accuracy" in line] for name in ("one", "two")]
+    assert scores[0] == scores[1] and len(scores[0]) == 3
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -138,6 +164,23 @@ def test_predict_and_evaluate_share_the_questions(setting: dict[str, Any], tmp_p
     given = (*arguments[:2], "--predictions", str(tmp_path / "one.json"))
     (status, output), silent = in_processes(printed, [given, given])
     assert (status, output, silent) == (0, one, (0, ""))
+
+
+def test_processes_leave_out_bad_questions_together(setting: dict[str, Any], tmp_path: Path) -> None:
+    path = Path(setting["file"])
+    data = json.loads(path.read_text())
+    paragraphs = data["data"][0]["paragraphs"]
+    paragraphs[1]["qas"][0]["question"] = 60 * "Who "
+    del paragraphs[2]["qas"][0]["question"]
+    path.write_text(json.dumps(data))
+    outputs = [str(tmp_path / name) for name in ("p.json", "n.json")]
+    arguments = ("predict", str(path), "-o", outputs[0], "--null-scores", outputs[1], "--model", str(setting["source"]))
+    assert in_processes(command, [arguments, arguments]) == [2, 2] and not Path(outputs[0]).exists()
+    assert in_processes(command, [(*arguments, "--skip-bad"), (*arguments, "--skip-bad")]) == [0, 0]
+    for output in outputs:
+        assert list(json.loads(Path(output).read_text())) == ["q0", "q3", "q4", "q5"]
+    (status, out), silent = in_processes(printed, [("evaluate", *arguments[1:2], *arguments[-2:], "--skip-bad")] * 2)
+    assert status == 0 and out.endswith("questions    5   (2 left out)\n") and silent == (0, "")
 
 
 def test_without_torchrun_there_is_one() -> None:

@@ -248,7 +248,9 @@ def test_what_cannot_be_is_refused_first(source: Path, tmp_path: Path, monkeypat
     monkeypatch.undo()
     (tmp_path / "bad.json").write_text('{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "q"}]}]}]}')
     refuse(
-        DataError, r"bad.json: data\[0\].paragraphs\[0\].qas\[0\].question is missing", file=str(tmp_path / "bad.json")
+        DataError,
+        r"bad.json, data\[0\].paragraphs\[0\].qas\[0\]: id 'q': question is missing",
+        file=str(tmp_path / "bad.json"),
     )
     assert not (tmp_path / "out").exists()
 
@@ -260,7 +262,9 @@ def test_what_cannot_be_measured_on_is_refused_first(source: Path, tmp_path: Pat
     with pytest.raises(DataError, match=r"long.json, data\[1\].paragraphs\[0\].qas\[0\]: id 'q6': the question 'Who"):
         run(qa_options(source, tmp_path / "out", file, evaluate_on=(file, long), max_length=48))
     other = squad_file(tmp_path / "other.json", QUESTIONS[1:])
-    with pytest.raises(DataError, match=r"other.json, data\[0\].*: id 'q0' is that of another question in .*squad"):
+    with pytest.raises(
+        DataError, match=r"other.json, data\[0\].*: id 'q0': this is also the id .* at .*squad.json, data"
+    ):
         run(qa_options(source, tmp_path / "out", file, evaluate_on=(file, other)))
     assert not (tmp_path / "out").exists()
 

@@ -233,7 +233,7 @@ class LongformerForMultipleChoice(LabelledHead):
         shape = _choices(input_ids, inputs_embeds)
         for name, tensor in given.items():
             if tensor is not None and (not isinstance(tensor, Tensor) or tensor.shape != shape):
-                what = f"has shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"is {tensor!r}"
+                what = f"has shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"is {_kind(tensor)}"
                 raise LongformerError(f"{name} {what}; every input must be (B, N, S) = {tuple(shape)}")
         if labels is not None:
             check_classes("labels", labels, shape[:1], shape[1], what="choices")
@@ -258,7 +258,13 @@ def _choices(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> torch.Si
     first = input_ids if inputs_embeds is None else inputs_embeds
     dimensions = 3 if inputs_embeds is None else 4
     if not isinstance(first, Tensor) or first.dim() != dimensions or 0 in first.shape:
-        what = f"has shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"is {first!r}"
+        what = f"has shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"is {_kind(first)}"
         name, letters = ("input_ids", "(B, N, S)") if inputs_embeds is None else ("inputs_embeds", "(B, N, S, C)")
-        raise LongformerError(f"{name} {what}; multiple choice takes a tensor of shape {letters}, of N texts each")
+        raise LongformerError(
+            f"{name} {what}; multiple choice takes a tensor of shape {letters}, as many choices for every question"
+        )
     return first.shape[:3]
+
+
+def _kind(given: object) -> str:
+    return "None" if given is None else f"a {type(given).__name__}"

@@ -74,24 +74,24 @@ class LongformerForMaskedLM(LabelledHead):
         position_ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
-        only_labelled: bool = False,
+        only_targets: bool = False,
         **arguments: Any,
     ) -> LogitsOutput:
         """As :meth:`LabelledHead.forward`.
 
         Args:
-            only_labelled: with labels, score only the tokens that have one, about a sixth of the head's work. The
+            only_targets: with labels, score only the tokens that have one, about a sixth of the head's work. The
                 logits are then (M, V), in order. It needs labels that can be read, so it does not compile.
             arguments: all others, as there.
 
         Raises:
-            LongformerError: as there; or ``only_labelled`` without labels.
+            LongformerError: as there; or ``only_targets`` without labels.
         """
         masks = (attention_mask, global_attention_mask)
-        if not only_labelled:
+        if not only_targets:
             return super().forward(input_ids, *masks, token_type_ids, position_ids, labels=labels, **arguments)
         if labels is None or input_ids is None or arguments:
-            raise LongformerError("only_labelled needs input_ids and labels, and gives loss and logits alone")
+            raise LongformerError("only_targets needs input_ids and labels, and gives loss and logits alone")
         self.check_labels(labels, input_ids)
         states = self._encode(
             input_ids, *masks, None, token_type_ids=token_type_ids, position_ids=position_ids

@@ -20,7 +20,7 @@ from training_runs import squad_file
 
 import longformer
 from longformer import CheckpointError, LongformerConfig, LongformerModel
-from longformer.checkpoints.hub import find_files
+from longformer.hub import find_files
 
 ASK = f"""
 import json, sys, types
@@ -28,7 +28,7 @@ package = types.ModuleType("longformer")  # without the rest of it, which import
 package.__path__ = {longformer.__path__}
 sys.modules["longformer"] = package
 from longformer.errors import CheckpointError
-from longformer.checkpoints.hub import find_files
+from longformer.hub import find_files
 for name, wanted, options in json.loads(sys.argv[1]):
     try:
         files = find_files(name, wanted, **options)

@@ -13,6 +13,7 @@ from huggingface_hub import errors as hub
 from longformer.errors import CheckpointError, in_one_line
 
 PathOrName = str | Path
+CONFIG = "config.json"
 
 
 def find_files(
@@ -51,6 +52,21 @@ def find_files(
         raise CheckpointError(f"revision {revision!r} is of the hub, but {folder} is a folder here; leave it out")
     found = {name: folder / name for name in wanted if (folder / name).is_file()}
     return dict(list(found.items())[:1]) if first else found
+
+
+def find_config(name_or_path: PathOrName, **where: Any) -> Path:
+    """Path of a checkpoint's ``config.json``. ``where``: as for :func:`find_files`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = find_files(name_or_path, [CONFIG], **where)
+    if CONFIG not in found:
+        raise CheckpointError(
+            f"{name_or_path} has no {CONFIG}; a checkpoint is a folder with that and model.safetensors, and weights "
+            "alone are loaded with config=LongformerConfig(...)"
+        )
+    return found[CONFIG]
 
 
 def has_file(

@@ -1,0 +1,18 @@
+"""Change what a model computes while it runs: the writing twin of :mod:`longformer.parity`'s ``trace``.
+
+Read in this order: ``edit`` (changes of values), ``effects`` (what ablating heads, or patching values from one run into
+another, does to a result).
+"""
+
+from typing import TYPE_CHECKING
+
+from longformer.lazy import lazily
+
+if TYPE_CHECKING:
+    from longformer.editing.edit import Edit, edit
+    from longformer.editing.effects import ablate_heads, patch_values
+
+__all__ = ["Edit", "ablate_heads", "edit", "patch_values"]
+
+_HOMES = {"Edit": "edit", "ablate_heads": "effects", "edit": "edit", "patch_values": "effects"}
+__getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -1,0 +1,246 @@
+"""``edit``: change values inside a model while it runs, by the names of a trace, and leave nothing behind.
+
+Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longformer.errors import LongformerError, unknown_name
+from longformer.kernels import Tokens
+from longformer.parity.layout import OurLayout, choose_layout
+from longformer.parity.table import GLOBAL_ROWS, Table, Value
+
+LOCAL_OUTPUT = "local_output"
+Where = int | Sequence[int] | slice | Tensor | None  # None is everywhere
+
+
+class _Step(NamedTuple):
+    """change: from a value's rows, and the tokens of the run, to new rows, of which those at the place are taken.
+    head, tokens, batch: the place.
+    is_global: of attention, whether the rows of global tokens are changed, or those of the others. None is all.
+    """
+
+    change: Callable[[Tensor, Tokens], Tensor]
+    head: Where
+    tokens: Where
+    batch: Where
+    is_global: bool | None
+
+
+class Edit:
+    """Changes of a model's values. Each method takes a value's name in a trace, such as ``"layer.3.local_output"``.
+
+    ``head``, ``tokens`` and ``batch`` say where: an int, a list, a slice or an index tensor; None is everywhere.
+    Changes of one value are made in the order in which they were asked for. Gradients go through them.
+
+    The shape of a value is (B, H, S, D) if it has heads, else (B, S, C). ``layer.3.local_output`` is what attention
+    gives to all tokens but the global ones; what it gives to these is ``layer.3.global_rows``.
+
+    Attributes:
+        names: of all values that can be changed.
+
+    Raises (every method):
+        LongformerError: the model has no such value; the message names the nearest. A head, token or row of the batch
+            that is not there, or a tensor that does not fit, is said when the model runs.
+    """
+
+    def __init__(self, model: nn.Module, table: Table | None = None) -> None:
+        self._layout = choose_layout(model, table)
+        self._modules = dict(model.named_modules())
+        self._places: dict[str, tuple[str, Value]] = {}
+        self._steps: dict[str, list[_Step]] = {}
+        for path, value in self._layout.table.fit(model).items():
+            self._places[value.name] = path, value
+            if value.kind == "attention":
+                self._places[value.name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS] = path, value
+        self.names = list(self._places)
+
+    def apply(
+        self,
+        name: str,
+        function: Callable[[Tensor], Tensor],
+        *,
+        head: Where = None,
+        tokens: Where = None,
+        batch: Where = None,
+    ) -> None:
+        """Put what ``function`` makes of the whole value there. The result must have, or broadcast to, its shape."""
+        self._add(name, lambda rows, known: function(rows), head, tokens, batch)
+
+    def zero(self, name: str, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
+        """Put 0 there."""
+        self.apply(name, torch.zeros_like, head=head, tokens=tokens, batch=batch)
+
+    def scale(self, name: str, factor: float, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
+        """Multiply what is there by ``factor``."""
+        self.apply(name, lambda rows: rows * factor, head=head, tokens=tokens, batch=batch)
+
+    def add(self, name: str, vector: Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
+        """Add ``vector``: (C,), (D,), or whatever broadcasts to the value."""
+        self.apply(name, lambda rows: rows + vector.to(rows), head=head, tokens=tokens, batch=batch)
+
+    def set(self, name: str, value: Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
+        """Put there what ``value`` has at that place: another run's value, as its trace has it, or what broadcasts."""
+        of_global = name.endswith(GLOBAL_ROWS)
+
+        def change(rows: Tensor, known: Tokens) -> Tensor:
+            new = value.to(rows)
+            if of_global and known.global_index is not None and new.dim() == 4:
+                new = _at_their_tokens(new, known.global_index, rows)
+            elif new.dim() >= 3 and new.shape[-2] < rows.shape[-2] and new.shape[-2] > 1:  # the other model pads inside
+                new = F.pad(new, (0, 0, 0, rows.shape[-2] - new.shape[-2]))
+            return new
+
+        self._add(name, change, head, tokens, batch)
+
+    def mean(self, name: str, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
+        """Put the mean over the tokens there, padding left out, for each row of the batch by itself.
+
+        For ``local_output`` and ``global_rows`` it is the mean over those tokens alone.
+        """
+        is_global = self._which(name)
+
+        def change(rows: Tensor, known: Tokens) -> Tensor:
+            counted = torch.ones(rows.shape[0], rows.shape[-2], dtype=torch.bool, device=rows.device)
+            if known.keep is not None:
+                counted &= _lengthened(known.keep, rows).to(rows.device)
+            if is_global is not None and known.is_global is not None:
+                counted &= _lengthened(known.is_global, rows).to(rows.device) == is_global
+            weight = (counted[:, None, :, None] if rows.dim() == 4 else counted[..., None]).to(rows)
+            return (rows * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp(min=1)
+
+        self._add(name, change, head, tokens, batch)
+
+    def _add(
+        self, name: str, change: Callable[[Tensor, Tokens], Tensor], head: Where, tokens: Where, batch: Where
+    ) -> None:
+        if name not in self._places:
+            raise LongformerError(unknown_name(name, self.names, "value of this model"))
+        path, value = self._places[name]
+        if head is not None and value.kind not in ("heads", "attention"):
+            raise LongformerError(f"head is {head!r}, but {name} has no heads; leave it out")
+        if tokens is not None and value.kind == "plain":
+            raise LongformerError(f"tokens is {tokens!r}, but {name} has no tokens; leave it out")
+        self._steps.setdefault(path, []).append(_Step(change, head, tokens, batch, self._which(name)))
+
+    def _which(self, name: str) -> bool | None:
+        value = self._places[name][1] if name in self._places else None
+        return name.endswith(GLOBAL_ROWS) if value is not None and value.kind == "attention" else None
+
+    # ---- while the model runs
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the modules of all values, then off."""
+        with ExitStack() as stack:
+            begin = self._layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
+            stack.callback(begin.remove)
+            for path, value in dict(self._places.values()).items():
+                stack.callback(self._modules[path].register_forward_hook(self._hook(path, value)).remove)
+            yield
+
+    def _begin(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self._layout.begin(arguments, keywords)
+
+    def _hook(self, path: str, value: Value) -> Callable[[nn.Module, Any, Any], Any]:
+        def change(module: nn.Module, arguments: Any, output: Any) -> Any:
+            if path not in self._steps:
+                return None
+            rows = self._rows(output[0] if isinstance(output, (tuple, list)) else output, value)
+            for step in self._steps[path]:
+                rows = _stepped(step, rows, self._layout.tokens, value.name)
+            new = self._as_given(rows, value)
+            return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
+
+        return change
+
+    def _rows(self, output: Tensor, value: Value) -> Tensor:
+        """What a module gives, as a trace has it."""
+        rows = output.transpose(0, 1) if self._is_transposed(value) else output
+        if value.kind in ("heads", "attention"):
+            rows = rows.unflatten(-1, (self._layout.table.heads or 1, -1)).transpose(1, 2)
+        return rows
+
+    def _as_given(self, rows: Tensor, value: Value) -> Tensor:
+        """The reverse of :meth:`_rows`."""
+        if value.kind in ("heads", "attention"):
+            rows = rows.transpose(1, 2).flatten(2)
+        return rows.transpose(0, 1) if self._is_transposed(value) else rows
+
+    def _is_transposed(self, value: Value) -> bool:
+        return value.axes == "sbc" and not isinstance(self._layout, OurLayout)
+
+
+def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
+    """The rows after one step."""
+    try:
+        new = step.change(rows, known).expand_as(rows)
+    except RuntimeError as error:
+        raise LongformerError(f"what is put into {name}, {tuple(rows.shape)}, does not fit: {error}") from None
+    chosen = _chosen(step.batch, rows, 0, name, "batch")
+    if step.tokens is not None:
+        chosen = chosen & _chosen(step.tokens, rows, rows.dim() - 2, name, "tokens")
+    if step.head is not None:
+        chosen = chosen & _chosen(step.head, rows, 1, name, "head")
+    if step.is_global is not None:
+        is_global = torch.zeros(rows.shape[0], rows.shape[-2], dtype=torch.bool, device=rows.device)
+        if known.is_global is not None:
+            is_global = _lengthened(known.is_global, rows)
+        chosen = chosen & (is_global == step.is_global)[:, None, :, None]
+    return torch.where(chosen, new, rows)
+
+
+def _chosen(where: Where, rows: Tensor, dim: int, name: str, what: str) -> Tensor:
+    """True at the chosen places of one dimension, in a shape that broadcasts to ``rows``."""
+    size = rows.shape[dim]
+    chosen = torch.zeros(size, dtype=torch.bool, device=rows.device)
+    try:
+        chosen[slice(None) if where is None else where] = True
+    except (IndexError, TypeError) as error:
+        raise LongformerError(f"{what} is {where!r}, but {name} has {size} of them: {error}") from None
+    return chosen.view([size if i == dim else 1 for i in range(rows.dim())])
+
+
+def _lengthened(mask: Tensor, rows: Tensor) -> Tensor:
+    """(B, S) bool with False behind it, up to the length of ``rows``, which the reference pads inside."""
+    return F.pad(mask.to(rows.device), (0, rows.shape[-2] - mask.shape[1]))
+
+
+def _at_their_tokens(value: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Rows of global tokens (B, H, G, D), as a trace has them, put at their tokens in (B, H, S, D)."""
+    if value.shape[2] != index.shape[1]:
+        raise LongformerError(f"the value has {value.shape[2]} global rows, but this run has {index.shape[1]}")
+    place = index.to(rows.device).clamp(min=0)[:, None, :, None].expand(*value.shape)
+    absent = (index.to(rows.device) < 0)[:, None, :, None]
+    return rows.scatter(2, place, torch.where(absent, rows.gather(2, place), value))
+
+
+@contextmanager
+def edit(model: nn.Module, *, table: Table | None = None) -> Iterator[Edit]:
+    """Change values of every forward pass that runs inside.
+
+        with edit(model) as e:
+            e.zero("layer.3.local_output", head=5)
+            answer = model(input_ids)
+
+    Since hooks are on it, our model runs as the plain model. After the block the model is as before, also if there was
+    an exception. To see the changed values, open ``trace`` inside.
+
+    Args:
+        model: ours, transformers' Longformer, or any module together with a ``table``.
+        table: which modules have which names; None for a Longformer. See :class:`longformer.parity.Table`.
+
+    Raises:
+        LongformerError: the table does not fit the model, or :class:`Edit` refuses a change.
+    """
+    editor = Edit(model, table)
+    with editor.attached():
+        yield editor

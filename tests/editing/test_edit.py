@@ -1,0 +1,221 @@
+"""Changes inside a running model: where they happen, that gradients go through, and that nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_heads import CLASSES, batch, build_class
+from torch import Tensor, nn
+
+from longformer import LongformerError, LongformerForQuestionAnswering, LongformerModel, edit, trace
+from longformer.editing import Edit, ablate_heads, patch_values
+from longformer.parity import Table, Value
+
+LOCAL, GLOBAL = "layer.1.local_output", "layer.1.global_rows"
+
+
+@pytest.fixture
+def model() -> LongformerModel:
+    return build_class(LongformerModel)
+
+
+def run(model: nn.Module) -> Tensor:
+    ids, mask, global_mask = batch()
+    hidden: Tensor = model(ids, mask, global_mask)[0]
+    return hidden
+
+
+def with_hook(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same by hand."""
+    handle = model.get_submodule(path).register_forward_hook(lambda module, given, out: change(out.clone()))
+    try:
+        return run(model)
+    finally:
+        handle.remove()
+
+
+def zero_head(out: Tensor, head: int) -> Tensor:
+    out[..., 8 * head : 8 * head + 8] = 0
+    return out
+
+
+def test_a_head_is_zero(model: LongformerModel) -> None:
+    with edit(model) as e:
+        e.zero(LOCAL, head=2)
+        e.zero(GLOBAL, head=2)
+        changed = run(model)
+    assert torch.equal(changed, with_hook(model, "encoder.layer.1.attention.self", lambda out: zero_head(out, 2)))
+    assert not torch.equal(changed, run(model))
+
+
+def test_local_and_global_rows_change_apart(model: LongformerModel) -> None:
+    ids, mask, global_mask = batch()
+    is_global = (global_mask * mask).bool()[:, None, :, None]
+    for name, stays in ((LOCAL, is_global), (GLOBAL, ~is_global)):
+        with edit(model) as e, trace(model) as changed:
+            e.scale(name, 2.0)
+            run(model)
+        with trace(model) as plain:
+            run(model)
+        rows = {n: x for n, x in changed.tensors.items() if n in (LOCAL, GLOBAL)}
+        other = GLOBAL if name == LOCAL else LOCAL
+        assert torch.equal(rows[other], plain[other])
+        assert torch.equal(rows[name], 2 * plain[name])
+        assert stays.any()
+
+
+@pytest.mark.parametrize("where", [3, [3], slice(3, 4), torch.tensor([3]), -45])
+def test_tokens_and_rows_of_the_batch(model: LongformerModel, where: Any) -> None:
+    def change(out: Tensor) -> Tensor:
+        out[1, 3] += 1
+        return out
+
+    with edit(model) as e:
+        e.add("layer.0.output", torch.ones(32), tokens=where, batch=1)
+        changed = run(model)
+    assert torch.equal(changed, with_hook(model, "encoder.layer.0", change))
+
+
+def test_the_mean_leaves_padding_out(model: LongformerModel) -> None:
+    _, mask, _ = batch()
+
+    def change(out: Tensor) -> Tensor:
+        return torch.stack([row[keep].mean(0).expand_as(row) for row, keep in zip(out, mask.bool(), strict=True)])
+
+    with edit(model) as e:
+        e.mean("embeddings")
+        changed = run(model)
+    torch.testing.assert_close(changed, with_hook(model, "embeddings", change), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("names", [["layer.0.output"], ["embeddings"], [LOCAL, GLOBAL, "layer.1.attention_output"]])
+def test_another_runs_values(model: LongformerModel, names: list[str]) -> None:
+    """With all of a layer's values from another run, what follows is the other run's."""
+    ids, mask, global_mask = batch()
+    other = ids.where(mask == 0, 3 + (ids * 7) % 50)
+    with trace(model) as taken:
+        expected = model(other, mask, global_mask)[0]
+    with edit(model) as e:
+        for name in names:
+            e.set(name, taken[name])
+        changed = run(model)
+    torch.testing.assert_close(changed[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-12)
+
+
+def test_changes_of_one_value_come_in_order(model: LongformerModel) -> None:
+    with edit(model) as e:
+        e.zero("layer.1.output")
+        e.add("layer.1.output", torch.arange(32.0))
+        e.apply("layer.1.output", lambda rows: rows**2, tokens=[0, 1])
+        changed = run(model)
+    assert torch.equal(changed[2, 0], torch.arange(32.0).double() ** 2)
+    assert torch.equal(changed[2, 5], torch.arange(32.0).double())
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_gradients_go_through(cls: type) -> None:
+    model = build_class(cls)
+    vector = torch.zeros(32, dtype=torch.float64, requires_grad=True)
+    with edit(model) as e:
+        e.add("layer.0.output", vector, tokens=0)
+        output = model(*batch())[0]
+    output.square().sum().backward()
+    assert vector.grad is not None and vector.grad.abs().sum() > 0
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_nothing_stays_behind(model: LongformerModel) -> None:
+    expected = run(model)
+    with pytest.raises(ZeroDivisionError), edit(model) as e:
+        e.zero("layer.0.output")
+        run(model)
+        1 / 0  # noqa: B018
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    assert torch.equal(run(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda e: e.zero("layer.1.local_outptu"),
+            r"'layer\.1\.local_outptu' is no value .*mean 'layer\.1\.local_output'",
+        ),
+        (lambda e: e.zero("layer.7.output"), r"'layer\.7\.output' is no value of this model"),
+        (lambda e: e.zero("layer.1.output", head=1), r"head is 1, but layer\.1\.output has no heads"),
+        (lambda e: e.zero("pooler_output", tokens=1), r"tokens is 1, but pooler_output has no tokens"),
+        (lambda e: e.zero(LOCAL, head=4), r"head is 4, but layer\.1\.local_output has 4 of them"),
+        (lambda e: e.zero(LOCAL, tokens=48), r"tokens is 48, but layer\.1\.local_output has 48 of them"),
+        (lambda e: e.zero(LOCAL, batch=[0, 9]), r"batch is \[0, 9\], but layer\.1\.local_output has 4"),
+        (
+            lambda e: e.set("layer.1.output", torch.zeros(7)),
+            r"what is put into layer\.1\.output, \(4, 48, 32\), does not",
+        ),
+        (lambda e: e.set(GLOBAL, torch.zeros(4, 4, 3, 8)), r"the value has 3 global rows, but this run has 20"),
+    ],
+)
+def test_what_is_not_there(model: LongformerModel, change: Callable[[Edit], None], message: str) -> None:
+    with pytest.raises(LongformerError, match=message), edit(model) as e:
+        change(e)
+        run(model)
+
+
+def test_a_module_with_a_table_of_its_own() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with edit(model, table=Table({"0": Value("first"), "1": Value("second")})) as e:
+        e.zero("first")
+        assert torch.equal(model(torch.randn(5, 3)), model[1].bias.expand(5, 2))
+
+
+def test_heads_one_by_one() -> None:
+    model = build_class(LongformerForQuestionAnswering)
+    ids, mask, global_mask = batch()
+    inputs = {"input_ids": ids, "attention_mask": mask, "global_attention_mask": global_mask}
+
+    def metric(output: Any) -> Tensor:
+        return output.start_logits[0, 5]
+
+    table = ablate_heads(model, inputs, metric, progress=False)
+    path = "longformer.encoder.layer.0.attention.self"
+    with torch.no_grad():
+        base = metric(model(**inputs))
+        handle = model.get_submodule(path).register_forward_hook(lambda module, given, out: zero_head(out.clone(), 3))
+        changed = metric(model(**inputs))
+        handle.remove()
+    assert table.shape == (2, 4)
+    torch.testing.assert_close(table[0, 3], changed - base, rtol=0, atol=1e-12)
+    assert ablate_heads(model, inputs, metric, by="mean", progress=False).abs().max() > 0
+    with pytest.raises(LongformerError, match="by is 'noise'"):
+        ablate_heads(model, inputs, metric, by="noise")  # type: ignore[arg-type]
+    with pytest.raises(LongformerError, match=r"the metric gives a tensor of shape \(4, 48\)"):
+        ablate_heads(model, inputs, lambda output: output.start_logits)
+
+
+def test_patching_finds_the_token_on_which_the_result_hangs() -> None:
+    """Two inputs that differ in one token far from the others: only patching that token's states changes anything."""
+    model = build_class(LongformerForQuestionAnswering)
+    good = torch.full((1, 60), 7)
+    bad = good.clone()
+    bad[0, 30] = 50
+    mask = torch.zeros_like(good)
+    runs = [{"input_ids": ids, "global_attention_mask": mask} for ids in (bad, good)]
+
+    def metric(output: Any) -> Tensor:
+        return output.start_logits[0, 30]
+
+    table = patch_values(model, *runs, metric, ["embeddings", "layer.0.output"], tokens=range(60), progress=False)
+    assert table.shape == (2, 60)
+    with torch.no_grad():
+        difference = metric(model(**runs[1])) - metric(model(**runs[0]))
+    torch.testing.assert_close(table[0, 30], difference, rtol=0, atol=1e-12)
+    assert not table[0, [*range(30), *range(31, 60)]].any()
+    assert table[1, 26:35].abs().min() > 0 and not table[1, [*range(26), *range(35, 60)]].any()
+    everywhere = patch_values(model, *runs, metric, ["layer.1.output"], progress=False)
+    torch.testing.assert_close(everywhere, difference.view(1, 1), rtol=0, atol=1e-12)
+    with pytest.raises(LongformerError, match="patching needs the same shapes"):
+        patch_values(model, {**runs[0], "input_ids": bad[:, :50]}, runs[1], metric, ["embeddings"])
+    with pytest.raises(LongformerError, match="is no value of this model"):
+        patch_values(model, *runs, metric, ["embedding"])
