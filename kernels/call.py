@@ -116,6 +116,8 @@ def _attention(
     if kernel.backward is None:
         if only is None:
             return kernel.forward(query, key, value, problem)[0]
+        if kernel.gathers:
+            return _of_rows(query, key, value, problem, kernel, only)
         assert only.is_global is not None
         others = ~only.is_global[:, None, :, None]
         # Zeros in place of the other rows, so that nothing that stands there reaches the gradients either.
@@ -134,6 +136,18 @@ def _attention(
         out: Tensor = _Attention.apply(query, key, value, call)[0]
         return out
     return _forward(query, key, value, call)[0]
+
+
+def _of_rows(query: Tensor, key: Tensor, value: Tensor, problem: Problem, kernel: Kernel, only: Tokens) -> Tensor:
+    """Attention (B, H, S, D) of the global tokens of ``only``, in operators that torch differentiates."""
+    rows = only.with_index(counted=True).global_index
+    if rows is None:
+        return torch.zeros_like(query)
+    out = kernel.forward(_take(query, rows), key, value, problem)[0]
+    seq_len = query.shape[2]
+    place = torch.where(rows < 0, seq_len, rows)  # an extra row takes those of no token
+    everywhere = query.new_zeros(*query.shape[:2], seq_len + 1, query.shape[3])
+    return everywhere.scatter(2, place[:, None, :, None].expand(out.shape), out)[:, :, :seq_len]
 
 
 def scale_of(query: Tensor, scale: float | None) -> float:
@@ -175,7 +189,7 @@ def _backward(tensors: Sequence[Any], call: _Call) -> tuple[Tensor, Tensor, Tens
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """The rows of ``x`` (B, H, S, ...) at positions ``rows`` (B, width): (B, H, width, ...), 0 where there is none."""
-    absent = (rows < 0).view(len(rows), 1, -1, *[1] * (x.dim() - 3))
+    absent = (rows < 0).view(rows.shape[0], 1, -1, *[1] * (x.dim() - 3))
     index = rows.clamp(min=0).view(absent.shape)
     return x.gather(2, index.expand(*x.shape[:2], -1, *x.shape[3:])).masked_fill_(absent, 0)
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import banded, blocked, reference
+from . import banded, blocked, chunked, reference
 from .arguments import check_tensor
 
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex", "chunked")
 WIDE = 256  # heads wider than this torch's fused attention serves slower in float32
 
 
@@ -45,11 +45,14 @@ class Kernel(NamedTuple):
 
     backward: None where torch differentiates forward.
     reads_out: whether ``backward`` needs ``out``. Without it ``out`` is not kept for the way back, and is None there.
+    gathers: of one that torch differentiates, whether it is given the rows of global tokens alone. Without it the other
+        rows are computed too.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     reads_out: bool = False
+    gathers: bool = False
 
 
 FUSED = Kernel(partial(blocked.forward, fused=True), partial(blocked.backward, fused=True))
@@ -70,6 +73,8 @@ def select(query: Tensor, impl: str, dropout_p: float, backward: bool, gathered:
             return choice, Kernel(reference.forward)
         case "banded":  # it has nothing of its own to say about rows without a band
             return choice, Kernel(reference.forward if gathered else banded.forward)
+        case "chunked":  # neither has it
+            return choice, Kernel(reference.forward if gathered else chunked.forward, gathers=True)
         case "blocked":
             return choice, Kernel(blocked.forward, blocked.backward)
         case "fused":

@@ -245,16 +245,19 @@ def global_index(is_global: Tensor, *, counted: bool) -> Tensor | None:
 
     Args:
         counted: the width is the most global tokens that an example has, which is read back from the data, and the
-            result None where there is no global token. Otherwise the width is S, and the data are asked nothing.
+            result None where there is no global token. In a graph it is a size that the graph's data decide, and may be
+            0. Otherwise the width is S, and the data are asked nothing.
     """
     batch, seq_len = is_global.shape
-    width = int(is_global.sum(1).max()) if counted else seq_len
+    in_graph = torch.compiler.is_compiling()
+    width = int(is_global.sum(1).max()) if counted and not in_graph else seq_len
     if not width:
         return None
     place = torch.where(is_global, is_global.cumsum(1) - 1, width)
     positions = torch.arange(seq_len, device=is_global.device).expand(batch, seq_len)
     index = torch.full((batch, width + 1), -1, device=is_global.device, dtype=torch.int64)
-    return index.scatter(1, place, positions)[:, :width]
+    index = index.scatter(1, place, positions)[:, :width]
+    return index[:, (index >= 0).any(0).nonzero().squeeze(1)] if counted and in_graph else index
 
 
 def shown(value: object) -> str:

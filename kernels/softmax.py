@@ -21,5 +21,9 @@ def masked_softmax(scores: Tensor, pairs: Tensor) -> Tensor:
 
 def log_sum_exp(scores: Tensor, pairs: Tensor) -> Tensor:
     """Of ``scores`` among ``pairs``, in base 2, without the last axis; +inf in a row without any pair."""
-    lse = scores.masked_fill(~pairs, -math.inf).logsumexp(dim=-1) * LOG2_E
-    return lse.masked_fill(~pairs.any(dim=-1), math.inf)
+    empty = ~pairs.any(dim=-1, keepdim=True)
+    scores = scores.masked_fill(~pairs, -math.inf)
+    # Written out: a graph that has no rows for some data cannot hold torch.logsumexp, which asks whether there are any.
+    most = scores.amax(dim=-1, keepdim=True).masked_fill(empty, 0.0)
+    lse = ((scores - most).exp().sum(dim=-1, keepdim=True).log() + most) * LOG2_E
+    return lse.masked_fill(empty, math.inf).squeeze(-1)

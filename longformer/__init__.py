@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from longformer.config import LongformerConfig
     from longformer.editing.edit import edit
     from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
+    from longformer.exporting.graph import export
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
@@ -44,6 +45,7 @@ __all__ = [
     "TextClassifier",
     "attentions_to_dense",
     "edit",
+    "export",
     "trace",
 ]
 __version__ = "0.1.0"
@@ -68,6 +70,7 @@ _HOMES = {
     "TextClassifier": "classifying.classifier",
     "attentions_to_dense": "models.attention",
     "edit": "editing.edit",
+    "export": "exporting.graph",
     "trace": "parity.recorder",
 }
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

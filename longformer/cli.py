@@ -23,6 +23,7 @@ from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
 from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
+from longformer.exporting.cli import export
 from longformer.files import check_overwrites
 from longformer.options import COUNT
 from longformer.parity.cli import parity
@@ -131,5 +132,17 @@ def convert(
         click.echo(f"left out: {', '.join(done.dropped)}", err=True)
 
 
-for command in (answer, predict, evaluate, bench, classify, evaluate_mlm, explain, parity, train, tune_threshold):
+for command in (
+    answer,
+    predict,
+    evaluate,
+    bench,
+    classify,
+    evaluate_mlm,
+    explain,
+    export,
+    parity,
+    train,
+    tune_threshold,
+):
     cli.add_command(command)

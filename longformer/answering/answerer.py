@@ -22,7 +22,7 @@ from longformer.answering.texts import shorten
 from longformer.answering.windows import WindowReader
 from longformer.config import LongformerConfig
 from longformer.distributed import check_device
-from longformer.errors import DataError, LongformerError
+from longformer.errors import CheckpointError, DataError, LongformerError
 from longformer.models.heads import LongformerForQuestionAnswering
 from longformer.tokenizer import LongformerTokenizer, load_tokenizer
 
@@ -108,6 +108,38 @@ class QuestionAnswerer:
             new_head=False,
         )
         return cls(model, read, global_mask=global_mask)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        folder: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        threads: int | None = None,
+        global_mask: Callable[[Tensor], Tensor] | None = None,
+    ) -> QuestionAnswerer:
+        """Load an exported model, which ONNX Runtime computes on the CPU, and the tokenizer beside it.
+
+        Args:
+            folder: what ``longformer export`` wrote into: a folder with one ``.onnx`` file, or that file.
+            tokenizer: folder or name on the hub of another tokenizer; None is the one beside the model.
+            threads: of ONNX Runtime; None is one for each core.
+            global_mask: as for the class.
+
+        Raises:
+            CheckpointError: no such file or no tokenizer beside it, or a file that is not ours or of another head.
+            LongformerError: onnxruntime is not installed.
+        """
+        from longformer.exporting import OnnxModel
+        from longformer.exporting.runtime import find_onnx
+
+        path = find_onnx(folder)
+        if path is None:
+            raise CheckpointError(f"{folder} holds no .onnx file; write one with longformer export")
+        model: Any = OnnxModel(path, threads=threads)
+        if model.kind is not LongformerForQuestionAnswering:
+            raise CheckpointError(f"{path} is a {model.kind.__name__}, which answers no questions")
+        return cls(model, load_tokenizer(tokenizer, path.parent), global_mask=global_mask)
 
     def answer(
         self, question: str, document: str, *, settings: AnswerSettings | None = None, **fields: Any
@@ -236,7 +268,7 @@ class QuestionAnswerer:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.from_numpy(row)
             mask[i, : len(row)] = 1
-        device = next(self.model.parameters()).device
+        device = next(self.model.parameters(), torch.empty(0)).device  # an exported model has none, and takes the CPU's
         given = {"attention_mask": mask.to(device)}
         if self.global_mask is not None:
             given["global_attention_mask"] = self.global_mask(ids).to(device)

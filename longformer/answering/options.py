@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from longformer.answering.answerer import QuestionAnswerer
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex")
+IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex", "chunked")
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")  # files of a checkpoint that are not an exported model's
 
 MODEL_OPTIONS = ("model", "tokenizer", "revision", "device", "dtype", "impl")
 
@@ -49,7 +52,8 @@ def model_options(command: Command) -> Command:
     return click.option(
         "--model",
         metavar="NAME",
-        help="Folder, or name on the hub. Without it, the small model that comes with the package.",
+        help="Folder, also of longformer export, or name on the hub. Without it, the small model that comes with the "
+        "package.",
     )(loading_options(command))
 
 
@@ -157,6 +161,14 @@ def checkpoint_files(model: str | None, tokenizer: str | None = None) -> list[Pa
     return files_of(PRETRAINED if model is None else model) + ([] if tokenizer is None else files_of(tokenizer))
 
 
+def is_exported(model: str) -> bool:
+    """Whether ``model`` is an ``.onnx`` file, or a folder that holds one and no weights of ours."""
+    path = Path(os.path.expanduser(model))
+    if path.is_dir():
+        return any(path.glob("*.onnx")) and not any(each for end in WEIGHTS for each in path.glob(end))
+    return path.suffix == ".onnx"
+
+
 def load_answerer(
     model: str | None,
     tokenizer: str | None,
@@ -173,6 +185,11 @@ def load_answerer(
 
     if model is None and revision is not None:
         raise click.UsageError("--revision is of a --model on the hub; name one, or leave --revision out")
+    if model is not None and is_exported(model):
+        given = first_given("revision", "device", "dtype", "impl")
+        if given is not None:
+            raise click.UsageError(f"{given} does not go with an exported --model, in which that is fixed")
+        return QuestionAnswerer.from_onnx(os.path.expanduser(model), tokenizer=tokenizer)
     number_type = getattr(torch, dtype) if dtype in DTYPES else dtype
     check_implementation(impl, device, number_type)
     return QuestionAnswerer.from_pretrained(

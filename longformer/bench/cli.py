@@ -129,6 +129,35 @@ def transformers(lengths: tuple[int, ...], global_tokens: int, **options: Any) -
 
 
 @bench.command()
+@click.option("--lengths", type=Numbers(5), default="170,512,4096", show_default=True, help="Tokens of each document.")
+@click.option(
+    "--globals", "global_tokens", type=POSITIVE, default=14, show_default=True, metavar="G", help="Global tokens."
+)
+@click.option("--config", metavar="FILE", help="A config.json; by default the architecture of the released base model.")
+@common(rounds=5)
+def onnx(lengths: tuple[int, ...], global_tokens: int, **options: Any) -> None:
+    """A model exported to ONNX, in ONNX Runtime, beside ours and transformers': size, time and memory."""
+
+    def records(rounds: int, config: str | None) -> list[Record]:
+        import tempfile
+
+        from longformer.bench import exported, model, timing
+
+        architecture = model.read_config(config)
+        with tempfile.TemporaryDirectory() as folder:
+            files = exported.write(architecture, Path(folder))
+            found = [exported.sizes(architecture, files)]
+            for case in exported.cases(architecture, files, lengths=lengths, global_tokens=global_tokens):
+                found.append(timing.measure(case, rounds))
+            for tokens in lengths:
+                asked = {"tokens": tokens, "global_tokens": global_tokens, "rounds": rounds}
+                found.append(exported.peaks(architecture, files, **asked))
+            return found
+
+    _run("onnx", records, {"lengths": lengths, "globals": global_tokens}, options)
+
+
+@bench.command()
 @click.argument("data")
 @click.option("--tokenizer", required=True, metavar="NAME", help="Folder, or name on the hub, of the tokenizer.")
 @click.option("--limit", type=POSITIVE, metavar="N", help="Take N questions, evenly spaced over the file.")

@@ -18,7 +18,7 @@ from longformer.bench.clocks import Clock, cpu_clock
 
 PRODUCT_SIZE = 2048  # so large that overheads do not count, and so small that every round can repeat the product
 PRODUCT_DTYPES = (torch.float32, torch.bfloat16)
-PACKAGES = ("longformer", "torch", "triton", "flash-attn", "transformers", "numpy", "tokenizers")
+PACKAGES = ("longformer", "torch", "triton", "flash-attn", "transformers", "onnxruntime", "numpy", "tokenizers")
 
 
 def median(values: Sequence[float]) -> float:

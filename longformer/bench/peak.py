@@ -81,6 +81,21 @@ def model_forward(name: str, variant: str, config: dict[str, Any], tokens: int, 
     return above(forward(tokens))
 
 
+def exported_forward(name: str, file: str, config: dict[str, Any], tokens: int, global_tokens: int) -> int:
+    """Of a forward pass of a model that was exported to ONNX, above its weights."""
+    from longformer.exporting import OnnxModel
+
+    architecture = LongformerConfig.from_dict(config)
+    made = OnnxModel(file, threads=torch.get_num_threads())
+
+    def forward(length: int) -> Contender:
+        ids = make_document(architecture, length, min(global_tokens, length - 4))
+        return Contender(name, lambda: model.logits(made, input_ids=ids))
+
+    _once(forward(min(tokens, WARM_UP_TOKENS // 4)))
+    return above(forward(tokens))
+
+
 def training_step(name: str, config: dict[str, Any], tokens: int, global_tokens: int, dropout_p: float) -> int:
     """Of a training step, above weights and AdamW's moments."""
     steps = training.Steps(LongformerConfig.from_dict(config), tokens, global_tokens, dropout_p)
@@ -97,6 +112,7 @@ def training_step(name: str, config: dict[str, Any], tokens: int, global_tokens:
 TASKS: dict[str, Callable[..., int]] = {
     "attention forward": attention_forward,
     "model forward": model_forward,
+    "exported forward": exported_forward,
     "training step": training_step,
 }
 

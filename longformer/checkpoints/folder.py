@@ -26,7 +26,9 @@ def files_of(name_or_path: PathOrName) -> list[Path]:
     folder = Path(os.path.expanduser(text))
     if "\0" in text or not os.path.isdir(folder):
         return [folder] if os.path.isfile(folder) else []
-    weights = [path for end in ("*.safetensors", "*.bin", "*.index.json") for path in sorted(folder.glob(end))]
+    weights = [
+        path for end in ("*.safetensors", "*.bin", "*.index.json", "*.onnx*") for path in sorted(folder.glob(end))
+    ]
     return [folder / name for name in (CONFIG, *TOKENIZER_FILES) if os.path.isfile(folder / name)] + weights
 
 

@@ -84,7 +84,9 @@ class _Recorder:
 
 
 def _check_pattern(answerer: QuestionAnswerer) -> None:
-    """The page names what is global as the question, which would be wrong of any other choice."""
+    """The page shows the model's attention, and names what is global as the question, which another choice is not."""
+    if next(answerer.model.parameters(), None) is None:
+        raise LongformerError("an exported model has no attention to show; explain the model that it was made from")
     if answerer.global_mask is not None:
         raise LongformerError(
             "the QuestionAnswerer has a global_mask; only answers with the question global can be explained: "
@@ -115,7 +117,7 @@ def explain(
 
     Raises:
         DataError, LongformerError: as :meth:`QuestionAnswerer.answer`; ``entries`` is no positive number; or the
-            answerer makes other tokens global than the question.
+            answerer makes other tokens global than the question, or has an exported model.
     """
     if not isinstance(entries, int) or isinstance(entries, bool) or entries < 1:
         raise LongformerError(f"entries is {entries!r}; it must be an int of at least 1")

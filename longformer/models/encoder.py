@@ -38,6 +38,7 @@ class LongformerModel(Pretrained, nn.Module):
     def __init__(self, config: LongformerConfig, *, add_pooling_layer: bool = True, impl: str = "auto") -> None:
         super().__init__()
         self.config = config
+        self.impl = impl
         self.embeddings = LongformerEmbeddings(config)
         self.encoder = LongformerEncoder(config, impl=impl)
         self.pooler = LongformerPooler(config) if add_pooling_layer else None
@@ -84,7 +85,7 @@ class LongformerModel(Pretrained, nn.Module):
         if input_ids is not None and not is_asked and packed.may_serve(self, input_ids):
             hidden = packed.encode(self, input_ids, position_ids, token_type_ids, tokens)
         else:
-            tokens = tokens.with_index(counted=can_be_read(like))
+            tokens = tokens.with_index(counted=can_be_read(like) or self._counts_in_graph())
             hidden = self.embeddings(input_ids, position_ids, token_type_ids, inputs_embeds)
             hidden = self.encoder(hidden, tokens, states, probabilities)
         if tokens.is_global is None and torch.is_grad_enabled() and _can_be_joined():
@@ -124,6 +125,10 @@ class LongformerModel(Pretrained, nn.Module):
             return position_ids, torch.zeros_like(position_ids)
         check_ids("token_type_ids", token_type_ids, config.type_vocab_size, like)
         return position_ids, token_type_ids
+
+    def _counts_in_graph(self) -> bool:
+        """Whether a graph's columns are as many as its data have global tokens, so that they are linear in length."""
+        return self.impl == "chunked" and torch.compiler.is_compiling()
 
     def _global_projections(self) -> Iterable[Tensor]:
         """Parameters that have no part in a batch without global tokens."""

@@ -51,7 +51,7 @@ FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists fo
 # On a CPU bfloat16 products are compiled for each shape and kept. Most of training's are over all rows of a batch, of
 # which there is hardly ever the same number.
 ROUNDED = 64
-PLAIN = ("reference", "flex", "triton")  # implementations of attention under which the plain model runs
+PLAIN = ("reference", "flex", "triton", "chunked")  # implementations of attention under which the plain model runs
 # The modules whose work the engine does itself, with what they do.
 FORWARDS = {
     kind: kind.forward

@@ -84,7 +84,8 @@ def record(
     check_suffix(output, SUFFIX)
     check_outputs([output], [input_file, *model_files(model, options["tokenizer"])])
     from longformer.files import is_stream, write_file
-    from longformer.parity.runs import Contender, kind_of, model_folder, require_loss
+    from longformer.models.kinds import kind_of
+    from longformer.parity.runs import Contender, model_folder, require_loss
     from longformer.parity.runs import record as run
     from longformer.parity.samples import Settings, read_sample
 
@@ -125,7 +126,7 @@ def compare(
     everything: bool,
     **options: Any,
 ) -> int:
-    """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL] or transformers[:DTYPE].
+    """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL], transformers[:DTYPE] or an exported FILE.onnx.
 
     INPUT is needed unless one of them is a trace file. A third run, in float64, is the truth: both are judged by it.
     Exit status 1: different, or not finite.
@@ -133,6 +134,7 @@ def compare(
     \b
     longformer parity compare ours transformers text.txt --model longformer/pretrained --html report.html
     longformer parity compare ours port.safetensors --model my/checkpoint
+    longformer parity compare ours exported/model.onnx text.txt --model my/checkpoint
     """
     inputs = [path for path in (a, b, input_file) if path is not None] + model_files(model, options["tokenizer"])
     check_outputs(filter(None, (json_file, html)), inputs)

@@ -15,11 +15,12 @@ from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, listed
 from longformer.models.heads import Head
+from longformer.models.kinds import kind_of
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import Trace, metadata_object, read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
 from longformer.parity.rounding import Truth
-from longformer.parity.runs import Contender, kind_of, load_ours, model_folder, record, require_loss
+from longformer.parity.runs import Contender, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES
 from longformer.parity.targets import as_arguments
@@ -69,6 +70,8 @@ def contest(
         probabilities=settings.probabilities or any(_has_probabilities(file) for file in files.values()),
         gradients=settings.gradients or any(_has_gradients(file) for file in files.values()),
     )
+    for contender in contenders.values():
+        contender.check(settings)
     with ExitStack() as stack:
         folder = stack.enter_context(model_folder(chosen, settings.seed))
         if settings.gradients:

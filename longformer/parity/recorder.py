@@ -166,6 +166,14 @@ class Recorder:
             stack.callback(self.model.register_forward_hook(lambda *_: self._flush()).remove)
             yield
 
+    def take(self, inputs: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> None:
+        """Record a run that happened elsewhere, by the ``results`` of modules under their paths in the model."""
+        self._begin(self.layout.root, (), dict(inputs))
+        for path, value in self.values.items():
+            if path in results:
+                self._pieces[value.name] = [results[path]]
+        self._flush()
+
     def _switch(self, stack: ExitStack, attention: nn.Module) -> None:
         """Let an attention module compute its probabilities."""
         if isinstance(attention, LongformerSelfAttention):

@@ -8,26 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from longformer.checkpoints.folder import architectures_of
-from longformer.checkpoints.names import PARTS, todays_name
-from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
-from longformer.hub import find_config
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import HEADS, LongformerForQuestionAnswering, head_of
+from longformer.models.heads import HEADS, LongformerForQuestionAnswering
+from longformer.models.kinds import kind_of
+from longformer.parity.exported import record_exported
 from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer
 from longformer.parity.recorder import trace
 from longformer.parity.samples import SUFFIX, Sample, Settings
 from longformer.parity.targets import as_arguments, targets_of
 
+EXPORTED = ".onnx"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -36,7 +35,8 @@ class Contender:
     """A way to run a model.
 
     Args:
-        implementation: "ours" or "transformers"; the latter takes no ``impl``.
+        implementation: "ours", "transformers", which takes no ``impl``, or the path of an ``.onnx`` file, which takes
+            neither ``dtype`` nor ``impl``.
         dtype: one of ``DTYPES``.
         impl: implementation of our kernels.
 
@@ -69,14 +69,17 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """Read ``ours[:DTYPE][:KERNEL]`` or ``transformers[:DTYPE]``. Raises DataError for anything else."""
+        """Read ``ours[:DTYPE][:KERNEL]``, ``transformers[:DTYPE]`` or ``FILE.onnx``. Raises DataError for others."""
+        if text.endswith(EXPORTED):
+            return cls(text)
         implementation, *parts = text.split(":")
         dtypes = [part for part in parts if part in DTYPES]
         kernels = [part for part in parts if part not in DTYPES]
         known = implementation in ("ours", "transformers")
         if not known or "" in parts or len(dtypes) > 1 or len(kernels) > 1:
             raise DataError(
-                f"{text!r} is neither a trace file ({SUFFIX}) nor ours[:DTYPE][:KERNEL] nor transformers[:DTYPE], "
+                f"{text!r} is neither a trace file ({SUFFIX}) nor an exported model ({EXPORTED}), nor "
+                "ours[:DTYPE][:KERNEL] nor transformers[:DTYPE], "
                 f"with DTYPE one of {', '.join(DTYPES)} and KERNEL one of {', '.join(IMPLEMENTATIONS)}"
             )
         try:
@@ -84,32 +87,22 @@ class Contender:
         except DataError as error:
             raise DataError(f"{text!r}: {error}") from None
 
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is a model in an ``.onnx`` file."""
+        return self.implementation.endswith(EXPORTED)
+
+    def check(self, settings: Settings) -> None:
+        """Raise DataError where it does not have what is to be recorded."""
+        if self.is_exported and (settings.gradients or settings.probabilities):
+            raise DataError(f"{self.implementation} has neither gradients nor attention probabilities")
+
     def load(self, name_or_path: str) -> nn.Module:
         """The model at ``name_or_path``, a folder or a name on the hub, ready to be run in this way."""
         dtype = getattr(torch, self.dtype)
         if self.implementation == "ours":
             return load_ours(name_or_path, dtype=dtype, impl=self.impl)
         return _load_reference(name_or_path, dtype)
-
-
-class Kind(NamedTuple):
-    """Which class serves a checkpoint, with which arguments, and which of the checkpoint's parts it leaves out."""
-
-    model: type[Longformer]
-    arguments: dict[str, Any]
-    left_out: list[str]
-
-
-def kind_of(name_or_path: str) -> Kind:
-    """The head that a checkpoint is for, by its config and its weights; else the base model."""
-    names = {todays_name(name) for name in read_tensors(find_weights(name_or_path))}
-    parts = [part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in names)]
-    head = head_of(names, architectures_of(find_config(name_or_path)))
-    if head is not None:
-        needed = {part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in head.weights)}
-        return Kind(head, {}, [part for part in parts if part not in needed])
-    has_pooler = "pooler" in parts
-    return Kind(LongformerModel, {"add_pooling_layer": has_pooler}, [part for part in parts if part != "pooler"])
 
 
 def load_ours(name_or_path: str, *, dtype: torch.dtype = torch.float32, impl: str = "auto") -> Longformer:
@@ -196,11 +189,13 @@ def record(
         only: as for :func:`trace`.
         model_name: what the file calls the model; None is ``model``.
     """
-    torch.manual_seed(settings.seed or 0)
-    module = contender.load(model)
     metadata = {"model": model_name or model, "seed": str(settings.seed or 0)}
     if sample.tokens is not None:
         metadata["tokens"] = json.dumps(sample.tokens)
+    if contender.is_exported:
+        return record_exported(contender.implementation, model, sample.inputs, path, metadata, only=only or None)
+    torch.manual_seed(settings.seed or 0)
+    module = contender.load(model)
     with (
         torch.set_grad_enabled(settings.gradients),
         trace(

@@ -23,7 +23,7 @@ from longformer.kernels import (
 from longformer.kernels.pattern import EVERYTHING
 from longformer.kernels.problem import Problem
 
-IMPLS = ("reference", "banded", "blocked", "fused", "triton")
+IMPLS = ("reference", "banded", "blocked", "fused", "triton", "chunked")
 SEQ_LEN = 60
 PLACE = torch.arange(SEQ_LEN)
 PADDED = {
@@ -132,7 +132,7 @@ def test_parts_over_different_columns_are_merged_by_their_log_sum_exp(impl: str)
 # ---- the operators take a pattern
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference", "banded", "blocked"])
+@pytest.mark.parametrize("impl", ["auto", "reference", "banded", "blocked", "chunked"])
 def test_a_pattern_in_place_of_window_dilation_and_causal(impl: str) -> None:
     (query, key, value), _, _ = case(impl)
     pattern = AttentionPattern((5, 3), (1, 2), True)
@@ -168,7 +168,7 @@ def test_a_pattern_and_what_it_replaces_is_an_error(more: dict[str, Any], messag
         sliding_window_probabilities(query, key, pattern=AttentionPattern((2, 2)), **more)
 
 
-@pytest.mark.parametrize("impl", ["banded", "reference"])
+@pytest.mark.parametrize("impl", ["banded", "reference", "chunked"])
 def test_a_dilation_beyond_every_length_takes_no_memory(impl: str) -> None:
     """Each token then sees itself alone."""
     (query, key, value), _, _ = case("reference")

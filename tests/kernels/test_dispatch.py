@@ -41,7 +41,7 @@ def test_wide_heads_are_computed_by_hand_in_float32() -> None:
     assert choose(wide[..., 1:]).impl == choose(wide.bfloat16()).impl == choose(wide, impl="fused").impl == "fused"
 
 
-@pytest.mark.parametrize("impl", ["reference", "banded", "blocked", "fused"])
+@pytest.mark.parametrize("impl", ["reference", "banded", "blocked", "fused", "chunked"])
 def test_every_name_is_an_implementation(impl: str) -> None:
     assert impl in IMPLEMENTATIONS
     out = sliding_window_attention(QUERY, QUERY, QUERY, (2, 2), impl=impl)

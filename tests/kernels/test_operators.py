@@ -22,7 +22,7 @@ from longformer.kernels import (
     sliding_window_probabilities,
 )
 
-FAST = ("banded", "blocked", "fused")
+FAST = ("banded", "blocked", "fused", "chunked")
 
 
 def assert_equal_to_reference(impl: str, qkv: list[Tensor], window: tuple[int, int], **arguments: Any) -> None:
@@ -233,7 +233,7 @@ def test_a_mask_that_changes_afterwards_changes_nothing() -> None:
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("impl", ["reference", "banded", "blocked"])
+@pytest.mark.parametrize("impl", ["reference", "banded", "blocked", "chunked"])
 def test_dropout_keeps_the_mean_and_drops_its_share(impl: str) -> None:
     seq_len, p = 64, 0.3
     query, key, _ = random_qkv(1, 200, seq_len, 2, torch.float32)
@@ -297,7 +297,7 @@ def test_global_attention(rows: int, seq_len: int, padding: bool) -> None:
         keep[2, seq_len // 2 :] = False
     grad = torch.randn_like(query)
     results = []
-    for impl in ("reference", "blocked", "banded", "fused", "auto"):
+    for impl in ("reference", "blocked", "banded", "fused", "chunked", "auto"):
         inputs = [x.detach().clone().requires_grad_() for x in (query, key, value)]
         out = global_attention(*inputs, key_mask=keep, impl=impl)
         out.backward(grad)

@@ -31,12 +31,14 @@ TRAIN = ("--max-steps", "1", "--batch-size", "2")
 SHAPE = ("--heads", "2", "--head-dim", "8", "--window", "4", "--rounds", "1")
 CONFIG = ("--config", "bench.json", "--rounds", "1", "--threads", "1")
 LIMITS = {
+    ("export",): ("--no-check",),
     ("train", "qa"): TRAIN,
     ("train", "classification"): TRAIN,
     ("train", "mlm"): TRAIN,
     ("bench", "attention"): ("--length", "16", "--globals", "0,2", *SHAPE),
     ("bench", "memory"): ("--length", "32", *SHAPE, *CONFIG),
     ("bench", "model"): ("--lengths", "32", *CONFIG),
+    ("bench", "onnx"): ("--lengths", "32", *CONFIG),
     ("bench", "precision"): ("--model", "my/checkpoint", "--limit", "2"),
     ("bench", "qa"): ("--limit", "2", *CONFIG),
     ("bench", "scaling"): ("--lengths", "16,32", *SHAPE),

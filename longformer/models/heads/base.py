@@ -46,8 +46,13 @@ class Head(Pretrained):
         """Shape of the output of the head's own module for a batch."""
         raise NotImplementedError
 
-    def automatic_global_mask(self, input_ids: Tensor) -> Tensor | None:
-        """(B, S) bool, the global tokens if no ``global_attention_mask`` is given; None if no token is global."""
+    def automatic_global_mask(self, input_ids: Tensor, *, checked: bool = True) -> Tensor | None:
+        """(B, S) bool, the global tokens if no ``global_attention_mask`` is given; None if no token is global.
+
+        Args:
+            input_ids: (B, S).
+            checked: whether rows are refused of which a head cannot tell them.
+        """
         return None
 
     def _encode(
@@ -137,8 +142,8 @@ class LabelledHead(Head):
         return mean_cross_entropy(logits, labels)
 
 
-def separators(input_ids: Tensor, config: LongformerConfig, task: str) -> Tensor:
-    """(B, S) bool, True at the separators of ``<s> question </s></s> context </s>``.
+def separators(input_ids: Tensor, config: LongformerConfig, task: str, *, checked: bool = True) -> Tensor:
+    """(B, S) bool, True at the separators of ``<s> question </s></s> context </s>``. ``checked``: or an error.
 
     Raises:
         LongformerError: a row does not have exactly three separators. The message gives its number.
@@ -147,6 +152,8 @@ def separators(input_ids: Tensor, config: LongformerConfig, task: str) -> Tensor
         what = f"has shape {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else f"is {input_ids!r}"
         raise LongformerError(f"input_ids {what}; it must be a tensor of shape (B, S)")
     separator = input_ids == config.sep_token_id
+    if not checked:
+        return separator
     count = separator.sum(dim=1)
     if not can_be_read(input_ids):
         assert_in_graph((count == 3).all(), "a row of input_ids does not have exactly three separators")

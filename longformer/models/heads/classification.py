@@ -72,7 +72,7 @@ class LongformerForSequenceClassification(LabelledHead):
         """(B, labels)."""
         return batch, config.num_labels
 
-    def automatic_global_mask(self, input_ids: Tensor) -> Tensor:
+    def automatic_global_mask(self, input_ids: Tensor, *, checked: bool = True) -> Tensor:
         """(B, S) bool, True at the first token of each row."""
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids) == 0
 
@@ -188,13 +188,14 @@ class LongformerForMultipleChoice(LabelledHead):
         """(B·N, 1), a score for every text."""
         return batch, 1
 
-    def automatic_global_mask(self, input_ids: Tensor) -> Tensor:
+    def automatic_global_mask(self, input_ids: Tensor, *, checked: bool = True) -> Tensor:
         """(B·N, S) bool, True behind the second separator of each row, from its (B·N, S) ids.
 
         Raises:
-            LongformerError: a row does not have exactly three separators. The message gives its number.
+            LongformerError: a row does not have exactly three separators, and is ``checked``. The message gives its
+                number.
         """
-        behind = separators(input_ids, self.config, "multiple choice").cumsum(dim=1) >= 1
+        behind = separators(input_ids, self.config, "multiple choice", checked=checked).cumsum(dim=1) >= 1
         # Counted from the first separator, as the reference does, whatever stands between the first two.
         return (behind.cumsum(dim=1) > 2) & behind
 

@@ -121,13 +121,14 @@ class LongformerForQuestionAnswering(Head):
             "the question, 0 elsewhere"
         )
 
-    def automatic_global_mask(self, input_ids: Tensor) -> Tensor:
+    def automatic_global_mask(self, input_ids: Tensor, *, checked: bool = True) -> Tensor:
         """(B, S) bool, True before the first separator of each row: ``<s>`` and the question.
 
         Raises:
-            LongformerError: a row does not have exactly three separators. The message gives its number.
+            LongformerError: a row does not have exactly three separators, and is ``checked``. The message gives its
+                number.
         """
-        return separators(input_ids, self.config, "question answering").cumsum(dim=1) == 0
+        return separators(input_ids, self.config, "question answering", checked=checked).cumsum(dim=1) == 0
 
 
 def _checked(name: str, positions: Tensor, batch: int) -> Tensor:
