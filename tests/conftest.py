@@ -43,12 +43,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers are the parallelism
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Keep the tests of an ``xdist_group`` in one worker: with pytest 9 workers forget that they were told to."""
-    if hasattr(config, "workerinput"):
-        config.option.loadgroup = True
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine cannot run."""
     missing = {}
