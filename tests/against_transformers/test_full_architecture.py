@@ -149,6 +149,7 @@ def test_every_gradient(full: Full) -> None:
     assert math.exp(sum(ratios) / len(ratios)) <= GRADIENT_MEAN_RATIO
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["masked words", "one class", "tokens", "choices"])
 def test_every_head(name: str) -> None:
     """States, results, loss and gradients of the other heads, over one text of 700 tokens or two choices of 350."""

@@ -129,6 +129,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 def test_memory_grows_with_the_length_and_not_with_its_square(shipped: Path) -> None:
@@ -146,6 +147,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square(shipped: Path) -> 
     assert peaks[1] <= 2.3 * peaks[0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_all_758_answers_of_xquad_are_the_same(shipped: Path, data_dir: Path) -> None:
     from longformer.answering.squad import read_squad

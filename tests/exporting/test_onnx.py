@@ -168,7 +168,7 @@ def test_the_file_says_what_its_sizes_are(file: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.exhaustive)])
 def test_weights_are_stored_in_half(file: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     """And computed with in float32, so that the only loss is the weights' own rounding."""
     model = build(LongformerForQuestionAnswering)
@@ -221,7 +221,7 @@ def test_inner_values_have_the_names_of_the_modules(tmp_path: Path) -> None:
     assert list(exported(*batch).keys()) == ["start_logits", "end_logits"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("opset", [graph.LEAST_OPSET, graph.LARGEST_OPSET])
 def test_other_versions_of_the_operators(tmp_path: Path, opset: int) -> None:
     model = build(LongformerForMaskedLM, num_hidden_layers=1, max_position_embeddings=70)
