@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from longformer.answering.spans import Answer
     from longformer.classifying.classifier import Classification, TextClassifier
     from longformer.config import LongformerConfig
-    from longformer.editing.edit import edit
+    from longformer.editing.changes import edit
     from longformer.errors import CheckpointError, ConfigError, DataError, LongformerError
     from longformer.exporting.graph import export
     from longformer.models.attention import attentions_to_dense
@@ -69,7 +69,7 @@ _HOMES = {
     "QuestionAnswerer": "answering.answerer",
     "TextClassifier": "classifying.classifier",
     "attentions_to_dense": "models.attention",
-    "edit": "editing.edit",
+    "edit": "editing.changes",
     "export": "exporting.graph",
     "trace": "parity.recorder",
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longformer.errors import ConfigError, quoted
+from longformer.errors import ConfigError, quoted, unknown_name
 from longformer.files import read_json, write_text
 
 if TYPE_CHECKING:
@@ -249,6 +249,10 @@ class LongformerConfig:
         if "id2label" in changes:
             names = _names_of(changes.pop("id2label"))
             changes = {"num_labels": len(names), "label_names": names, **changes}
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(unknown_name(name, known, "entry of a config"))
         if changes.get("num_labels", self.num_labels) != self.num_labels:
             changes.setdefault("label_names", ())
         return dataclasses.replace(self, **changes)

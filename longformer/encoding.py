@@ -48,6 +48,18 @@ class Encoding(dict[str, Any]):
         self.encodings = encodings
         self._tracks_offsets = tracks_offsets
 
+    is_fast = True  # it comes from the tokenizers library
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The entries, as a plain dict."""
+        return dict(self)
+
+    @property
+    def n_sequences(self) -> int:
+        """1 for a text, 2 for a pair."""
+        return int(self._row(0).n_sequences)
+
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self._row(key)
 

@@ -141,6 +141,16 @@ class LongformerTokenizer(Vocabulary):
         self.model_input_names: list[str] = list(names)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
 
+    @property
+    def max_len_single_sentence(self) -> int:
+        """Tokens of one text that fit beside the special tokens."""
+        return self.model_max_length - self.num_special_tokens_to_add()
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """Tokens of a pair, of both texts together, that fit beside the special tokens."""
+        return self.model_max_length - self.num_special_tokens_to_add(True)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -180,17 +190,21 @@ class LongformerTokenizer(Vocabulary):
                 raise LongformerError(unknown_name(name, (*where, *known), "option of from_pretrained"))
         files = find_files(name_or_path, TOKENIZER_FILES, **where)
         config = read_tokenizer_config(files) | changes
-        if "tokenizer.json" in files:
-            return cls(files["tokenizer.json"], config=config)
         missing = [name for name in ("vocab.json", "merges.txt") if name not in files]
-        if not missing:
-            return cls(vocab=files["vocab.json"], merges=files["merges.txt"], config=config)
-        if "vocab.txt" in files:
-            return cls(vocab=files["vocab.txt"], config=config)
-        raise CheckpointError(
-            f"{name_or_path} has neither tokenizer.json nor {' and '.join(missing)}; "
-            "a tokenizer needs tokenizer.json, or vocab.json together with merges.txt, or BERT's vocab.txt"
-        )
+        if "tokenizer.json" in files:
+            sources = {"tokenizer_json": files["tokenizer.json"]}
+        elif not missing:
+            sources = {"vocab": files["vocab.json"], "merges": files["merges.txt"]}
+        elif "vocab.txt" in files:
+            sources = {"vocab": files["vocab.txt"]}
+        else:
+            raise CheckpointError(
+                f"{name_or_path} has neither tokenizer.json nor {' and '.join(missing)}; "
+                "a tokenizer needs tokenizer.json, or vocab.json together with merges.txt, or BERT's vocab.txt"
+            )
+        tokenizer = cls(**sources, config=config)
+        tokenizer.name_or_path = str(name_or_path)
+        return tokenizer
 
     def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and the vocabulary's own files, for us and for others.

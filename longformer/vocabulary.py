@@ -52,6 +52,8 @@ class Vocabulary:
     mask_token_id: int | None
 
     is_fast = True  # it runs on the tokenizers library
+    name_or_path = ""  # where it was loaded from
+
     pad_token_type_id = 0
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -131,6 +133,25 @@ class Vocabulary:
     def get_added_vocab(self) -> dict[str, int]:
         """The ids of ``added_tokens_decoder``'s tokens, in order of id."""
         return {token.content: index for index, token in self.added_tokens_decoder.items()}
+
+    def check_model(self, config: Any) -> None:
+        """Refuse to stand beside a model of another tokenizer.
+
+        Args:
+            config: of the model.
+
+        Raises:
+            LongformerError: a special token has another id there.
+            CheckpointError: as :meth:`check_rows` says.
+        """
+        for name in ("sep_token_id", "pad_token_id"):
+            of_model, own = getattr(config, name), getattr(self, name)
+            if of_model != own:
+                raise LongformerError(
+                    f"{name} is {of_model} for the model and {own} for the tokenizer; "
+                    "load both from the same checkpoint"
+                )
+        self.check_rows(config.vocab_size)
 
     def check_rows(self, rows: int) -> None:
         """Refuse to stand beside a model whose embedding has fewer rows than the highest id needs.

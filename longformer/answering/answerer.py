@@ -54,14 +54,7 @@ class QuestionAnswerer:
         *,
         global_mask: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        for name in ("sep_token_id", "pad_token_id"):
-            of_model, of_tokenizer = getattr(model.config, name), getattr(tokenizer, name)
-            if of_model != of_tokenizer:
-                raise LongformerError(
-                    f"{name} is {of_model} for the model and {of_tokenizer} for the tokenizer; "
-                    "load both from the same checkpoint"
-                )
-        tokenizer.check_rows(model.config.vocab_size)
+        tokenizer.check_model(model.config)
         self.model = model
         self.tokenizer = tokenizer
         self.global_mask = global_mask

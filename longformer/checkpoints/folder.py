@@ -60,7 +60,7 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size
 def _shape_remedy(wrong: list[str]) -> str:
     if any(todays_name(line).startswith("longformer.") for line in wrong):
         return ""
-    return " (its head is not this one: load another checkpoint, or to train a new head, one without it)"
+    return " (the checkpoint's head has another shape: new_head=True or ignore_mismatched_sizes=True draws a new one)"
 
 
 def dtype_name(tensors: Iterable[Tensor]) -> str:

@@ -105,6 +105,27 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     return without_prefix(tensors, ", ".join(map(str, files)))
 
 
+def unwrapped(state_dict: Mapping[str, Any], source: object) -> dict[str, Tensor]:
+    """A user's state dict without what wraps it, as :func:`read_tensors` has it. ``source``: what errors call it.
+
+    Raises:
+        CheckpointError: it is no mapping of names to tensors.
+    """
+    inner = _inner(state_dict, source)
+    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise CheckpointError(f"{source} is no state dict: it must map names to tensors")
+    return without_prefix({str(name): value for name, value in inner.items()}, source)
+
+
+def _inner(read: Any, source: object) -> Any:
+    """What a training checkpoint holds as the model's weights; anything else as it is."""
+    inner = next((key for key in WRAPPERS if isinstance(read, Mapping) and isinstance(read.get(key), Mapping)), None)
+    if inner is None:
+        return read
+    log.warning("%s: the weights are what it holds as %s; the rest is not read", source, inner)
+    return read[inner]
+
+
 def without_prefix(tensors: dict[str, Tensor], source: object) -> dict[str, Tensor]:
     """The same tensors without the prefixes that all their names share. ``source`` is what the log calls them."""
     taken = ""
@@ -137,10 +158,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} was not read: its pickle asks for {wanted[1]}, which could run code and which no weights need; "
             "ask where it came from for safetensors, or trust it not"
         ) from None
-    inner = next((key for key in WRAPPERS if isinstance(read, dict) and isinstance(read.get(key), dict)), None)
-    if inner is not None:
-        log.warning("%s: the weights are what it holds as %s; the rest is not read", path, inner)
-        read = read[inner]
+    read = _inner(read, path)
     if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
         raise CheckpointError(f"{path} holds no plain state dict, names to tensors")
     strange = [str(name) for name, value in read.items() if not _is_plain(value)]

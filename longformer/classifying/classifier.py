@@ -56,17 +56,11 @@ class TextClassifier:
         tokenizer: the one of the model's checkpoint.
 
     Raises:
-        LongformerError: a tokenizer that is not the model's, by its special tokens.
+        LongformerError: a tokenizer that is not the model's, by its special tokens, or by tokens without a row there.
     """
 
     def __init__(self, model: LongformerForSequenceClassification, tokenizer: LongformerTokenizer) -> None:
-        for name in ("sep_token_id", "pad_token_id"):
-            of_model, of_tokenizer = getattr(model.config, name), getattr(tokenizer, name)
-            if of_model != of_tokenizer:
-                raise LongformerError(
-                    f"{name} is {of_model} for the model and {of_tokenizer} for the tokenizer; "
-                    "load both from the same checkpoint"
-                )
+        tokenizer.check_model(model.config)
         self.model = model
         self.tokenizer = tokenizer
         self.labels = Labels.of_config(model.config)

@@ -15,6 +15,7 @@ from longformer.answering.options import (
     loading_options,
 )
 from longformer.classifying.texts import Text, is_table, read_texts
+from longformer.errors import DataError
 from longformer.files import read_document, read_text
 from longformer.options import MOST
 
@@ -77,6 +78,11 @@ def classify(
 def _read(file: str) -> list[Text]:
     if is_table(file):
         return read_texts(file)
+    if file.lower().endswith((".json", ".tsv", ".jsonl.gz", ".csv.gz")):
+        raise DataError(
+            f"{file} is not read: many texts come in a .csv or .jsonl file; to take it for one text, give it to "
+            f"standard input: longformer classify MODEL - < {file}"
+        )
     return [Text(read_document(file) if file == "-" else read_text(file), file, 1)]
 
 

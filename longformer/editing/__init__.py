@@ -1,6 +1,6 @@
 """Change what a model computes while it runs: the writing twin of :mod:`longformer.parity`'s ``trace``.
 
-Read in this order: ``edit`` (changes of values), ``effects`` (what ablating heads, or patching values from one run into
+Read in this order: ``changes`` (of values), ``effects`` (what ablating heads, or patching values from one run into
 another, does to a result).
 """
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
-    from longformer.editing.edit import Edit, edit
+    from longformer.editing.changes import Edit, edit
     from longformer.editing.effects import ablate_heads, patch_values
 
 __all__ = ["Edit", "ablate_heads", "edit", "patch_values"]
 
-_HOMES = {"Edit": "edit", "ablate_heads": "effects", "edit": "edit", "patch_values": "effects"}
+_HOMES = {"Edit": "changes", "ablate_heads": "effects", "edit": "changes", "patch_values": "effects"}
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

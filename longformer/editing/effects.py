@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from longformer.editing.edit import Edit, edit
+from longformer.editing.changes import Edit, edit
 from longformer.errors import LongformerError
 from longformer.parity.recorder import trace
 from longformer.parity.table import GLOBAL_ROWS

@@ -136,6 +136,13 @@ def attentions_to_dense(
     Raises:
         LongformerError: the shapes do not belong together.
     """
+    if not isinstance(attention, Tensor) or attention.dim() != 4:
+        what = (
+            f"has shape {tuple(attention.shape)}"
+            if isinstance(attention, Tensor)
+            else f"is a {type(attention).__name__}"
+        )
+        raise LongformerError(f"attention {what}; it must be one layer's (B, H, S, G + W), such as attentions[0]")
     batch, _, seq_len, width = attention.shape
     tokens = make_tokens(attention[:, 0, :, 0], attention_mask, global_attention_mask).with_index(counted=True)
     index = tokens.global_index
@@ -147,6 +154,8 @@ def attentions_to_dense(
             f"attention has {width} columns, but {count} global tokens and the window {pattern.window} take "
             f"{count + sum(pattern.window or ()) + 1}; give the masks that the model was given, and the layer's pattern"
         )
+    if index is None and global_attention is not None:
+        raise LongformerError("global_attention is given, but the masks make no token global; give those of the model")
     if index is None:
         nothing = attention.new_zeros(batch, 0, dtype=torch.int64)
         return BandProbabilities(attention, attention[..., :0], nothing).dense(pattern)

@@ -29,15 +29,26 @@ def can_be_read(tensor: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or in_transform() or tensor.is_meta or is_fake(tensor))
 
 
+def check_input(input_ids: Tensor | None, inputs_embeds: Tensor | None, hidden_size: int) -> Tensor:
+    """A tensor (B, S), for the shape and the device of a model's input. The values of ids are not looked at.
+
+    Raises:
+        LongformerError: both are given, or neither; or one of a wrong shape or dtype.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither is" if input_ids is None else "both are"
+        raise LongformerError(f"give input_ids or inputs_embeds, one of them; {given} given")
+    if inputs_embeds is not None:
+        _check_embeddings(inputs_embeds, hidden_size)
+        return inputs_embeds[..., 0]
+    assert input_ids is not None
+    _check_form("input_ids", input_ids, None)
+    return input_ids
+
+
 def check_ids(name: str, ids: Tensor, size: int, like: Tensor | None = None) -> None:
     """Raise LongformerError where ``ids`` are not (B, S) integers in [0, size), or not of the shape of ``like``."""
-    if not isinstance(ids, Tensor) or ids.dtype not in INTEGERS:
-        what = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise LongformerError(f"{name} is {what}; it must be a tensor of int64")
-    if like is None and (ids.dim() != 2 or 0 in ids.shape):
-        raise LongformerError(f"{name} has shape {tuple(ids.shape)}; it must be (B, S), each at least 1")
-    if like is not None and ids.shape != like.shape:
-        raise LongformerError(f"{name} has shape {tuple(ids.shape)}; the input has {tuple(like.shape)}")
+    _check_form(name, ids, like)
     if not can_be_read(ids):
         assert_in_graph(((ids >= 0) & (ids < size)).all(), f"{name} out of range")
         return
@@ -46,7 +57,17 @@ def check_ids(name: str, ids: Tensor, size: int, like: Tensor | None = None) -> 
         raise LongformerError(f"{name} holds {low if low < 0 else high}; the model has rows 0 to {size - 1} for it")
 
 
-def check_embeddings(embeddings: Tensor, size: int) -> None:
+def _check_form(name: str, ids: Tensor, like: Tensor | None) -> None:
+    if not isinstance(ids, Tensor) or ids.dtype not in INTEGERS:
+        what = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise LongformerError(f"{name} is {what}; it must be a tensor of int64")
+    if like is None and (ids.dim() != 2 or 0 in ids.shape):
+        raise LongformerError(f"{name} has shape {tuple(ids.shape)}; it must be (B, S), each at least 1")
+    if like is not None and ids.shape != like.shape:
+        raise LongformerError(f"{name} has shape {tuple(ids.shape)}; the input has {tuple(like.shape)}")
+
+
+def _check_embeddings(embeddings: Tensor, size: int) -> None:
     """Raise LongformerError where ``embeddings`` are not (B, S, size) floating-point numbers."""
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         what = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__

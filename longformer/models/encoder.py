@@ -19,7 +19,7 @@ from longformer.errors import LongformerError
 from longformer.kernels.compat import in_transform, is_jit_tracing
 from longformer.models import packed
 from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention
-from longformer.models.batch import can_be_read, check_embeddings, check_ids, count_positions, make_tokens
+from longformer.models.batch import can_be_read, check_ids, check_input, count_positions, make_tokens
 from longformer.models.layers import LongformerEmbeddings, LongformerEncoder, LongformerPooler, init_weights
 from longformer.models.outputs import ModelOutput
 from longformer.models.pretrained import Pretrained
@@ -76,7 +76,11 @@ class LongformerModel(Pretrained, nn.Module):
         """
         if is_jit_tracing():
             raise LongformerError("torch.jit.trace would keep one input's decisions; torch.export exports this model")
-        like = self._check_input(input_ids, inputs_embeds)
+        like = check_input(input_ids, inputs_embeds, self.config.hidden_size)
+        if input_ids is not None:
+            check_ids("input_ids", input_ids, self.config.vocab_size)
+        elif inputs_embeds is not None:
+            self._check_precision(inputs_embeds)
         tokens = make_tokens(like, attention_mask, global_attention_mask)
         position_ids, token_type_ids = self._other_ids(input_ids, like, position_ids, token_type_ids)
         states: list[Tensor] | None = [] if output_hidden_states else None
@@ -98,17 +102,10 @@ class LongformerModel(Pretrained, nn.Module):
         )
         return output.as_asked(return_dict)
 
-    def _check_input(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """A tensor (B, S), for its shape and its device."""
-        if (input_ids is None) == (inputs_embeds is None):
-            given = "neither is" if input_ids is None else "both are"
-            raise LongformerError(f"give input_ids or inputs_embeds, one of them; {given} given")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            check_ids("input_ids", input_ids, self.config.vocab_size)
-            return input_ids
-        check_embeddings(inputs_embeds, self.config.hidden_size)
-        return inputs_embeds[..., 0]
+    def _check_precision(self, inputs_embeds: Tensor) -> None:
+        given, own = inputs_embeds.dtype, self.embeddings.position_embeddings.weight.dtype
+        if torch.promote_types(given, own) != own and not torch.is_autocast_enabled(inputs_embeds.device.type):
+            raise LongformerError(f"inputs_embeds is {given} and the model {own}; convert one: inputs_embeds.to({own})")
 
     def _other_ids(
         self, input_ids: Tensor | None, like: Tensor, position_ids: Tensor | None, token_type_ids: Tensor | None

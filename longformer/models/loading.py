@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POOLER = "longformer.pooler."  # start of its weights' names, today's
+# Keywords of transformers' from_pretrained, and what stands for them here.
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("output_attentions", "output_hidden_states", "return_dict"), "give it to the model when you call it"
+    ),
+    **dict.fromkeys(
+        ("low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "attn_implementation"),
+        "leave it out; weights are mapped, no code is run, and impl chooses the attention",
+    ),
+    "use_auth_token": "it is called token",
+}
 CONFIG_NAMES = {field.name for field in dataclasses.fields(LongformerConfig)} | {"id2label", "label2id"}
 
 
@@ -135,6 +147,8 @@ def split_arguments(cls: type, arguments: Mapping[str, Any], known: Iterable[str
     of_class = set(inspect.signature(cls).parameters) - {"config", "impl"}
     unknown = [name for name in arguments if name not in CONFIG_NAMES | of_class]
     if unknown:
+        if unknown[0] in ELSEWHERE:
+            raise LongformerError(f"from_pretrained has no keyword {unknown[0]!r}: {ELSEWHERE[unknown[0]]}")
         every = sorted({*known, *CONFIG_NAMES, *of_class})
         raise LongformerError(unknown_name(unknown[0], every, "keyword of from_pretrained"))
     changes = {name: value for name, value in arguments.items() if name in CONFIG_NAMES}
@@ -166,7 +180,7 @@ def choose_device(device: object, device_map: object) -> Any:
         LongformerError: both are given, or the map names several devices.
     """
     if device_map is None:
-        return device
+        return None if device is None else check_device(device)  # type: ignore[arg-type]
     if device is not None:
         raise LongformerError(f"device is {device!r} and device_map {device_map!r}; give one of them")
     if isinstance(device_map, Mapping):
@@ -178,7 +192,23 @@ def choose_device(device: object, device_map: object) -> Any:
         device_map = device_map[""]
     if device_map in ("auto", "balanced", "sequential"):
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return f"cuda:{device_map}" if isinstance(device_map, int) else device_map
+    return check_device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)  # type: ignore[arg-type]
+
+
+def as_config(config: object) -> LongformerConfig:
+    """Our config, from what users give as one: ours, a path or a name, a dict, or transformers' own.
+
+    Raises:
+        LongformerError: it is something else, or describes no Longformer.
+    """
+    if isinstance(config, LongformerConfig):
+        return config
+    if isinstance(config, (str, Path)):
+        return LongformerConfig.from_pretrained(config)
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(values, Mapping):
+        raise LongformerError(f"config is a {type(config).__name__}; it must be a LongformerConfig, or a path to one")
+    return LongformerConfig.from_dict(values)
 
 
 def check_implementation(impl: str, device: torch.device | str | None, dtype: torch.dtype | str | None) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from longformer.checkpoints.folder import dtype_name, write_checkpoint
 from longformer.checkpoints.names import todays_name
-from longformer.checkpoints.weights import find_weights, read_tensors, without_prefix
+from longformer.checkpoints.weights import find_weights, read_tensors, unwrapped
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, LongformerError
 from longformer.hub import PathOrName
 from longformer.hub import find_files as find_files  # for callers that read other files of a checkpoint
 from longformer.models import loading
 from longformer.models.layers import init_weights
-from longformer.models.resizing import resize_embeddings
+from longformer.models.resizing import fit_vocabulary, resize_embeddings
 
 Model = TypeVar("Model", bound="Pretrained")
 
@@ -48,7 +48,7 @@ class Pretrained(nn.Module):
         cls: type[Model],
         name_or_path: PathOrName | None,
         *,
-        config: LongformerConfig | None = None,
+        config: LongformerConfig | PathOrName | Mapping[str, Any] | None = None,
         state_dict: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -73,7 +73,8 @@ class Pretrained(nn.Module):
         Args:
             name_or_path: a folder, or a model's name on the hub such as ``"allenai/longformer-base-4096"``. It may be
                 None if ``config`` and ``state_dict`` are given.
-            config: architecture to use instead of the checkpoint's own.
+            config: architecture to use instead of the checkpoint's own: a config, ours or transformers', its entries,
+                or where its ``config.json`` is.
             state_dict: weights to use instead of the checkpoint's own.
             dtype: floating-point type of the weights, or its name; "auto" is the file's; None is float32, whatever the
                 file holds. For inference it may also be "mixed" or "int8", see :mod:`longformer.models.precision`.
@@ -118,15 +119,17 @@ class Pretrained(nn.Module):
         if config is None:
             assert name_or_path is not None
             config = LongformerConfig.from_pretrained(name_or_path, **where)
+        config = loading.as_config(config)
         if state_dict is None:
             assert name_or_path is not None
             tensors = read_tensors(find_weights(name_or_path, **where))
         else:
-            tensors = without_prefix(dict(state_dict), "state_dict")
+            tensors = unwrapped(state_dict, "state_dict")
         source = "state_dict" if name_or_path is None else name_or_path
         try:
             config = config.replace(**changes)
-            if cls.fixed_labels is not None and (new_head or (new_head is None and not cls.has_head(tensors))):
+            is_new = new_head or (new_head is None and not cls.has_head(tensors))
+            if cls.fixed_labels is not None and is_new and not {"num_labels", "id2label", "label2id"} & changes.keys():
                 config = config.replace(num_labels=cls.fixed_labels)  # the config's number is of another head
             with torch.device("meta"):  # shapes only: no memory, no random numbers
                 model = cls(config, impl=impl, **of_class)
@@ -165,6 +168,7 @@ class Pretrained(nn.Module):
         state_dict: Mapping[str, Tensor] | None = None,
         is_main_process: bool = True,
         save_function: Any = None,
+        **arguments: Any,
     ) -> None:
         """Write ``model.safetensors`` and ``config.json``, which transformers' class of the same name loads too.
 
@@ -176,10 +180,17 @@ class Pretrained(nn.Module):
             state_dict: weights to write instead of the model's own, such as ``accelerator.get_state_dict(model)``.
             is_main_process: False writes nothing, so that every process of several may call this.
             save_function: not used; scripts that use accelerate give one. The files are always safetensors.
+            arguments: ``safe_serialization=True``, ``push_to_hub=False`` and any ``max_shard_size``, which change
+                nothing: there is always one file of safetensors.
 
         Raises:
             CheckpointError: ``folder`` is a file, or cannot be written; or the model is quantised.
+            LongformerError: another keyword, or another value of these.
         """
+        harmless = {"safe_serialization": True, "push_to_hub": False}
+        for name, value in arguments.items():
+            if name != "max_shard_size" and (name not in harmless or value is not harmless[name]):
+                raise LongformerError(f"save_pretrained writes one file of safetensors; it cannot do {name}={value!r}")
         if not is_main_process:
             return
         state = self.state_dict() if state_dict is None else dict(state_dict)
@@ -277,11 +288,18 @@ class Pretrained(nn.Module):
         return None
 
     def set_input_embeddings(self, embeddings: nn.Module) -> None:
-        """Use other word embeddings. A masked language model's output shares their matrix, whichever they are."""
+        """Use other word embeddings. A masked language model's output shares their matrix, whichever they are.
+
+        With another number of rows, config and bias get that size too, as :meth:`resize_token_embeddings` has it.
+
+        Raises:
+            LongformerError: they are no module, or give vectors of another size; or a special token has no row.
+        """
+        fit_vocabulary(self, embeddings)
         self._embeddings().word_embeddings = embeddings
 
     def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
         """Give the vocabulary another size: the word embeddings, the output that is tied to them, bias and config.
 
@@ -291,6 +309,7 @@ class Pretrained(nn.Module):
         Args:
             new_num_tokens: rows; None keeps their number.
             pad_to_multiple_of: round up to a multiple of it.
+            mean_resizing: False draws new rows as for a new model instead, with mean 0.
 
         Returns:
             The word embeddings.
@@ -298,10 +317,8 @@ class Pretrained(nn.Module):
         Raises:
             LongformerError: a special token would lose its row, or a number is below 1.
         """
-        embeddings = resize_embeddings(self, new_num_tokens, pad_to_multiple_of)
+        embeddings = resize_embeddings(self, new_num_tokens, pad_to_multiple_of, from_old=mean_resizing)
         self.set_input_embeddings(embeddings)
-        config = self.config.replace(vocab_size=embeddings.num_embeddings)
-        self.config = self.base_model.config = config
         return embeddings
 
     def _embeddings(self) -> Any:

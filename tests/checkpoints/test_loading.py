@@ -116,6 +116,8 @@ def test_another_number_of_labels(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_question_answering_from_a_classifier_has_two_outputs(tmp_path: Path) -> None:
     saved(LongformerForTokenClassification, tmp_path, num_labels=7)
+    with pytest.raises(ConfigError, match="num_labels is 5; question answering has 2"):
+        LongformerForQuestionAnswering.from_pretrained(tmp_path, num_labels=5)
     assert LongformerForQuestionAnswering.from_pretrained(tmp_path).config.num_labels == 2
 
 
@@ -164,6 +166,10 @@ def test_weights_and_config_instead_of_a_checkpoints(tmp_path: Path) -> None:
     model = saved(LongformerForQuestionAnswering, tmp_path)
     other = {name: x + 1 for name, x in model.state_dict().items()}
     assert_same(LongformerForQuestionAnswering.from_pretrained(tmp_path, state_dict=other).state_dict(), other)
+    wrapped = LongformerForQuestionAnswering.from_pretrained(tmp_path, state_dict={"state_dict": other})
+    assert_same(wrapped.state_dict(), other)
+    for config in (tmp_path, model.config.to_dict()):
+        assert LongformerForQuestionAnswering.from_pretrained(tmp_path, config=config).config == model.config
     alone = LongformerForQuestionAnswering.from_pretrained(None, config=model.config, state_dict=other)
     assert_same(alone.state_dict(), other)
 
@@ -180,6 +186,11 @@ def test_weights_and_config_instead_of_a_checkpoints(tmp_path: Path) -> None:
         ({"dtype": torch.float16, "torch_dtype": torch.float16}, LongformerError, r"dtype .* and torch_dtype .*; give"),
         ({"device": "cpu", "device_map": "cpu"}, LongformerError, r"device is 'cpu' and device_map 'cpu'; give one"),
         ({"device_map": {"a": 0, "b": "cpu"}}, LongformerError, r"device_map has 'a', 'b'; .* on one device"),
+        ({"output_attentions": True}, LongformerError, "no keyword 'output_attentions': give it to the model when you"),
+        ({"use_auth_token": "x"}, LongformerError, "it is called token"),
+        ({"device": "foo"}, LongformerError, "device 'foo' cannot be used here"),
+        ({"config": 3}, LongformerError, "config is a int; it must be a LongformerConfig, or a path to one"),
+        ({"state_dict": [1]}, CheckpointError, "state_dict is no state dict: it must map names to tensors"),
         ({"num_labels": 0}, ConfigError, r"num_labels is 0; it must be an int >= 1"),
         ({"id2label": {1: "a"}}, ConfigError, r"id2label is \{1: 'a'\}; it must give a name to each number from 0"),
         ({"id2label": {0: "a", 1: "a"}}, ConfigError, r"label_names has 'a' twice"),
@@ -198,6 +209,13 @@ def test_keywords_that_cannot_be_met(
 def test_neither_a_checkpoint_nor_weights() -> None:
     with pytest.raises(LongformerError, match="both config and state_dict must be given"):
         LongformerModel.from_pretrained(None, config=CONFIG)
+
+
+def test_keywords_of_saving(tmp_path: Path) -> None:
+    model = saved(LongformerForMaskedLM, tmp_path)
+    model.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="5GB", push_to_hub=False)
+    with pytest.raises(LongformerError, match="it cannot do push_to_hub=True"):
+        model.save_pretrained(tmp_path, push_to_hub=True)
 
 
 # ---- what wraps a checkpoint

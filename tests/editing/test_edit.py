@@ -150,6 +150,9 @@ def test_nothing_stays_behind(model: LongformerModel) -> None:
         (lambda e: e.zero(LOCAL, head=4), r"head is 4, but layer\.1\.local_output has 4 of them"),
         (lambda e: e.zero(LOCAL, tokens=48), r"tokens is 48, but layer\.1\.local_output has 48 of them"),
         (lambda e: e.zero(LOCAL, batch=[0, 9]), r"batch is \[0, 9\], but layer\.1\.local_output has 4"),
+        (lambda e: e.zero(LOCAL, tokens=slice(50, 60)), r"tokens is slice\(50, 60, None\), but .* it chooses none"),
+        (lambda e: e.zero(LOCAL, batch=True), r"batch is True, but layer\.1\.local_output has 4"),
+        (lambda e: e.apply(LOCAL, lambda rows: None), r"what the function made of layer\.1\.local_output is no tensor"),
         (
             lambda e: e.set("layer.1.output", torch.zeros(7)),
             r"what is put into layer\.1\.output, \(4, 48, 32\), does not",

@@ -256,13 +256,12 @@ ROWS = torch.tensor([[0.0, 1, 0], [1, 0, 1]])
         ({}, INTEGERS - 1, "labels holds -1; it may hold -100"),
         ({}, INTEGERS[:1], r"labels is torch.int64 of shape \(1,\); it must be int64 of shape \(2,\)"),
         ({}, torch.tensor([[0, 1, 0]] * 2), r"labels is torch.int64 of shape \(2, 3\); it must be int64 of shape \(2,"),
-        ({}, FLOATS, r"for multi_label_classification it must be floating point of shape \(2, 3\)"),
+        ({}, FLOATS, r"for multi_label_classification it must be floating point, .* of shape \(2, 3\)"),
         ({}, 2 * ROWS, "labels holds 2.0; for multi_label_classification it may hold numbers from 0 to 1"),
         ({}, ROWS - 1, "labels holds -1.0; for multi_label_classification it may hold numbers from 0 to 1"),
-        ({"num_labels": 1}, INTEGERS, r"labels is torch.int64 of shape \(2,\); for regression it must be floating"),
-        ({"num_labels": 1}, ROWS, r"for regression it must be floating point of shape \(2,\)"),
+        ({"num_labels": 1}, ROWS, r"for regression it must be floating point, .* of shape \(2,\)"),
         ({"num_labels": 1}, FLOATS / 0, "labels holds nan; for regression it may hold finite numbers"),
-        ({"problem_type": "regression"}, FLOATS, r"for regression it must be floating point of shape \(2, 3\)"),
+        ({"problem_type": "regression"}, FLOATS, r"for regression it must be floating point, .* of shape \(2, 3\)"),
         (
             {"problem_type": "single_label_classification"},
             ROWS,
@@ -271,7 +270,7 @@ ROWS = torch.tensor([[0.0, 1, 0], [1, 0, 1]])
         (
             {"problem_type": "multi_label_classification"},
             ROWS.long(),
-            "For integer classes set problem_type to 'single_label_classification'",
+            r"for multi_label_classification it must be floating point, as labels\.float\(\) gives",
         ),
     ],
 )
@@ -279,6 +278,19 @@ def test_labels_of_texts_that_do_not_fit(changes: dict[str, Any], labels: Any, m
     model = build_class(LongformerForSequenceClassification, CONFIG.replace(**{"num_labels": 3, **changes}))
     with pytest.raises(LongformerError, match=message):
         model(IDS, MASK, labels=labels)
+
+
+def test_whole_numbers_as_a_regressions_labels() -> None:
+    model = build_class(LongformerForSequenceClassification, CONFIG.replace(num_labels=1))
+    assert torch.equal(model(IDS, MASK, labels=INTEGERS).loss, model(IDS, MASK, labels=FLOATS).loss)
+
+
+def test_one_row_of_positions_for_all_choices() -> None:
+    model = build("choices")
+    inputs = {name: x for name, x in batch_of(CASES["choices"]).items() if name != "position_ids"}
+    row = torch.arange(2, 2 + inputs["input_ids"].shape[-1])[None]
+    every = row.expand(inputs["input_ids"].shape)
+    assert torch.equal(model(**inputs, position_ids=row).logits, model(**inputs, position_ids=every).logits)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,17 @@ def test_attentions_weigh_the_values(dilation: Any) -> None:
     torch.testing.assert_close(sums, mask[:, None, :].expand_as(sums).double(), rtol=0, atol=1e-13)
 
 
+def test_attentions_of_other_masks_are_refused() -> None:
+    ids = torch.randint(3, 60, (1, 20))
+    global_mask = torch.zeros_like(ids)
+    global_mask[:, :2] = 1
+    found = build_class(LongformerModel)(ids, global_attention_mask=global_mask, output_attentions=True)
+    with pytest.raises(LongformerError, match="global_attention is given, but the masks make no token global"):
+        attentions_to_dense(found.attentions[0], found.global_attentions[0])
+    with pytest.raises(LongformerError, match=r"attention is a tuple; it must be one layer's"):
+        attentions_to_dense(found.attentions)
+
+
 def test_attentions_without_global_tokens() -> None:
     model = build_class(LongformerModel)
     ids, mask, _ = batch()

@@ -77,6 +77,39 @@ def test_other_word_embeddings() -> None:
         torch.testing.assert_close(new, old, rtol=0, atol=1e-12)
 
 
+def test_the_encoder_of_a_head_has_its_config(tmp_path: Path) -> None:
+    model = build_class(LongformerForQuestionAnswering)
+    model.longformer.resize_token_embeddings(70)
+    assert model.config is model.longformer.config and model.config.vocab_size == 70
+    model.save_pretrained(tmp_path)
+    assert LongformerForQuestionAnswering.from_pretrained(tmp_path).config.vocab_size == 70
+    words = build_class(LongformerForMaskedLM)
+    words.longformer.resize_token_embeddings(70)
+    with pytest.raises(LongformerError, match=r"there are 70 word embeddings and lm_head\.bias has 60 numbers; resize"):
+        words(batch()[0])
+
+
+def test_word_embeddings_of_another_size() -> None:
+    model = build_class(LongformerForMaskedLM)
+    model.set_input_embeddings(nn.Embedding(72, 32, dtype=torch.float64))
+    assert model.config.vocab_size == 72
+    assert model(torch.tensor([[0, 71, 2]])).logits.shape == (1, 3, 72)
+    for wrong, message in (
+        (nn.Embedding(72, 16), r"weight is \(72, 16\); it must be \(rows, 32\)"),
+        (None, "are None"),
+    ):
+        with pytest.raises(LongformerError, match=message):
+            model.set_input_embeddings(wrong)  # type: ignore[arg-type]
+
+
+def test_new_rows_as_for_a_new_model() -> None:
+    model = build_class(LongformerModel)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(10)
+    new = model.resize_token_embeddings(60 + 500, mean_resizing=False).weight[60:]
+    assert new.mean().abs() < 0.1 and 0.1 < new.std() < 0.3
+
+
 def test_number_of_parameters() -> None:
     model = build_class(LongformerModel)
     everything = sum(x.numel() for x in model.parameters())
@@ -150,6 +183,7 @@ def test_embeddings_as_input() -> None:
         ({"input_ids": torch.zeros(1, 3, dtype=torch.int64), "inputs_embeds": torch.zeros(1, 3, 32)}, "both are given"),
         ({"inputs_embeds": torch.zeros(1, 3, 31)}, r"inputs_embeds has shape \(1, 3, 31\); it must be \(B, S, 32\)"),
         ({"inputs_embeds": torch.zeros(1, 3, 32, dtype=torch.int64)}, "inputs_embeds is torch.int64"),
+        ({"inputs_embeds": torch.zeros(1, 3, 32).double()}, "inputs_embeds is torch.float64 and the model torch.float"),
         (
             {"inputs_embeds": torch.zeros(1, 65, 32)},
             "the input has a sequence of 65 tokens; the model has positions for",

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
 from longformer.kernels.compat import assert_in_graph
-from longformer.models.batch import INTEGERS, can_be_read
+from longformer.models.batch import INTEGERS, can_be_read, check_input
 from longformer.models.encoder import LongformerModel
 from longformer.models.outputs import LogitsOutput, ModelOutput
 from longformer.models.pretrained import Pretrained
@@ -38,8 +38,16 @@ class Head(Pretrained):
 
     def __init__(self, config: LongformerConfig, *, impl: str = "auto", add_pooling_layer: bool = False) -> None:
         super().__init__()
-        self.config = config
         self.longformer = LongformerModel(config, add_pooling_layer=add_pooling_layer, impl=impl)
+
+    @property
+    def config(self) -> LongformerConfig:
+        """The encoder's, so that there is one."""
+        return self.longformer.config
+
+    @config.setter
+    def config(self, config: LongformerConfig) -> None:
+        self.longformer.config = config
 
     @classmethod
     def logits_shape(cls, config: LongformerConfig, batch: int, seq_len: int) -> tuple[int, ...]:
@@ -107,8 +115,8 @@ class LabelledHead(Head):
         Raises:
             LongformerError: labels have a wrong shape, dtype or value, or :class:`LongformerModel` refuses an argument.
         """
-        like = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-        if labels is not None and isinstance(like, Tensor):
+        like = check_input(input_ids, inputs_embeds, self.config.hidden_size)
+        if labels is not None:
             self.check_labels(labels, like)
         encoded = self._encode(
             input_ids,

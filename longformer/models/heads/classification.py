@@ -45,7 +45,7 @@ class LongformerForSequenceClassification(LabelledHead):
     Logits are (B, num_labels). What labels must be depends on ``config.problem_type``; where that is None, it follows
     from the number of labels and the labels' dtype, as in transformers:
 
-    - "regression", which one label means: (B,) or (B, 1) floats, or (B, num_labels) for several; mean squared error.
+    - "regression", which one label means: (B,) or (B, 1) numbers, or (B, num_labels) for several; mean squared error.
     - "single_label_classification", which integers mean: (B,) or (B, 1), each a class; cross-entropy.
     - "multi_label_classification", which floats mean: (B, num_labels) from 0 to 1; binary cross-entropy.
 
@@ -99,10 +99,11 @@ class LongformerForSequenceClassification(LabelledHead):
             return
         shape = (batch,) if number == 1 else (batch, number)
         fits = tuple((one if number == 1 else labels).shape) == shape
-        if not fits or not labels.is_floating_point():
+        right_kind = labels.is_floating_point() or (kind == REGRESSION and labels.dtype in INTEGERS)
+        if not fits or not right_kind:
             raise LongformerError(
-                f"labels is {labels.dtype} of shape {tuple(labels.shape)}; for {kind} it must be floating point of "
-                f"shape {shape}. For integer classes set problem_type to {SINGLE_LABEL!r}"
+                f"labels is {labels.dtype} of shape {tuple(labels.shape)}; for {kind} it must be floating point, as "
+                f"labels.float() gives, of shape {shape}"
             )
         allowed = labels.isfinite() if kind == REGRESSION else (labels >= 0) & (labels <= 1)
         if not can_be_read(labels):
@@ -232,13 +233,18 @@ class LongformerForMultipleChoice(LabelledHead):
         }
         shape = _choices(input_ids, inputs_embeds)
         for name, tensor in given.items():
+            if name == "position_ids" and isinstance(tensor, Tensor) and tensor.shape == (1, shape[2]):
+                continue  # one row for all texts
             if tensor is not None and (not isinstance(tensor, Tensor) or tensor.shape != shape):
                 what = f"has shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"is {_kind(tensor)}"
                 raise LongformerError(f"{name} {what}; every input must be (B, N, S) = {tuple(shape)}")
         if labels is not None:
             check_classes("labels", labels, shape[:1], shape[1], what="choices")
         output = super().forward(
-            **{name: None if tensor is None else tensor.flatten(0, 1) for name, tensor in given.items()},
+            **{
+                name: tensor if tensor is None or tensor.dim() == 2 else tensor.flatten(0, 1)
+                for name, tensor in given.items()
+            },
             inputs_embeds=None if inputs_embeds is None else inputs_embeds.flatten(0, 1),
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,

@@ -116,6 +116,11 @@ class LongformerForMaskedLM(LabelledHead):
         """
         embeddings = self.longformer.embeddings.word_embeddings
         if not embeddings.weight.is_meta or states.is_meta:
+            if len(embeddings.weight) != len(self.lm_head.bias):
+                raise LongformerError(
+                    f"there are {len(embeddings.weight)} word embeddings and lm_head.bias has {len(self.lm_head.bias)} "
+                    "numbers; resize the model with its head, model.resize_token_embeddings(...), not the encoder alone"
+                )
             return embeddings.weight
         words: Tensor = embeddings(torch.arange(self.config.vocab_size, device=states.device))
         return words

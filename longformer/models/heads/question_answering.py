@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from longformer.config import LongformerConfig
 from longformer.errors import ConfigError, LongformerError
 from longformer.kernels.compat import assert_in_graph
-from longformer.models.batch import can_be_read
+from longformer.models.batch import can_be_read, check_input
 from longformer.models.heads.base import Head, separators
 from longformer.models.layers import init_weights
 from longformer.models.linear import Linear
@@ -85,8 +85,8 @@ class LongformerForQuestionAnswering(Head):
         """
         if (start_positions is None) != (end_positions is None):
             raise LongformerError("give start_positions and end_positions together, or neither")
-        like = input_ids if input_ids is not None else inputs_embeds
-        if start_positions is not None and end_positions is not None and like is not None:
+        like = check_input(input_ids, inputs_embeds, self.config.hidden_size)
+        if start_positions is not None and end_positions is not None:
             start_positions = _checked("start_positions", start_positions, len(like))
             end_positions = _checked("end_positions", end_positions, len(like))
         encoded = self._encode(

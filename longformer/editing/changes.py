@@ -85,14 +85,14 @@ class Edit:
 
     def add(self, name: str, vector: Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
         """Add ``vector``: (C,), (D,), or whatever broadcasts to the value."""
-        self.apply(name, lambda rows: rows + vector.to(rows), head=head, tokens=tokens, batch=batch)
+        self.apply(name, lambda rows: rows + torch.as_tensor(vector).to(rows), head=head, tokens=tokens, batch=batch)
 
     def set(self, name: str, value: Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
         """Put there what ``value`` has at that place: another run's value, as its trace has it, or what broadcasts."""
         of_global = name.endswith(GLOBAL_ROWS)
 
         def change(rows: Tensor, known: Tokens) -> Tensor:
-            new = value.to(rows)
+            new = torch.as_tensor(value).to(rows)
             if of_global and known.global_index is not None and new.dim() == 4:
                 new = _at_their_tokens(new, known.global_index, rows)
             elif new.dim() >= 3 and new.shape[-2] < rows.shape[-2] and new.shape[-2] > 1:  # the other model pads inside
@@ -183,6 +183,8 @@ def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
     """The rows after one step."""
     try:
         new = step.change(rows, known).expand_as(rows)
+    except AttributeError:
+        raise LongformerError(f"what the function made of {name} is no tensor; it must return one") from None
     except RuntimeError as error:
         raise LongformerError(f"what is put into {name}, {tuple(rows.shape)}, does not fit: {error}") from None
     chosen = _chosen(step.batch, rows, 0, name, "batch")
@@ -203,7 +205,11 @@ def _chosen(where: Where, rows: Tensor, dim: int, name: str, what: str) -> Tenso
     size = rows.shape[dim]
     chosen = torch.zeros(size, dtype=torch.bool, device=rows.device)
     try:
+        if isinstance(where, bool):
+            raise TypeError("it must be an index")
         chosen[slice(None) if where is None else where] = True
+        if isinstance(where, slice) and not chosen.any():
+            raise IndexError("it chooses none")
     except (IndexError, TypeError) as error:
         raise LongformerError(f"{what} is {where!r}, but {name} has {size} of them: {error}") from None
     return chosen.view([size if i == dim else 1 for i in range(rows.dim())])
