@@ -66,8 +66,9 @@ def what_is(data: bytes) -> Kind | None:
     sample = data[:SAMPLE]
     if sample.startswith(b"PK\x03\x04"):
         return next((kind for name, kind in _ZIPPED.items() if name in sample or name in data[-SAMPLE:]), _ZIP)
+    first = sample.removeprefix(b"\xef\xbb\xbf").lstrip()  # before which readers of PDF and HTML skip space
     for beginning, kind in _BEGINNINGS.items():
-        if sample.startswith(beginning):
+        if sample.startswith(beginning) or first.startswith(beginning):
             return kind
     if sample[257:262] == b"ustar":
         return _TAR

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from longformer import file_kinds
 from longformer.claims import LONGEST_NAME
 from longformer.errors import DataError, LongformerError, presentable
-from longformer.new_files import STANDARD, STANDARD_OUTPUT, NewFile, target_of
+from longformer.new_files import STANDARD, STANDARD_INPUT, STANDARD_OUTPUT, NewFile, target_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -272,7 +272,9 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
 
 def check_overwrites(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
     """Raise DataError where an output is one of the inputs, or another output. The rest of :func:`check_outputs`."""
-    taken = [(path, "is read by this command, and would be overwritten") for path in inputs if path != STANDARD]
+    # Standard input may be a file that the shell opened.
+    read = [STANDARD_INPUT if path == STANDARD else path for path in inputs]
+    taken = [(path, "is read by this command, and would be overwritten") for path in read]
     for path in outputs:
         for other, why in taken:
             if _is_same_file(path, other):
@@ -308,6 +310,10 @@ def _is_same_file(one: str | Path, other: str | Path) -> bool:
 
 def _check_output(path: str | Path) -> None:
     check_path(path)
+    if path == STANDARD:
+        return
+    if str(path) == "" or str(path).endswith(("/", os.sep)):
+        raise DataError(f"{str(path)!r} names no file to write; give one")
     try:
         target, is_stream = target_of(path)
         long = len(os.fsencode(target.name)) > LONGEST_NAME
@@ -319,7 +325,7 @@ def _check_output(path: str | Path) -> None:
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder; give a file to write to")
     if is_stream:
-        if path != STANDARD and not os.access(target, os.W_OK):
+        if not os.access(target, os.W_OK):
             raise DataError(f"{path} cannot be written to; give another place")
         return
     if not os.path.isdir(folder):

@@ -14,7 +14,7 @@ from typing import IO
 from longformer.claims import unfinished
 
 STANDARD = "-"  # standard input or standard output, as a command's arguments name it; a file of that name is ./-
-STANDARD_OUTPUT = Path("/dev/stdout")
+STANDARD_INPUT, STANDARD_OUTPUT = Path("/dev/stdin"), Path("/dev/stdout")
 LINKS = 40  # as many as Linux follows
 
 

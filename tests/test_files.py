@@ -288,12 +288,21 @@ def test_an_output_that_is_an_input(there: Path, path: str) -> None:
         check_outputs([path], ["other.json", "in.json"])
 
 
+def test_standard_input_that_is_a_file(there: Path) -> None:
+    code = "from longformer.files import check_outputs; check_outputs(['in.json'], ['-'])"
+    with open("in.json") as given:
+        done = subprocess.run([sys.executable, "-c", code], stdin=given, capture_output=True, text=True)
+    assert "in.json is the same file as /dev/stdin, which is read by this command" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
         (["a.json", "./a.json"], r"a\.json is written by this command already; give another file"),
         (["dangling.json", "folder/new.json"], r"new\.json is the same file as dangling\.json, which is written by"),
         (["folder"], "folder is a folder; give a file to write to"),
+        ([""], "'' names no file to write"),
+        (["new/"], "'new/' names no file to write"),
         (["nowhere/a.json"], r"there is no folder 'nowhere' to write a\.json into; make it first"),
         (["lost.json"], r"there is no folder '.*nowhere' to write new\.json into"),
     ],

@@ -61,7 +61,7 @@ def line_and_sentence(found: Answer, document: str) -> dict[str, int | str | Non
     if not found.text:
         return {"line": None, "sentence": None}
     before, after = surroundings(document, found.start, found.end)
-    sentence = printable(f"{before}{document[found.start : found.end]}{after}").strip()
+    sentence = re.sub(r"[\s\ufeff]+", " ", f"{before}{document[found.start : found.end]}{after}").strip()
     return {"line": document.count("\n", 0, found.start) + 1, "sentence": sentence}
 
 
@@ -81,7 +81,9 @@ def describe(found: Answer, document: str) -> str:
     )
 
 
-SENTENCE_END = re.compile(r"""(?<=[.!?])["'”’)\]]*\s+|\n\s*\n""")
+# Chinese and Japanese put no space behind the end of a sentence.
+SENTENCE_END = re.compile(r"""(?<=[.!?])["'”’)\]]*\s+|(?<=[。！？])[”’」』）]*\s*|\n\s*\n""")
+JOINERS = "\u200c\u200d"  # zero-width: inside words of Persian and Indian scripts, and inside emoji
 
 
 def surroundings(document: str, start: int, end: int, *, most: int = 160) -> tuple[str, str]:
@@ -91,17 +93,17 @@ def surroundings(document: str, start: int, end: int, *, most: int = 160) -> tup
     if ends:
         before = before[ends[-1] :]
     elif start > most:
-        before = f"... {before.partition(' ')[2]}"
+        before = f"... {before.partition(' ')[2] or before}"  # not every language has spaces
     after = document[end : end + most]
     # One character more is searched, so that an answer which ends its sentence is seen to.
     found = SENTENCE_END.search(document[end - 1 : end + most])
     if found:
         after = after[: found.end() - 1].rstrip()
     elif end + most < len(document):
-        after = f"{after.rpartition(' ')[0]} ..."
+        after = f"{after.rpartition(' ')[0] or after} ..."
     return before, after
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, and without characters that would steer the terminal."""
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text))
+    """``text`` on one line, and without characters that would steer the terminal. Joiners stay: letters need them."""
+    return re.sub(r"\s+", " ", "".join(c if c.isprintable() or c in JOINERS else " " for c in text))

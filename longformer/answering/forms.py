@@ -55,14 +55,21 @@ def find_questions(text: str, name: str, form: str | None, refuse: Refuse) -> It
 def _entries(text: str, name: str, refuse: Refuse) -> Iterator[tuple[str, Any]]:
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     # No JSON of several lines is like that: an object in the first line, and in the next one another.
-    if len(lines) > 1 and re.match(r"\s*\{.*\}\s*$", lines[0][1]) and lines[1][1].lstrip().startswith("{"):
+    by_lines = len(lines) > 1 and _is_object(lines[0][1]) and lines[1][1].lstrip().startswith("{")
+    if not by_lines:
+        try:
+            value = parse_json(text, name, object)
+        except DataError:
+            by_lines = len(lines) > 1 and sum(_is_object(line) for _, line in lines) * 2 >= len(lines)
+            if not by_lines:
+                raise
+    if by_lines:
         for n, line in lines:
             try:
                 yield f"line {n}", parse_json(line, "it")
             except DataError as error:
                 refuse(f"line {n}: {error}")
         return
-    value = parse_json(text, name, object)
     if isinstance(value, list):
         yield from ((f"[{i}]", entry) for i, entry in enumerate(value))
     elif isinstance(value, dict) and "data" not in value and any(map(value.__contains__, KEYS)):
@@ -71,6 +78,10 @@ def _entries(text: str, name: str, refuse: Refuse) -> Iterator[tuple[str, Any]]:
         yield from _list(value, "data", "", _raise_for(name))
     else:
         raise DataError(f"{name} holds {describe_json(value)}; it must be an object or a list of questions")
+
+
+def _is_object(line: str) -> bool:
+    return re.match(r"\s*\{.*\}\s*$", line) is not None
 
 
 def _raise_for(name: str) -> Refuse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,8 +145,12 @@ def read_null_scores(path: str | Path, needed: Iterable[str]) -> dict[str, float
     """
     values: dict[str, float] = read_json(path)
     for key, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise DataError(f"{path}: the value for id {key!r} is {describe_json(value)}; it must be a finite number")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not -LARGEST_VALUE <= value <= LARGEST_VALUE:
+            raise DataError(
+                f"{path}: the value for id {key!r} is {describe_json(value)}; it must be a finite number, of at most "
+                f"{LARGEST_VALUE:g}"
+            )
     missing = [key for key in needed if key not in values]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -193,6 +196,7 @@ def offset_report(examples: Iterable[Example]) -> OffsetReport:
     return OffsetReport(total, realigned, unusable)
 
 
+LARGEST_VALUE = 1e100  # of a null score or a probability: sums and pictures of larger ones overflow
 ID_KEYS = ("id", "qid", "question_id")
 
 

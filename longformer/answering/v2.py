@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longformer.answering.scores import Scores
+from longformer.errors import DataError
 
 
 class Curve(NamedTuple):
@@ -83,6 +84,8 @@ def best_thresholds(scores: Scores, values: Mapping[str, float]) -> dict[str, fl
         scores: all questions, those without a prediction too.
         values: by id. Among equals their order decides, as it does in the script.
     """
+    if len(scores.ids) == len(scores.missing):
+        raise DataError("none of the questions has a prediction, so that there is no threshold to find")
     found = {}
     for name, shares in _shares(scores):
         gains = np.where(scores.has_answer, shares, np.where(scores.empty, 0.0, -1.0))

@@ -180,7 +180,11 @@ def _with_numbers(read: list[LabelledText]) -> list[LabelledText]:
     fractions = any(number and not WHOLE_NUMBER.fullmatch(row.name) for number, row in zip(numbers, read, strict=True))
     if not all(numbers) and not fractions:
         return read
-    return [
-        row._replace(label=int(row.name) if WHOLE_NUMBER.fullmatch(row.name) else float(row.name)) if number else row
-        for number, row in zip(numbers, read, strict=True)
-    ]
+    return [row._replace(label=_number(row)) if number else row for number, row in zip(numbers, read, strict=True)]
+
+
+def _number(row: LabelledText) -> float:
+    try:
+        return int(row.name) if WHOLE_NUMBER.fullmatch(row.name) else float(row.name)
+    except ValueError:  # Python converts no integer of thousands of digits
+        raise DataError(f"{row.text.place}: the label has {len(row.name)} digits; no number needs so many") from None

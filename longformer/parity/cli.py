@@ -150,7 +150,8 @@ def compare(
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    with contest(a, b, input_file, model, Settings(**options), say) as found:
+    outputs = [path for path in (json_file, html) if path is not None]
+    with contest(a, b, input_file, model, Settings(**options), say, outputs=outputs) as found:
         result = found.comparison
         if html is not None:
             write_page(html, found)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from longformer.checkpoints.folder import files_of
 from longformer.checkpoints.names import todays_name
 from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, listed
+from longformer.files import check_overwrites
 from longformer.models.heads import Head
 from longformer.models.kinds import kind_of
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
@@ -41,7 +43,14 @@ class Contest:
 
 @contextmanager
 def contest(
-    a: str, b: str, source: str | None, model: str | None, settings: Settings, say: Callable[[str], None]
+    a: str,
+    b: str,
+    source: str | None,
+    model: str | None,
+    settings: Settings,
+    say: Callable[[str], None],
+    *,
+    outputs: Sequence[str] = (),
 ) -> Iterator[Contest]:
     """Run or read ``a`` and ``b``, and judge them. While this is open, the runs are files in a temporary folder.
 
@@ -52,6 +61,7 @@ def contest(
         settings: if a trace file has probabilities or gradients, they are compared without being asked for. Without a
             seed, weights are drawn from the trace file's.
         say: is told what is being done.
+        outputs: files that are written afterwards; none may be one of the model's, or the input.
 
     Raises:
         DataError: something is missing or not what it should be, or the runs have different inputs or configs.
@@ -64,6 +74,7 @@ def contest(
         raise DataError("INPUT is missing: give a text, a .json file of input_ids, or a trace file")
     named = {**files, **({source: read_trace(source)} if source.endswith(SUFFIX) else {})}
     chosen = model or _named_model(named)
+    check_overwrites(outputs, [source, *files_of(chosen)])
     settings = replace(
         settings,
         seed=_seed(chosen, named) if settings.seed is None else settings.seed,

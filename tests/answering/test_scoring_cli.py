@@ -172,3 +172,20 @@ class TestTuneThreshold:
     def test_what_does_not_fit(self, run, files, options, message) -> None:
         status, out, err = run("tune-threshold", files["q"], *(files.get(option, option) for option in options))
         assert (status, out) == (2, "") and message in err
+
+
+class TestOddValues:
+    def test_no_prediction_at_all(self, run, files, tmp_path) -> None:
+        (tmp_path / "none.json").write_text("{}")
+        status, _, err = run(
+            "evaluate", files["q"], "--predictions", str(tmp_path / "none.json"), "--na-probs", files["n"]
+        )
+        assert status == 2 and "none of the questions has a prediction" in err
+
+    @pytest.mark.parametrize("value", ["1" + 400 * "0", "1e300", "-1e300", "NaN", "true"])
+    def test_values_that_cannot_be_summed(self, run, files, tmp_path, value: str) -> None:
+        (tmp_path / "n.json").write_text(json.dumps(NULL_SCORES).replace("0.5", value))
+        status, _, err = run(
+            "evaluate", files["q"], "--predictions", files["p"], "--na-probs", str(tmp_path / "n.json")
+        )
+        assert status == 2 and err.count("\n") <= 2 and ("value for id 'c'" in err or "valid JSON" in err)

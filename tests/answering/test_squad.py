@@ -534,3 +534,15 @@ def test_whatever_is_in_a_file_it_is_read_or_refused(content: Any, questions_onl
                 assert str(error).startswith(str(path)) and "\n" not in str(error)
             else:
                 assert all(e.id is not None and e.question.strip() and e.context.strip() for e in examples)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_bad_line_among_lines(tmp_path: Path, bad: int) -> None:
+    lines = [json.dumps({"id": str(i), "question": "Who?", "context": "Dan fell."}) for i in range(4)]
+    lines[bad] = "{broken"
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(lines))
+    skipped: list = []
+    read = read_squad(path, questions_only=True, skipped=skipped)
+    assert [example.id for example in read] == [str(i) for i in range(4) if i != bad]
+    assert len(skipped) == 1

@@ -147,3 +147,9 @@ def test_labels_of_a_head(tmp_path: Path) -> None:
     assert labels_of_head(config.replace(num_labels=1), None, "model").problem_type == REGRESSION
     with pytest.raises(LongformerError, match="the head of model predicts 2 numbers"):
         labels_of_head(config.replace(problem_type=REGRESSION), None, "model")
+
+
+def test_a_label_of_thousands_of_digits(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"text,label\na b,2.5\nc d,1{5000 * '0'}\n")
+    with pytest.raises(DataError, match=r"line 3: the label has 5001 digits"):
+        read_labelled_texts(tmp_path / "t.csv")

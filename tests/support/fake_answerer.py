@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from longformer import LongformerTokenizer
 from longformer.answering.answerer import QuestionAnswerer
 
 CLS, PAD, SEP = 0, 1, 2
@@ -36,6 +38,9 @@ class FakeTokenizer:
         if return_offsets_mapping:
             encoding["offset_mapping"] = [(0, 0), *(span for _, span in tokens), (0, 0)]
         return encoding
+
+    def check_model(self, config: Any) -> None:
+        LongformerTokenizer.check_model(self, config)  # type: ignore[arg-type]
 
     def check_rows(self, rows: int) -> None:
         """Has no rows to check: the fake model reads every id."""
