@@ -53,7 +53,7 @@ def test_scores_loss_and_gradients(reference: torch.nn.Module, ours: LongformerF
     theirs = reference(**inputs, labels=labels)
     torch.testing.assert_close(loss, theirs.loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits, theirs.logits, rtol=1e-4, atol=10 * FLOAT32)
-    fewer = ours(**inputs, labels=labels, only_labelled=True)
+    fewer = ours(**inputs, labels=labels, only_targets=True)
     torch.testing.assert_close(fewer.loss, theirs.loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fewer.logits, theirs.logits[labels != IGNORED], rtol=1e-4, atol=10 * FLOAT32)
     loss.backward()
