@@ -109,8 +109,8 @@ class LabelledHead(Head):
         Args:
             labels: the right answers, as the class says.
             global_attention_mask: as for :class:`LongformerModel`. None gives the head's own, as the class says.
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, output_hidden_states,
-                output_attentions, return_dict: as for :class:`LongformerModel`.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`LongformerModel`.
+            output_hidden_states, output_attentions, return_dict: likewise.
 
         Raises:
             LongformerError: labels have a wrong shape, dtype or value, or :class:`LongformerModel` refuses an argument.

@@ -75,8 +75,8 @@ class LongformerForQuestionAnswering(Head):
             global_attention_mask: as for :class:`LongformerModel`; None makes each row's question global.
             start_positions, end_positions: (B,) or (B, 1) int64, positions of the answers' first and last tokens, for a
                 loss. A position of S or more lies outside the row and is left out of the mean.
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, output_hidden_states,
-                output_attentions, return_dict: as for :class:`LongformerModel`.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`LongformerModel`.
+            output_hidden_states, output_attentions, return_dict: likewise.
 
         Raises:
             LongformerError: ``global_attention_mask`` is None and a row does not have exactly three separators, or
