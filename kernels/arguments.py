@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
 import torch
 from torch import Tensor
 
 from .pattern import shown
 
+LARGEST = sys.float_info.max
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -82,8 +83,5 @@ def check_dropout(dropout_p: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is a finite number that fits a float."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
+    """Whether a value is a finite number that fits a float. In a graph too, where math's functions cannot stand."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST

@@ -40,6 +40,7 @@ def run(command: Callable[[], object]) -> int:
         Exception: a defect of this package, whose traceback says where it is.
     """
     _keep_standard_streams()
+    sys.unraisablehook = _unraisable
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a document may hold characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -60,6 +61,12 @@ def run(command: Callable[[], object]) -> int:
             if interrupts:  # torch and NumPy turn Ctrl-C into other errors where it meets them in their imports
                 return INTERRUPTED
             return _report(error)
+
+
+def _unraisable(raised: sys.UnraisableHookArgs) -> None:
+    """Keep silent where Ctrl-C meets code whose errors Python can only print. The command ends by its own way."""
+    if not isinstance(raised.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(raised)
 
 
 def _report(error: BaseException) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
 from longformer.kernels import Tokens
-from longformer.kernels.compat import assert_in_graph, in_transform, is_fake
+from longformer.kernels.compat import assert_in_graph, in_transform, is_fake, is_jit_tracing
 
 INTEGERS = (torch.int64, torch.int32)
 
@@ -33,8 +33,10 @@ def check_input(input_ids: Tensor | None, inputs_embeds: Tensor | None, hidden_s
     """A tensor (B, S), for the shape and the device of a model's input. The values of ids are not looked at.
 
     Raises:
-        LongformerError: both are given, or neither; or one of a wrong shape or dtype.
+        LongformerError: both are given, or neither; or one of a wrong shape or dtype; or ``torch.jit.trace`` asks.
     """
+    if is_jit_tracing():
+        raise LongformerError("torch.jit.trace would keep one input's decisions; torch.export exports this model")
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither is" if input_ids is None else "both are"
         raise LongformerError(f"give input_ids or inputs_embeds, one of them; {given} given")

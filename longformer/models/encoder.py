@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.kernels.compat import in_transform, is_jit_tracing
+from longformer.kernels.compat import in_transform
 from longformer.models import packed
 from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention
 from longformer.models.batch import can_be_read, check_ids, check_input, count_positions, make_tokens
@@ -74,8 +74,6 @@ class LongformerModel(Pretrained, nn.Module):
             LongformerError: a wrong shape, dtype or value, named; ids and embeddings both, or neither; or
                 ``torch.jit.trace``.
         """
-        if is_jit_tracing():
-            raise LongformerError("torch.jit.trace would keep one input's decisions; torch.export exports this model")
         like = check_input(input_ids, inputs_embeds, self.config.hidden_size)
         if input_ids is not None:
             check_ids("input_ids", input_ids, self.config.vocab_size)

@@ -49,7 +49,7 @@ def layers(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 # ---- the same numbers
 
 
-@pytest.mark.parametrize("impl", [impl for impl in EVERY_DTYPE if impl != "reference"])
+@pytest.mark.parametrize("impl", [impl for impl in EVERY_DTYPE if impl not in packed.PLAIN])
 @pytest.mark.parametrize("globals_", [(), (0, 0), (3, 3), (1, 0), (20, 2)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_outputs_and_gradients(impl: str, globals_: tuple[int, ...], checkpointing: bool, layers: list[Tensor]) -> None:

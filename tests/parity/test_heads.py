@@ -136,7 +136,6 @@ def test_choices_of_several_questions(command: Any) -> None:
         ("one class", [[0], [1, 2]], "labels must be a list of numbers, or of lists of equally many"),
         ("one class", ["a", "b"], "labels must be a list of numbers"),
         ("one class", [0, 3], "labels holds 3"),
-        ("one number", [1, 2], "for regression it must be floating point of shape (2,)"),
         ("choices", [0, 1, 0], "2 rows are no equal number of choices for each of 3 labels"),
         ("choices", [2], "labels holds 2; it may hold -100 (not to be predicted) and the choices 0 to 1"),
     ],
