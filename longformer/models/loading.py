@@ -180,7 +180,9 @@ def choose_device(device: object, device_map: object) -> Any:
         LongformerError: both are given, or the map names several devices.
     """
     if device_map is None:
-        return None if device is None else check_device(device)  # type: ignore[arg-type]
+        if device is None or str(device) == "meta":  # a model on meta has shapes and no values, which some ask for
+            return device
+        return check_device(device)  # type: ignore[arg-type]
     if device is not None:
         raise LongformerError(f"device is {device!r} and device_map {device_map!r}; give one of them")
     if isinstance(device_map, Mapping):
