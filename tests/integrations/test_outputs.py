@@ -141,7 +141,7 @@ def test_compiled_code_gives_an_output(asked: dict[str, Any]) -> None:
 
 @pytest.fixture
 def operations() -> Any:
-    return pytest.importorskip("accelerate.utils.operations", reason="accelerate and transformers are not installed")
+    return pytest.importorskip("accelerate.utils.operations", reason="needs transformers and accelerate")
 
 
 def test_accelerate_takes_it_apart(operations: Any, output: Any) -> None:
