@@ -96,6 +96,15 @@ def test_one_version() -> None:
     assert re.search(rf"^## {re.escape(longformer.__version__)}\b", changes, flags=re.MULTILINE)
 
 
+def test_every_package_is_installed() -> None:
+    """A folder that pyproject.toml does not list is missing from the wheel, and in a checkout nobody notices."""
+    listed = re.findall(r'^ {4}"(longformer[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    there = {path.parent.relative_to(ROOT) for path in (ROOT / "longformer").rglob("*.py")} | {
+        Path("longformer/kernels")
+    }
+    assert sorted(listed) == sorted(str(folder).replace("/", ".") for folder in there)
+
+
 def test_a_checkout_without_links(tmp_path: Path) -> None:
     """git on Windows writes the link's target into a file: that is told, instead of a module that is missing."""
     package = tmp_path / "longformer"
