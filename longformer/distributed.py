@@ -104,7 +104,7 @@ def check_device(device: torch.device | str | None) -> torch.device:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # torch goes on for a thousand characters
         raise LongformerError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' always works") from None
     return torch.device("cpu" if device is None else device)
 

@@ -130,11 +130,16 @@ def _from_hub(
     if unknown and not found:
         cache = options["cache_dir"] or huggingface_hub.constants.HF_HUB_CACHE
         raise CheckpointError(
-            f"there is no folder {name!r} here, and the local cache {cache} lacks "
-            f"{', '.join(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
+            f"there is no folder {name!r} here, and the local cache {cache} has no "
+            f"{_either(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
             "Fetch the model once with network, or give a folder"
         )
     return found
+
+
+def _either(files: Sequence[str]) -> str:
+    """The first of the files that were looked for, and that there were others."""
+    return files[0] if len(files) == 1 else f"{files[0]} or the like"
 
 
 def _why_silent(name: str, file: str, options: dict[str, Any]) -> str | None:

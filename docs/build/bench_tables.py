@@ -1,6 +1,7 @@
 """The benchmarks' tables, made from the files that ``longformer bench --json`` wrote. No figure is typed by hand.
 
-Where a page has the line ``<!-- bench: NAME -->``, the table ``TABLES[NAME]`` takes its place.
+Where a page has the line ``<!-- bench: NAME -->``, the table ``TABLES[NAME]`` takes its place. README.md is read as it
+stands, so its table is kept in it: ``python docs/build/bench_tables.py`` writes it, and a test holds it to the files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from longformer.bench import formats
 
 RESULTS = Path(__file__).resolve().parents[2] / "longformer" / "bench" / "results"
+README = RESULTS.parents[2] / "README.md"
+FIGURES = re.compile(r"(<!-- figures -->\n).*(<!-- end of figures -->)", flags=re.DOTALL)
 PLACE = re.compile(r"^<!-- bench: (\S+) -->$", flags=re.MULTILINE)
 
 
@@ -81,6 +84,35 @@ def figures(name: str) -> str:
     return _table(("what", "value"), [(what, f"{value:.4g}") for what, value in read(name)["figures"].items()])
 
 
+README_ROWS = (  # what the README calls it, file, case
+    ("attention, float32", "attention", "attention forward, 4096 tokens, 0 global, float32"),
+    ("the same, forward and backward", "attention", "attention forward + backward, 4096 tokens, 0 global, float32"),
+    ("attention, bfloat16", "attention", "attention forward, 4096 tokens, 0 global, bfloat16"),
+    ("base model, float32", "model", "model forward, 4096 tokens, 14 global, float32"),
+    ("base model, 170 tokens, float32", "model", "model forward, 170 tokens, 14 global, float32"),
+    ("base model, bfloat16", "model", "model forward, 4096 tokens, 14 global, bfloat16"),
+    ("training step, float32", "training", "training step, 4096 tokens, 14 global, float32"),
+    ("memory of the base model, float32", "memory", "memory of a model's forward, 4096 tokens, float32"),
+)
+
+
+def readme() -> str:
+    """The README's table: ours, transformers, and FlexAttention where attention alone is measured."""
+    rows = []
+    for title, file, name in README_ROWS:
+        case = next(case for case in read(file)["cases"] if case["name"] == name)
+        results = {result["name"].partition(" ")[0].rstrip(","): result for result in reversed(case["results"])}
+        rivals = [results.get(rival) for rival in ("transformers", "FlexAttention")]
+        ours = next(result for result in case["results"] if result["ratio"] == 1)
+        rows.append((title, _cell(ours), *("" if result is None else _cell(result) for result in rivals)))
+    return _table(("", "longformer", "transformers", "FlexAttention"), rows)
+
+
+def with_figures(markdown: str) -> str:
+    """The README's text with its table made anew."""
+    return FIGURES.sub(lambda found: f"{found[1]}{readme()}\n{found[2]}", markdown)
+
+
 def _cell(result: dict[str, Any]) -> str:
     return _shown(result)(result["median"]) + ("" if result["ratio"] in (1, None) else f" ({_ratio(result)})")
 
@@ -129,3 +161,7 @@ TABLES = {
         for name in ("attention", "memory", "model", "precision", "qa", "scaling", "training")
     },
 }
+
+
+if __name__ == "__main__":
+    README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")

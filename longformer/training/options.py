@@ -71,7 +71,7 @@ class TrainingOptions:
     batch_size: int = choice(32, "Rows in one step, in all processes together.", least=1)
     batch_tokens: int = choice(
         8192,
-        "Most tokens that one process computes at once, without padding. A larger step is computed in parts.",
+        "Maximum tokens per batch of one process, without padding. A larger step uses gradient accumulation.",
         least=1,
         decides_weights=False,
     )

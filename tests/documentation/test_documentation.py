@@ -44,7 +44,7 @@ from longformer.cli import main
 # Page and first line of a block to the reason why it is not run.
 NOT_RUN = {
     (
-        "README.md",
+        "docs/gpu.md",
         "longformer bench gpu                        # where the package is installed",
     ): "measures a GPU, and says so where there is none; tests/test_bench_gpu.py",
     (
@@ -89,6 +89,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run ``longformer`` in this process and give what it prints; any exit status but ``expected`` is a failure."""
 
     def run(words: list[str], expected: int = 0) -> str:
+        capsys.readouterr()  # what a block of Python printed before
         with pytest.raises(SystemExit) as stopped:
             main(words)
         said = capsys.readouterr()
@@ -147,14 +148,14 @@ def execute(command: Command, run: Callable[..., str]) -> None:
             run([word for word in world.limited(expand(asked.training_script_args)) if word not in PARALLEL])
         case ["make", target]:
             assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
-        case ["python3", "-m", "venv", ".venv"]:
+        case ["python3", "-m", "venv", ".venv"] | ["source", ".venv/bin/activate"]:
             assert importlib.util.find_spec("venv") is not None
-        case [".venv/bin/pip", "install", *words] | [".venv/bin/python", "-m", "pip", "install", *words]:
+        case ["pip" | ".venv/bin/pip", "install", *words] | [".venv/bin/python", "-m", "pip", "install", *words]:
             check_installable(words)
         case [".venv/bin/python", "-m", "pytest", "-n", "2", tests]:
             for name in command.environment:
                 assert f'"{name}"' in (ROOT / tests).read_text(encoding="utf-8"), f"{tests} does not read {name}"
-        case [".venv/bin/python", script, *files] if script.endswith(".py"):
+        case ["python" | ".venv/bin/python", script, *files] if script.endswith(".py"):
             assert [name for name in (script, *files) if not (ROOT / name).is_file()] == []
         case _:
             pytest.fail(f"nothing is known of {' '.join(command.words)!r}: have it run, or list it in NOT_RUN")
@@ -326,6 +327,16 @@ def test_the_tables_are_the_files() -> None:
             assert formats.seconds(result["median"]) in row
     for document in DOCUMENTS:
         assert "<!-- bench:" not in tables.fill((ROOT / document).read_text(encoding="utf-8"))
+
+
+def test_the_readme_has_the_figures_of_the_files() -> None:
+    tables, text = from_site("bench_tables"), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.FIGURES.search(text)
+    assert tables.with_figures(text) == text, "run: python docs/build/bench_tables.py"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
 
 def test_what_the_comparison_says_of_the_figures_holds() -> None:
