@@ -1,12 +1,14 @@
 """Execute notebooks and keep what they show: every NAME.py of this folder, or those named, into NAME.ipynb.
 
 The sources are the .py files (jupytext's percent format); the .ipynb beside each is made from it, to be looked at.
+NOTEBOOK_SECONDS sets the time limit of one cell, 120 seconds unless set.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -15,11 +17,13 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 from traitlets.config import Config
 
 FOLDER = Path(__file__).parent
-SECONDS = 120  # for one cell
+SECONDS = int(os.environ.get("NOTEBOOK_SECONDS", "120"))  # for one cell
+SOLUTION = "solution"  # tag of a cell that is folded away until the reader wants it
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",  # all that a notebook needs is in the repository
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of the debugger's about Python's own frozen modules
@@ -40,6 +44,16 @@ def read(source: Path) -> NotebookNode:
         name = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
         cell.id = f"{name}-{seen[name]}"
         seen[name] += 1
+    return _fold_solutions(notebook)
+
+
+def _fold_solutions(notebook: NotebookNode) -> NotebookNode:
+    """Code below the heading "Exercises" is solutions: tagged, and closed in JupyterLab and in Colab."""
+    below = False
+    for cell in notebook.cells:
+        below = below or (cell.cell_type == "markdown" and "## Exercises" in cell.source)
+        if below and cell.cell_type == "code":
+            cell.metadata.update(tags=[SOLUTION], jupyter={"source_hidden": True}, cellView="form")
     return notebook
 
 
@@ -82,7 +96,15 @@ def main(names: list[str]) -> None:
     """Execute the sources named, or all."""
     for source in [Path(name) for name in names] or sources():
         target = source.with_suffix(".ipynb")
-        nbformat.write(execute(read(source)), target)
+        try:
+            notebook = execute(read(source))
+        except CellTimeoutError:
+            sys.exit(f"{source.name}: a cell took longer than {SECONDS} s; NOTEBOOK_SECONDS allows more")
+        except CellExecutionError as error:
+            at = re.findall(r"^-+> *(\d+) (.*)$", re.sub(r"\x1b\[[\d;]*m", "", error.traceback), flags=re.MULTILINE)
+            place = f", in its line {at[0][0]}, `{at[0][1].strip()}`" if at else ""
+            sys.exit(f"{source.name}: a cell failed with {error.ename}: {error.evalue}{place}")
+        nbformat.write(notebook, target)
         print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Notebook(NamedTuple):
@@ -15,17 +15,30 @@ class Notebook(NamedTuple):
 
 def convert(path: Path) -> Notebook:
     """Read a notebook. Its title is its first heading, or else the file's name."""
+    import nbformat
     from nbconvert import MarkdownExporter
 
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [part for cell in notebook.cells for part in _folded(cell)]
     prefix = f"{path.stem}_files"
-    markdown, resources = MarkdownExporter().from_filename(
-        str(path), resources={"unique_key": path.stem, "output_files_dir": prefix}
+    markdown, resources = MarkdownExporter().from_notebook_node(
+        notebook, resources={"unique_key": path.stem, "output_files_dir": prefix}
     )
     heading = re.search(r"^# (.+)$", markdown, flags=re.MULTILINE)
     title = heading[1].strip() if heading else path.stem
     if heading is None:
         markdown = f"# {title}\n\n{markdown}"
     return Notebook(title, _fence_outputs(markdown), dict(resources.get("outputs", {})))
+
+
+def _folded(cell: Any) -> list[Any]:
+    """A cell, between the marks of a part that opens on a click where it is a solution."""
+    from nbformat.v4 import new_markdown_cell
+
+    if "solution" not in cell.metadata.get("tags", ()):
+        return [cell]
+    opened, closed = '<details markdown="1">\n<summary>Solution</summary>', "</details>"
+    return [new_markdown_cell(opened), cell, new_markdown_cell(closed)]
 
 
 def _fence_outputs(markdown: str) -> str:

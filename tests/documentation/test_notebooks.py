@@ -61,6 +61,32 @@ def test_questions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert names["examples"][0].title == "many"
 
 
+def test_solutions_are_folded() -> None:
+    """Each notebook has exercises, whose solutions open on a click; nothing else is hidden."""
+    for source in run.sources():
+        for cells in (run.read(source).cells, nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells):
+            at = next(i for i, cell in enumerate(cells) if "## Exercises" in cell.source)
+            hidden = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells]
+            assert hidden == [i > at and cell.cell_type == "code" for i, cell in enumerate(cells)], source.name
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("1 / 0", r"ZeroDivisionError: division by zero, in its line 1, `1 / 0`$"),
+        ("import time; time.sleep(9)", "longer than 1 s"),
+    ],
+)
+def test_a_notebook_that_fails_is_told_in_a_line(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SECONDS", 1 if "sleep" in code else 60)
+    (tmp_path / "9.py").write_text(f"# %%\n{code}\n")
+    with pytest.raises(SystemExit, match=message):
+        run.main([str(tmp_path / "9.py")])
+    assert not (tmp_path / "9.ipynb").exists()
+
+
 def test_a_failing_cell_and_a_warning_are_noticed() -> None:
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [
