@@ -42,6 +42,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^()\s]+)\)")
 MATH = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', flags=re.DOTALL)
 MATH_IN_TITLE = re.compile(r"\\\((.*?)\\\)")
 FETCHED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(https?:[^\"'\s>]+)")
+SHIM = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim"></script>')  # what the plugin offline asks for
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?\.?")
 
 log = logging.getLogger("mkdocs.hooks")
@@ -104,7 +105,12 @@ def on_page_content(html_text: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """A page that fetches anything from elsewhere is warned of, and so is not built."""
+    """A page that fetches anything from elsewhere is warned of, and so is not built.
+
+    The plugin "offline" has pages fetch a stand-in for Workers; docs/worker.js is ours.
+    """
+    up = "../" * page.file.dest_uri.count("/")
+    output = SHIM.sub(f'<script src="{up}worker.js"></script>', output)
     for address in FETCHED.findall(output):
         log.warning("%s fetches %s", page.file.src_uri, address)
     return output
