@@ -23,7 +23,8 @@ def test_a_worker_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "more.js").write_text("self.twice = (x) => 2 * x;")
     (tmp_path / "workers" / "echo.js").write_text(
         "addEventListener('message', async (event) => {"
-        " await importScripts('../more.js'); postMessage({ got: twice(event.data), page: 'IFrameWorker' in parent }); });"
+        " await importScripts('../more.js');"
+        " postMessage({ got: twice(event.data), page: 'IFrameWorker' in parent }); });"
     )
     (tmp_path / "page.html").write_text(
         "<body><script src='worker.js'></script><script>"
