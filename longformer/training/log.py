@@ -27,7 +27,8 @@ class Log:
 
     A training line holds ``step``, ``epoch``, ``loss`` (mean since the last line), ``learning_rate``, ``grad_norm``,
     ``tokens`` and ``tokens_per_second`` (without the time of evaluations and checkpoints). An evaluation line holds
-    ``step`` and the scores. If a run is resumed with changed options, a line with ``step`` and ``note`` says so.
+    ``step`` and the scores; that of step 0 is of the model that training begins with. If a run is resumed with changed
+    options, a line with ``step`` and ``note`` says so.
 
     Args:
         folder: of the run.
@@ -71,7 +72,7 @@ class Log:
             kept = [
                 line
                 for line in read_log(self.path.parent)
-                if line["step"] < step or (line["step"] == step and (evaluated or not _is_evaluation(line)))
+                if line["step"] < step or (0 < line["step"] == step and (evaluated or not _is_evaluation(line)))
             ]
             replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -112,12 +113,19 @@ class Log:
             tokens=self.tokens,
             tokens_per_second=round(speed, 1),
         )
+        if self.bar.disable:
+            self.say(
+                f"step {step} of {self.steps}: loss {sum(self.losses) / len(self.losses):.4g}, {speed:,.0f} tokens/s"
+            )
         self._start_interval()
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Record the scores of an evaluation."""
         self._append(step=step, **scores)
-        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        self.say(
+            ("before training: " if step == 0 else f"step {step}: ")
+            + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        )
 
     def note(self, step: int, note: str) -> None:
         """Record something that a reader of the log must know."""
@@ -192,7 +200,8 @@ def plot_curves(folder: Path) -> None:
     figure = Figure(figsize=(5 + 5 * bool(names), 3.5), layout="constrained")
     panels = figure.subplots(1, 1 + bool(names), squeeze=False)[0]
     steps = [line["step"] for line in training]
-    panels[0].plot(steps, [line["loss"] for line in training], color="#24608a", label="loss")
+    marker = {"marker": "o", "markersize": 3} if len(steps) < 30 else {}  # a line of one point cannot be seen
+    panels[0].plot(steps, [line["loss"] for line in training], color="#24608a", label="loss", **marker)
     panels[0].set(xlabel="step", ylabel="loss")
     rate = panels[0].twinx()
     rate.plot(steps, [line["learning_rate"] for line in training], color="#b9b9b9", linewidth=1)

@@ -27,7 +27,7 @@ from longformer.models.pretrained import Pretrained
 from longformer.training import checkpoints
 from longformer.training.batches import Part, parts_of_step, steps_of_epoch
 from longformer.training.checkpoints import CHECKPOINTS
-from longformer.training.log import Log, plot_curves
+from longformer.training.log import Log, plot_curves, read_log
 from longformer.training.optimizer import make_optimizer, set_learning_rate
 from longformer.training.options import TrainingOptions
 from longformer.training.parallel import Parallel
@@ -134,6 +134,9 @@ class Trainer:
             with self.signals.recorded():
                 if note:
                     log.note(self.step, note)
+                if not self.step and options.evaluates:
+                    self._measure_the_start(log)
+                    self._exit_if(self.signals.agreed(), log)
                 if not self.evaluated:
                     self._evaluate(log)
                     self._exit_if(self.signals.agreed(), log)
@@ -155,6 +158,7 @@ class Trainer:
             log.close()
         if not options.evaluates:
             self._save_weights()
+        self._say_if_worse(log)
         with fail_together(self.group):
             if options.plot and self.group.is_first:
                 plot_curves(self.folder)
@@ -234,13 +238,34 @@ class Trainer:
             "and a lower learning_rate, a longer warmup or a smaller max_grad_norm; or start in another folder"
         )
 
-    def _evaluate(self, log: Log) -> None:
+    def _measure_the_start(self, log: Log) -> None:
+        """Measure the model that training begins with. It does not count as a result of the training."""
+        log.evaluation(0, self._scores())
+
+    def _say_if_worse(self, log: Log) -> None:
+        """Say so where no step of the training was better than the model that it began with."""
+        if self.best is None or not self.group.is_first:
+            return
+        score = self.task.score
+        before = next((line[score] for line in read_log(self.folder) if line["step"] == 0 and score in line), None)
+        if before is not None and not self._is_better(self.best, before):
+            log.say(
+                f"training did not help: {score} was {before:.4g} before it and {self.best:.4g} at best (step "
+                f"{self.best_step}), whose weights are kept; try a lower learning rate, more data or fewer epochs"
+            )
+
+    def _is_better(self, value: float, than: float) -> bool:
+        return value > than if self.task.higher_is_better else value < than
+
+    def _scores(self) -> dict[str, float]:
         with self.parallel.for_evaluation() as model, self.autocast():
-            scores = self.task.evaluate(model, self.group)
+            return self.task.evaluate(model, self.group)
+
+    def _evaluate(self, log: Log) -> None:
+        scores = self._scores()
         log.evaluation(self.step, scores)
         value = scores[self.task.score]
-        better = self.best is None or (value > self.best if self.task.higher_is_better else value < self.best)
-        if better:
+        if self.best is None or self._is_better(value, self.best):
             self.best, self.best_step, self.since_best = value, self.step, 0
             self._save_weights()
         else:

@@ -232,5 +232,6 @@ def test_real_questions_by_article(tmp_path: Path, data_dir: Path, pretrained_di
         max_length=64,
     )  # fmt: skip
     run(options)
-    (scores,) = [line for line in read_log(tmp_path / "out") if "accuracy" in line]
+    before, scores = [line for line in read_log(tmp_path / "out") if "accuracy" in line]
+    assert before["step"] == 0 and before["accuracy"] < scores["accuracy"]
     assert scores["accuracy"] > 85  # the larger of the two articles has 62 % of the questions

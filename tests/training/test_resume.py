@@ -233,7 +233,11 @@ def test_an_evaluation_that_fails_costs_nothing(
     run(qa_options(output=tmp_path / "whole", **setting))
     options = qa_options(output=tmp_path / "out", **setting)
 
+    measure = QuestionAnsweringTask.evaluate
+
     def fail(*arguments: Any) -> Any:
+        if not (tmp_path / "out" / "checkpoints").exists():  # the model that training begins with
+            return measure(*arguments)
         raise LongformerError("no memory left")
 
     with monkeypatch.context() as patch:  # undo() would undo what conftest patched as well

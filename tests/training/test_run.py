@@ -97,8 +97,11 @@ def test_bfloat16(source: Path, tmp_path: Path) -> None:
     assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.05)
 
 
-def test_the_best_is_kept(source: Path, tmp_path: Path) -> None:
-    """At a rate that destroys what was learnt; what lies in the folder scores as the best line of the log says."""
+def test_the_best_is_kept(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At a rate that destroys what was learnt; what lies in the folder scores as the best line of the log says.
+
+    The model that training began with is measured too. It was better, and a line says so.
+    """
     file = squad_file(tmp_path / "squad.json")
     run(qa_options(source, tmp_path / "a", file, **{**LEARNING, "evaluate_every": None}))
     options = qa_options(
@@ -112,8 +115,15 @@ def test_the_best_is_kept(source: Path, tmp_path: Path) -> None:
         epochs=8,
     )
     run(options)
-    scores = [line["f1"] for line in read_log(tmp_path / "b") if "f1" in line]
-    assert scores[-1] < max(scores)
+    before, *scores = [line["f1"] for line in read_log(tmp_path / "b") if "f1" in line]
+    assert before == pytest.approx(evaluate(read_squad(file), answers(tmp_path / "a", file))["f1"])
+    assert scores[-1] < max(scores) < before
+    told = capsys.readouterr().err
+    assert f"before training: exact {before:.4g}" in told or f"f1 {before:.4g}" in told
+    assert re.search(
+        r"^step \d+ of \d+: loss [\d.]+, [\d,]+ tokens/s$", told, flags=re.MULTILINE
+    )  # no terminal, no bar
+    assert f"training did not help: f1 was {before:.4g} before it and {max(scores):.4g} at best" in told
     assert evaluate(read_squad(file), answers(tmp_path / "b", file))["f1"] == pytest.approx(max(scores))
 
 
@@ -123,7 +133,7 @@ def test_patience(source: Path, tmp_path: Path) -> None:
         source, tmp_path / "out", file, evaluate_on=(file,), learning_rate=1e-9, evaluate_every=1, patience=2
     )
     run(options)
-    assert [line["step"] for line in read_log(tmp_path / "out") if "f1" in line] == [1, 2, 3]
+    assert [line["step"] for line in read_log(tmp_path / "out") if "f1" in line] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("freeze", ["none", "positions", "embeddings"])
@@ -244,7 +254,7 @@ def test_what_cannot_be_is_refused_first(source: Path, tmp_path: Path, monkeypat
     refuse(LongformerError, "is a file; give a folder", output=Path(file))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refuse(LongformerError, r"plot needs matplotlib, .* `pip install 'longformer\[plot\]'`", plot=True)
+    refuse(LongformerError, r"plot needs matplotlib, .* `pip install matplotlib`", plot=True)
     monkeypatch.undo()
     (tmp_path / "bad.json").write_text('{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "q"}]}]}]}')
     refuse(

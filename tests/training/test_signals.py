@@ -75,7 +75,9 @@ def test_asked_during_an_evaluation_that_was_due(
 
     def asked(self: QuestionAnsweringTask, *arguments: Any) -> dict[str, float]:
         calls.append(1)
-        if len(calls) == 1:
+        if len(calls) == 1:  # the model that training begins with
+            return evaluate(self, *arguments)
+        if len(calls) == 2:
             raise LongformerError("no memory left")
         signal.raise_signal(signal.SIGTERM)
         return evaluate(self, *arguments)
@@ -87,7 +89,7 @@ def test_asked_during_an_evaluation_that_was_due(
     with pytest.raises(SystemExit) as stopped:
         run(options, resume=True)
     assert stopped.value.code == 143
-    assert [line["step"] for line in read_log(tmp_path / "out") if "f1" in line] == [3]
+    assert [line["step"] for line in read_log(tmp_path / "out") if "f1" in line] == [0, 3]
 
 
 def test_two_processes_of_which_one_is_asked(setting: dict[str, Any], tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_two_processes_of_which_one_is_asked(setting: dict[str, Any], tmp_path: 
     assert (first[0], second[0]) == (143, 143)
     assert "stopped by SIGTERM at step 5 of 12" in first[1]
     assert saved_steps(tmp_path / "out" / "checkpoints")[-1].name == "step-00000005"
-    assert not [line for line in read_log(tmp_path / "out") if "f1" in line]
+    assert [line["step"] for line in read_log(tmp_path / "out") if "f1" in line] == [0]
     assert in_processes(run, [(options, True), (options, True)]) == [None, None]
     uninterrupted = qa_options(output=tmp_path / "whole", **setting)
     assert in_processes(run, [(uninterrupted,), (uninterrupted,)]) == [None, None]
