@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
+        LongformerForCausalLM,
         LongformerForMaskedLM,
         LongformerForMultipleChoice,
         LongformerForQuestionAnswering,
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "LongformerConfig",
     "LongformerError",
+    "LongformerForCausalLM",
     "LongformerForMaskedLM",
     "LongformerForMultipleChoice",
     "LongformerForQuestionAnswering",
@@ -59,6 +61,7 @@ _HOMES = {
     "DataError": "errors",
     "LongformerConfig": "config",
     "LongformerError": "errors",
+    "LongformerForCausalLM": "models.heads",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",

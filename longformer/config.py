@@ -27,6 +27,7 @@ _MOST = {  # sizes, and their largest values; of what is counted in lists, no mo
     "type_vocab_size": LARGEST,
     "num_labels": 2**20,
 }
+POSITIONS = ("absolute", "relative")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 
@@ -64,6 +65,8 @@ class LongformerConfig:
             ``id2label`` says the same.
         problem_type: what sequence classification computes a loss for, one of ``PROBLEM_TYPES``; None lets it follow
             from the labels.
+        position_embedding_type: "absolute", or "relative" for sinusoids of distances, which only
+            :class:`longformer.LongformerForCausalLM` computes.
 
     Raises:
         ConfigError: a value is out of range. The message gives its name and the value.
@@ -90,6 +93,7 @@ class LongformerConfig:
     num_labels: int = 2
     label_names: tuple[str, ...] = ()
     problem_type: str | None = None
+    position_embedding_type: str = "absolute"
 
     model_type = "longformer"
     use_cache = False  # an encoder keeps no keys and values for a next token
@@ -134,6 +138,12 @@ class LongformerConfig:
             "max_position_embeddings",
             self.max_position_embeddings,
             f"more than pad_token_id + 1 = {self.pad_token_id + 1}, because positions start after the padding's",
+        )
+        _require(
+            self.position_embedding_type in POSITIONS,
+            "position_embedding_type",
+            self.position_embedding_type,
+            f"one of {', '.join(POSITIONS)}",
         )
         _require(
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
@@ -208,7 +218,9 @@ class LongformerConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Length of the longest sequence for which there are position embeddings, in tokens."""
+        """Length of the longest sequence for which there are positions, in tokens."""
+        if self.position_embedding_type == "relative":
+            return LARGEST
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @property
@@ -340,6 +352,8 @@ class LongformerConfig:
         values["label2id"] = self.label2id
         if values["problem_type"] is None:
             del values["problem_type"]
+        if values["position_embedding_type"] == "absolute":
+            del values["position_embedding_type"]
         return {"model_type": self.model_type, **values}
 
     def to_json_string(self, **extra: Any) -> str:
@@ -395,8 +409,10 @@ def _usable_names(id2label: Mapping[Any, Any], number: object) -> tuple[str, ...
 
 def _refuse_variants(values: Mapping[str, Any]) -> None:
     positions = values.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise ConfigError(f"position_embedding_type {quoted(positions)} is not supported, only 'absolute'")
+    if positions not in POSITIONS:
+        raise ConfigError(
+            f"position_embedding_type {quoted(positions)} is not supported, only {' and '.join(POSITIONS)}"
+        )
     if "attention_mode" in values:
         raise ConfigError(
             f"attention_mode {quoted(values['attention_mode'])} is of allenai/longformer's own configs, whose "

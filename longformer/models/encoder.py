@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longformer.config import LongformerConfig
-from longformer.errors import LongformerError
+from longformer.errors import ConfigError, LongformerError
 from longformer.kernels.compat import in_transform
 from longformer.models import packed
 from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention
@@ -35,8 +35,14 @@ class LongformerModel(Pretrained, nn.Module):
             plain model runs, whatever the device, with dense attention.
     """
 
+    has_relative_positions = False
+
     def __init__(self, config: LongformerConfig, *, add_pooling_layer: bool = True, impl: str = "auto") -> None:
         super().__init__()
+        if config.position_embedding_type == "relative" and not self.has_relative_positions:
+            raise ConfigError(
+                "position_embedding_type is 'relative', which only LongformerForCausalLM computes; load that class"
+            )
         self.config = config
         self.impl = impl
         self.embeddings = LongformerEmbeddings(config)

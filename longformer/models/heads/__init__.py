@@ -1,6 +1,7 @@
 """The heads, which solve a task on top of the encoder. Everything about a head is said on its class, see ``base``.
 
-The table ``HEADS`` lists the heads. Loading, conversion, parity and training use it. The package exports a new head in
+The table ``HEADS`` lists the heads that transformers' Longformer has too. Loading, conversion and parity use it. The
+causal language model is not among them: its encoder is another one. The package exports a new head in
 ``longformer/__init__.py``.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from longformer.models.heads.base import IGNORED, Head
+from longformer.models.heads.causal_lm import LongformerForCausalLM
 from longformer.models.heads.classification import (
     LongformerForMultipleChoice,
     LongformerForSequenceClassification,
@@ -21,6 +23,7 @@ __all__ = [
     "HEADS",
     "IGNORED",
     "Head",
+    "LongformerForCausalLM",
     "LongformerForMaskedLM",
     "LongformerForMultipleChoice",
     "LongformerForQuestionAnswering",
@@ -36,7 +39,7 @@ HEADS: tuple[type[Head], ...] = (
     LongformerForTokenClassification,
     LongformerForMultipleChoice,
 )
-"""Every head."""
+"""Every head of the encoder."""
 
 
 def head_of(names: Collection[str], architectures: Sequence[str] = ()) -> type[Head] | None:
