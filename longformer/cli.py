@@ -25,6 +25,7 @@ from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
 from longformer.exporting.cli import export
 from longformer.files import check_overwrites
+from longformer.generating.cli import evaluate_lm, generate
 from longformer.options import COUNT
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
@@ -138,9 +139,11 @@ for command in (
     evaluate,
     bench,
     classify,
+    evaluate_lm,
     evaluate_mlm,
     explain,
     export,
+    generate,
     parity,
     train,
     tune_threshold,

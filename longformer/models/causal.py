@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
-from longformer.errors import LongformerError
+from longformer.errors import ConfigError, LongformerError
 from longformer.kernels import AttentionPattern, Tokens, attend
+from longformer.kernels.masks import Pattern
 from longformer.models.attention import AttentionProbabilities
 from longformer.models.encoder import LongformerModel
 from longformer.models.layers import LongformerLayer, init_weights
@@ -76,7 +77,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: LongformerConfig, layer: int, *, impl: str = "auto") -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.pattern = looking_back(config.pattern(layer))
+        self.pattern = looking_back(config.pattern(layer), layer)
         self.dropout_p = config.attention_probs_dropout_prob
         self.impl = impl
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -188,8 +189,17 @@ class Attended(NamedTuple):
     band: Callable[[], Tensor]
 
 
-def looking_back(pattern: AttentionPattern) -> AttentionPattern:
-    """The pattern with the part of its window that looks back, and no other."""
+def looking_back(pattern: Pattern, layer: int) -> AttentionPattern:
+    """A layer's pattern with the part of its window that looks back, and no other.
+
+    Raises:
+        ConfigError: the pattern is no window, or has global tokens.
+    """
+    if not isinstance(pattern, AttentionPattern) or pattern.global_tokens is not None:
+        raise ConfigError(
+            f"the pattern of layer {layer} is a union or has global tokens; a causal language model attends to a "
+            "window, or to everything before: give attention_pattern window=N or full"
+        )
     window = None if pattern.window is None else (pattern.window[0], 0)
     return dataclasses.replace(pattern, window=window, causal=True)
 

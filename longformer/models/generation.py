@@ -111,8 +111,8 @@ def next_tokens(model: Model, input_ids: Tensor, sampling: Sampling) -> Iterator
         scores = logits[:, -1].float()
         if not bool(scores.isfinite().all()):
             raise LongformerError("the model's scores are not finite; its weights are damaged")
-        scores[:, model.config.pad_token_id] = -math.inf
-        token = sampling.draw(scores, generator)
+        is_padding = torch.arange(scores.shape[1], device=scores.device) == model.config.pad_token_id
+        token = sampling.draw(scores.masked_fill(is_padding, -math.inf), generator)
         yield token
         with torch.inference_mode():
             logits = model.extend(token[:, None], memory)
