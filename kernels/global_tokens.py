@@ -83,10 +83,9 @@ class GlobalTokens:
             named = named | (input_ids == n)
         assert isinstance(self.predicates, tuple)
         for predicate in self.predicates:
-            found = predicate(input_ids)
+            found, name = predicate(input_ids), getattr(predicate, "__name__", "")
             if not isinstance(found, Tensor) or found.shape != like.shape or found.dtype != torch.bool:
                 what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
-                name = getattr(predicate, "__name__", "predicate")
                 raise ValueError(
                     f"the predicate {name} of global tokens returned {what}; it must return bool of the ids' shape, "
                     f"{tuple(like.shape)}"
@@ -95,10 +94,13 @@ class GlobalTokens:
         return named
 
     def as_entry(self) -> dict[str, object]:
-        """The choice as a config keeps it. Raises ValueError for a predicate, which no config can keep."""
-        if self.predicates:
-            raise ValueError("a config cannot keep a predicate of global tokens; name them by positions or token_ids")
+        """The choice as a config keeps it: without its predicates, of which the pattern's entry says the names."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "predicates"}
+
+    def predicate_names(self) -> str:
+        """The names of the predicates; "" where there is none."""
+        assert isinstance(self.predicates, tuple)
+        return " and ".join(getattr(predicate, "__name__", "predicate") for predicate in self.predicates)
 
 
 def _numbers(given: tuple[int, ...] | int) -> tuple[int, ...]:

@@ -96,14 +96,11 @@ class MaskPattern:
     @property
     def name(self) -> str:
         """Of its functions, for messages; "union" where there is none."""
-        functions: list[Any] = [part for part in self.parts if not isinstance(part, AttentionPattern)]
-        functions += [] if self.score is None else [self.score]
-        return " and ".join(name_of(function) for function in functions) or "union"
+        return " and ".join(name_of(function) for function in self._functions()) or "union"
 
-    @property
-    def has_functions(self) -> bool:
-        """Whether a config cannot keep it."""
-        return self.score is not None or not all(isinstance(part, AttentionPattern) for part in self.parts)
+    def _functions(self) -> list[Any]:
+        masks: list[Any] = [part for part in self.parts if not isinstance(part, AttentionPattern)]
+        return masks if self.score is None else [*masks, self.score]
 
     def gaps(self, heads: int) -> tuple[int, ...]:
         """1 for each head. Raises ValueError where a part has dilations for another number of heads."""
@@ -155,7 +152,7 @@ class MaskPattern:
             seq_len, tokens, heads, device: as there.
             batch: B, where no tokens say it; None is 1.
         """
-        tokens = own_tokens(self.global_tokens, seq_len, tokens)
+        tokens = own_tokens(self.global_tokens, tokens, torch.empty(1, seq_len, device=device))
         masks = [mask for mask in tokens or () if mask is not None]
         device = torch.device(masks[0].device if masks else "cpu" if device is None else device)
         heads = self._heads() if heads is None else heads
@@ -202,14 +199,17 @@ class MaskPattern:
 
     def as_entry(self) -> dict[str, Any]:
         """The pattern as a config keeps it: of a function only the name."""
-        entry: dict[str, Any] = {"function": self.name} if self.has_functions else {}
-        if not entry:
-            entry["union"] = [part.as_entry() for part in self.parts]  # type: ignore[union-attr]
+        windows = [part.as_entry() for part in self.parts if isinstance(part, AttentionPattern)]
+        entry: dict[str, Any] = {"union": windows}
+        if len(windows) < len(self.parts):  # what a mask sees, no config can say
+            entry = {}
+        elif len(windows) == 1:
+            (entry,) = windows
+        names = [name_of(function) for function in self._functions()]
         if self.global_tokens is not None:
-            if self.global_tokens.predicates:
-                return {"function": self.name}
             entry["global_tokens"] = self.global_tokens.as_entry()
-        return entry
+            names += filter(None, [self.global_tokens.predicate_names()])
+        return {**entry, "function": " and ".join(names)} if names else entry
 
 
 Pattern = AttentionPattern | MaskPattern

@@ -189,7 +189,7 @@ class AttentionPattern:
             heads: H; None is as many as the pattern has dilations.
             device: where to make it, if no tokens say so.
         """
-        tokens = own_tokens(self.global_tokens, seq_len, tokens)
+        tokens = own_tokens(self.global_tokens, tokens, torch.empty(1, seq_len, device=device))
         masks = [mask for mask in tokens or () if mask is not None]
         device = masks[0].device if masks else device
         position = torch.arange(seq_len, device=device)
@@ -262,10 +262,9 @@ class AttentionPattern:
         if self.dilation != 1:
             entry["dilation"] = self.dilation
         if self.global_tokens is not None:
-            predicates = self.global_tokens.predicates
-            if isinstance(predicates, tuple) and predicates:
-                return {"function": " and ".join(getattr(each, "__name__", "predicate") for each in predicates)}
             entry["global_tokens"] = self.global_tokens.as_entry()
+            if names := self.global_tokens.predicate_names():
+                entry["function"] = names
         return entry
 
     def _gap_of_heads(self, heads: int | None, device: torch.device | str | None) -> Tensor:
@@ -278,13 +277,18 @@ class AttentionPattern:
         return torch.tensor(each, device=device)
 
 
-def own_tokens(own: GlobalTokens | None, seq_len: int, tokens: Tokens | None) -> Tokens | None:
-    """``tokens``, with the global tokens of a pattern's own. Raises ValueError where their ids decide."""
+def own_tokens(own: GlobalTokens | None, tokens: Tokens | None, like: Tensor) -> Tokens | None:
+    """``tokens``, with the global tokens of a pattern's own. Raises ValueError where their ids decide.
+
+    Args:
+        own: of the pattern.
+        tokens: of the batch.
+        like: (B, S), for shape and device, if the tokens have no mask that says them.
+    """
     if own is None:
         return tokens
     keep, is_global, _ = tokens or Tokens()
-    known = next((mask for mask in (keep, is_global) if mask is not None), None)
-    named = own.mask(torch.empty(1, seq_len, dtype=torch.bool) if known is None else known)
+    named = own.mask(next((mask for mask in (keep, is_global) if mask is not None), like))
     return Tokens.of(keep, named if is_global is None or own.only_these else named | is_global)
 
 
@@ -295,7 +299,7 @@ def global_columns(own: GlobalTokens | None, seq_len: int, named: int | Sequence
         raise ValueError(f"global_tokens is {shown(named)}; it must be 0 to seq_len, which is {seq_len}, or positions")
     is_global = torch.zeros(1, seq_len, dtype=torch.bool)
     is_global[0, positions] = True
-    tokens = own_tokens(own, seq_len, Tokens(None, is_global))
+    tokens = own_tokens(own, Tokens(None, is_global), is_global)
     assert tokens is not None and tokens.is_global is not None
     return tokens.is_global[0].nonzero().squeeze(1)
 

@@ -258,6 +258,16 @@ class LongformerConfig:
         Raises:
             ConfigError: the layer was made with a function, which a config cannot keep.
         """
+        entry = None if self.attention_pattern is None else self.attention_pattern[layer]
+        if entry is not None and entry.function is not None:
+            raise ConfigError(
+                f"layer {layer} was made with the function {entry.function}, which a config cannot keep; give it again "
+                f"as attention={entry.function}"
+            )
+        return self.pattern_without_function(layer)
+
+    def pattern_without_function(self, layer: int) -> Pattern:
+        """The same as far as a config can keep it: what a score's function is put on."""
         from longformer.kernels.pattern import AttentionPattern  # imports torch, which a config does not need otherwise
 
         if self.attention_pattern is None:
@@ -266,11 +276,6 @@ class LongformerConfig:
         from longformer.kernels.masks import MaskPattern
 
         entry: LayerEntry = self.attention_pattern[layer]
-        if entry.function is not None:
-            raise ConfigError(
-                f"layer {layer} was made with the function {entry.function}, which a config cannot keep; give it again "
-                f"as attention={entry.function}"
-            )
         named = None if entry.global_tokens is None else GlobalTokens(**dataclasses.asdict(entry.global_tokens))
         if entry.union:
             return MaskPattern(tuple(self._band(layer, part) for part in entry.union), global_tokens=named)
