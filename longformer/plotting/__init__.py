@@ -6,7 +6,7 @@ is drawn is what the kernels compute: who attends to whom comes from :class:`lon
 Read in this order: ``patterns`` (also how a pattern is given), ``gallery``, ``probabilities``, ``curves``.
 """
 
-from longformer.plotting.curves import draw_cost, draw_depth, draw_precision_recall, draw_values_by_kind
+from longformer.plotting.curves import draw_cost, draw_depth, draw_needle, draw_precision_recall, draw_values_by_kind
 from longformer.plotting.gallery import draw_gallery, save_gallery
 from longformer.plotting.patterns import (
     COLOURS,
@@ -26,6 +26,7 @@ __all__ = [
     "draw_cost",
     "draw_depth",
     "draw_gallery",
+    "draw_needle",
     "draw_pattern",
     "draw_patterns",
     "draw_precision_recall",

@@ -1,4 +1,4 @@
-"""Curves: error against depth, cost against length, precision against recall."""
+"""Curves: error against depth, cost against length, precision against recall, found against place."""
 
 from __future__ import annotations
 
@@ -142,3 +142,20 @@ def _cases(report: Mapping[str, Any] | str | Path) -> list[dict[str, Any]]:
     if not isinstance(cases, list):
         raise LongformerError("this is no report; `longformer bench scaling --json FILE` writes one")
     return cases
+
+
+def draw_needle(axes: Axes, result: Mapping[str, Any]) -> None:
+    """Draw how often each pattern finds the needle, against its place in the document.
+
+    Args:
+        axes: matplotlib axes to draw into.
+        result: of :func:`longformer.bench.needle.run`, or the contents of its JSON file.
+    """
+    for (name, shares), colour in zip(result["found"].items(), LINES, strict=False):
+        axes.plot(result["places"], shares, color=colour, marker=".", linewidth=1.2, label=name)
+    axes.axvline(result["reach"], color="#999999", linestyle="--", linewidth=1)
+    axes.text(result["reach"], 0.02, " the windows' reach", fontsize=8, color="#666666")
+    axes.axhline(result["chance"], color="#999999", linestyle=":", linewidth=1)
+    axes.text(result["places"][-1], result["chance"], "chance", fontsize=8, color="#666666", ha="right", va="bottom")
+    axes.set(xlabel="place of the needle, tokens from the first", ylabel="share found", ylim=(0, 1.05))
+    axes.legend()
