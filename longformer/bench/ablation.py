@@ -103,6 +103,8 @@ class Ablation:
             batch_tokens=max(8192, self.length),
             max_length=self.length,
             learning_rate=self.learning_rate,
+            hidden_dropout=0.0,  # so small a model does not learn its text by heart
+            attention_dropout=0.0,
             hold_out=self.hold_out,
             evaluate_every=self.steps,
             seed=seed,
