@@ -151,8 +151,9 @@ def draw_needle(axes: Axes, result: Mapping[str, Any]) -> None:
         axes: matplotlib axes to draw into.
         result: of :func:`longformer.bench.needle.run`, or the contents of its JSON file.
     """
-    for (name, shares), colour in zip(result["found"].items(), LINES, strict=False):
-        axes.plot(result["places"], shares, color=colour, marker=".", linewidth=1.2, label=name)
+    dashes = ("solid", (0, (6, 3)), (0, (1, 2)))  # so that lines that coincide are all seen
+    for (name, shares), colour, dash in zip(result["found"].items(), LINES, dashes, strict=False):
+        axes.plot(result["places"], shares, color=colour, linestyle=dash, linewidth=1.8, label=name)
     axes.axvline(result["reach"], color="#999999", linestyle="--", linewidth=1)
     axes.text(result["reach"], 0.02, " the windows' reach", fontsize=8, color="#666666")
     axes.axhline(result["chance"], color="#999999", linestyle=":", linewidth=1)

@@ -10,7 +10,7 @@ import torch
 from causal_models import causal_config, causal_model, dense_attention
 from torch import Tensor
 
-from longformer import ConfigError, LongformerError, LongformerForCausalLM, LongformerModel
+from longformer import ConfigError, LongformerError, LongformerForCausalLM, LongformerModel, edit, trace
 from longformer.kernels import Tokens
 from longformer.models.causal import Memory
 
@@ -158,6 +158,21 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_it_is_traced_and_edited_as_the_encoder_is(positions: str) -> None:
+    model = causal_model(position_embedding_type=positions)
+    with trace(model) as plain:
+        model(ids(12))
+    with edit(model) as e, trace(model) as changed:
+        e.zero("layer.1.local_output", head=2)
+        model(ids(12))
+    before, after = plain["layer.1.local_output"], changed["layer.1.local_output"]
+    assert not after[:, 2].any() and torch.equal(after[:, :2], before[:, :2]) and before[:, 2].any()
+    output: Any = model.longformer.encoder.layer[1].attention.output
+    by_hand = output(after.transpose(1, 2).flatten(2), plain["layer.0.output"])
+    torch.testing.assert_close(changed["layer.1.attention_output"], by_hand)
+
+
 def test_what_it_cannot_do_is_said() -> None:
     model = causal_model()
     mask = torch.zeros_like(ids(5))
@@ -172,6 +187,23 @@ def test_what_it_cannot_do_is_said() -> None:
         LongformerModel(causal_config())
     with pytest.raises(ConfigError, match="position_embedding_type is 'rotary'; it must be one of absolute, relative"):
         causal_config(position_embedding_type="rotary")
+    for pattern in ("window=4+window=8", "window=4,global=0"):
+        with pytest.raises(ConfigError, match="the pattern of layer 0 is a union or has global tokens"):
+            causal_model(attention_pattern=pattern)
     short = causal_model(position_embedding_type="absolute", max_position_embeddings=9)
     with pytest.raises(LongformerError, match="positions for 8"):
         short.extend(ids(9), Memory())
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_full_layer_sees_everything_before(positions: str) -> None:
+    model = causal_model(position_embedding_type=positions, attention_pattern="window=2:0/full", num_hidden_layers=2,
+                         attention_window=4, attention_dilation=1)  # fmt: skip
+    part: Any = model.longformer.encoder.layer[1].attention.self
+    hidden = torch.randn(2, 45, 24, dtype=torch.float64)
+    torch.testing.assert_close(part(hidden, Tokens()), dense_attention(part, hidden, 45, (1,) * 4))
+    memory = Memory()
+    with torch.no_grad():
+        found = torch.cat([model.extend(piece, memory) for piece in ids(40).split([9, 1, 1, 29], dim=1)], 1)
+    torch.testing.assert_close(found, model(ids(40)).logits, rtol=0, atol=1e-10)
+    assert [memory.layers[i].key.shape[2] for i in range(2)] == [2, 40]
