@@ -13,6 +13,7 @@ from torch import Tensor
 from longformer import ConfigError, LongformerError, LongformerForCausalLM, LongformerModel, edit, trace
 from longformer.kernels import Tokens
 from longformer.models.causal import Memory
+from longformer.models.kinds import kind_of
 
 LEFTS, GAPS = (2, 3, 5), ((1, 1, 1, 1), (2, 2, 2, 2), (1, 1, 2, 3))
 POSITIONS = ("relative", "absolute")
@@ -114,6 +115,20 @@ def test_the_memory_does_not_grow() -> None:
     assert [memory.layers[i].key.shape[2] for i in range(3)] == [2, 6, 15]
 
 
+def test_no_matrix_is_quadratic_in_the_length() -> None:
+    model, sizes = causal_model(), []
+
+    def seen(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    row = ids(1500)[:1]
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
+        model(row, labels=row).loss.backward()
+    # Of each head and row, scores of a block's 32 rows and of the 5 columns before them; S · S would be 1500 a row.
+    assert max(sizes) < 4 * 1500 * (32 + 5 + 10)
+
+
 def test_the_loss_is_of_the_next_token() -> None:
     model = causal_model()
     text = ids(8)
@@ -130,7 +145,7 @@ def test_output_and_input_share_their_matrix(tmp_path: Path) -> None:
     model = causal_model()
     model.save_pretrained(tmp_path)
     again = LongformerForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    assert again.config == model.config
+    assert again.config == model.config and kind_of(tmp_path).model is LongformerForCausalLM
     torch.testing.assert_close(again(ids(20)).logits, model(ids(20)).logits)
     assert not any(name.endswith("decoder.weight") or "position_embeddings" in name for name in again.state_dict())
     before = model(ids(5)).logits

@@ -50,6 +50,8 @@ def head_of(names: Collection[str], architectures: Sequence[str] = ()) -> type[H
         architectures: the classes that its ``config.json`` names, of any model: "RobertaForTokenClassification". One of
             them is taken if its weights are there, else the first one in ``HEADS`` whose weights are.
     """
+    if LongformerForCausalLM.__name__ in architectures:  # whose weights have the names of a masked language model's
+        return LongformerForCausalLM
     tasks = {name.rpartition("For")[2] for name in architectures}
     found = [head for head in HEADS if all(weight in names for weight in head.weights)]
     return next((head for head in found if head.__name__.rpartition("For")[2] in tasks), found[0] if found else None)
