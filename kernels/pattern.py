@@ -210,7 +210,7 @@ class AttentionPattern:
         """The same as a function of (example, head, row, column), as ``torch.nn.attention.flex_attention`` wants it."""
         keep, is_global, _ = tokens or Tokens()
         gaps = self._gap_of_heads(heads, next((m.device for m in (keep, is_global) if m is not None), device))
-        alike = int(gaps[0]) if len(gaps) == 1 else None
+        alike = 1 if self.window is None else self.dilation if isinstance(self.dilation, int) else None
 
         def sees(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
             seen = self.in_band(column - row, gaps[h] if alike is None else alike)
