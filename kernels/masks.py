@@ -109,6 +109,19 @@ class MaskPattern:
                 part.gaps(heads)
         return (1,) * heads
 
+    def of_head(self, head: int, heads: int) -> MaskPattern:
+        """The pattern of one of H heads, for that head alone, whose functions are still asked by its number."""
+        parts: list[Any] = [
+            part.of_head(head, heads)
+            if isinstance(part, AttentionPattern)
+            else lambda b, h, row, column, part=part: part(b, h + head, row, column)
+            for part in self.parts
+        ]
+        score = self.score
+        if score is not None:
+            return replace(self, parts=tuple(parts), score=lambda s, b, h, i, j: score(s, b, h + head, i, j))
+        return replace(self, parts=tuple(parts))
+
     def in_band(self, distance: Tensor, gap: int | Tensor) -> Tensor:
         """As of a window that holds everything: its diagonals have a place for every column."""
         return torch.ones_like(distance, dtype=torch.bool)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -145,6 +145,10 @@ class AttentionPattern:
                 f"dilation is {self.dilation!r}; it must be an int >= 1, or one for each of the {heads} heads"
             )
         return tuple(self.dilation)
+
+    def of_head(self, head: int, heads: int) -> AttentionPattern:
+        """The pattern of one of H heads, for that head alone."""
+        return replace(self, dilation=self.gaps(heads)[head])
 
     def head_runs(self, heads: int) -> list[tuple[slice, int]]:
         """Neighbouring heads of one dilation, as slices, each with its dilation."""

@@ -174,6 +174,16 @@ def test_a_mask_and_a_score_are_computed_as_written() -> None:
     assert (apart.columns[0, :, 3, 0] > 0).all() and probabilities.columns.abs().sum() == 0
 
 
+@pytest.mark.parametrize("pattern", [PATTERN, AttentionPattern((4, 2), (1, 3)), known.alibi(2)])
+def test_of_one_head(pattern: Any) -> None:
+    tokens = Tokens.of(KEEP, IS_GLOBAL)
+    qkv = random_qkv(2, 2, S, 8)
+    together = attend(*qkv, pattern, tokens)
+    for head in range(2):
+        alone = attend(*(x[:, head : head + 1] for x in qkv), pattern.of_head(head, 2), tokens)
+        torch.testing.assert_close(alone, together[:, head : head + 1], rtol=0, atol=1e-6)
+
+
 @pytest.mark.skipif(
     not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None,
     reason="FlexAttention on a CPU is compiled by a C++ compiler, and there is none",
