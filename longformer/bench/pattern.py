@@ -210,6 +210,12 @@ def times(
     Args:
         kernels: those to measure; the others are left out.
     """
+    needed, free = 5 * shape.heads * shape.seq_len * shape.head_dim * dtype.itemsize, machine.available_memory()
+    if free is not None and needed > free and device == "cpu":
+        raise LongformerError(
+            f"query, key, value and output take {formats.gigabytes(needed)}, and {formats.gigabytes(free)} are free; "
+            "take fewer heads or tokens, or --no-measure"
+        )
     generator = torch.Generator(device=device).manual_seed(0)
     size = (1, shape.heads, shape.seq_len, shape.head_dim)
     query, key, value = (torch.randn(size, generator=generator, device=device).to(dtype) for _ in range(3))
@@ -358,9 +364,10 @@ def draw(path: str, patterns: Sequence[Pattern], shape: Shape) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    from longformer.plotting.figures import write_figure
+    from longformer.plotting.figures import check_format, write_figure
     from longformer.plotting.patterns import draw_patterns
 
+    check_format(path)
     shown = min(shape.seq_len, DRAWN)
     kinds = len(costs(patterns, shape._replace(seq_len=1, global_tokens=0)))
     figure = Figure(figsize=(min(24, 4.2 * kinds), 4.6), layout="constrained")
