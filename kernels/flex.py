@@ -85,7 +85,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
         query = tokens.without_padding(query)
         asked = mask_mod = problem.pattern.mask_mod(tokens, heads=query.shape[1], device=query.device)
         if isinstance(problem.pattern, MaskPattern):
-            asked, score_mod = of_pairs(mask_mod), problem.pattern.score
+            asked, score_mod = of_pairs(mask_mod, problem.pattern.name), problem.pattern.score
     elif keep is not None:
         asked = mask_mod = lambda b, h, row, column: keep[b, column]
     blocks = None if mask_mod is None or asked is None else block_mask(mask_mod, query, key, asked)

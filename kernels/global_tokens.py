@@ -38,12 +38,12 @@ class GlobalTokens:
     def __post_init__(self) -> None:
         for name, least in (("positions", 0), ("token_ids", 0), ("every", 1)):
             given = getattr(self, name)
-            numbers = (given,) if isinstance(given, int) else tuple(given)
+            numbers = tuple(given) if isinstance(given, (tuple, list, range, set)) else (given,)
             if not all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in numbers):
                 raise ValueError(f"{name} of global tokens is {given!r}; it must be an int >= {least}, or several")
             object.__setattr__(self, name, numbers)
         given = self.predicates
-        predicates = (given,) if callable(given) else tuple(given)
+        predicates = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         if not all(callable(predicate) for predicate in predicates):
             raise ValueError(f"predicates of global tokens is {given!r}; it must be a function of ids, or several")
         object.__setattr__(self, "predicates", predicates)

@@ -40,21 +40,26 @@ def in_blocks(block: int) -> MaskPattern:
     return MaskPattern((same_block,))
 
 
-def big_bird(block: int, *, random_blocks: int = 3, global_blocks: int = 1, seed: int = 0) -> MaskPattern:
+def big_bird(block: int, blocks: int, *, random_blocks: int = 3, global_blocks: int = 1, seed: int = 0) -> MaskPattern:
     """Blocks: one's own and its two neighbours, some drawn at random, and the first ones (arXiv 2007.14062, §2).
 
     Which blocks are drawn follows from the numbers of row block and draw by a hash, so that it needs no table.
     BigBird draws without the blocks that are seen anyway; here some draws may fall on them.
+
+    Args:
+        block: tokens of a block.
+        blocks: how many the longest sequence has; in a shorter one fewer random blocks exist.
+        random_blocks: draws for each row block.
+        global_blocks: so many, from the first, are global.
+        seed: another one draws other blocks.
     """
 
     def window_and_random(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
         mine, other = row // block, column // block
         seen = (mine - other).abs() <= 1
         for draw in range(random_blocks):
-            # A few rounds of a multiplicative hash, all below 2^40, of which the range up to 1024 blocks is taken.
             mixed = ((mine + 1) * 2654435761 + (draw + 1) * 40503 + seed * 97) % 1000003
-            mixed = (mixed * 48271 + 11) % 1000003
-            seen = seen | (other == mixed % (mine + 8))
+            seen = seen | (other == (mixed * 48271 + 11) % 1000003 % blocks)
         return seen
 
     return MaskPattern((window_and_random,), global_tokens=GlobalTokens(tuple(range(block * global_blocks))))
@@ -134,7 +139,7 @@ GALLERY: dict[str, Pattern] = {
     "strided": strided(7),
     "fixed": fixed(8),
     "blocks": in_blocks(8),
-    "BigBird": big_bird(4, random_blocks=2),
+    "BigBird": big_bird(4, 12, random_blocks=2),
     "prefix": prefix(12),
     "attention sinks": sinks(8, 3),
     "LogSparse": powers_of_two(),

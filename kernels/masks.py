@@ -109,6 +109,19 @@ class MaskPattern:
                 part.gaps(heads)
         return (1,) * heads
 
+    def of_head(self, head: int, heads: int) -> MaskPattern:
+        """The pattern of one of H heads, for that head alone, whose functions are still asked by its number."""
+        parts: list[Any] = [
+            part.of_head(head, heads)
+            if isinstance(part, AttentionPattern)
+            else lambda b, h, row, column, part=part: part(b, h + head, row, column)
+            for part in self.parts
+        ]
+        score = self.score
+        if score is not None:
+            return replace(self, parts=tuple(parts), score=lambda s, b, h, i, j: score(s, b, h + head, i, j))
+        return replace(self, parts=tuple(parts))
+
     def in_band(self, distance: Tensor, gap: int | Tensor) -> Tensor:
         """As of a window that holds everything: its diagonals have a place for every column."""
         return torch.ones_like(distance, dtype=torch.bool)
@@ -158,7 +171,7 @@ class MaskPattern:
         heads = self._heads() if heads is None else heads
         count = len(masks[0]) if masks else 1 if batch is None else batch
         b, h, row = (torch.arange(n, device=device) for n in (count, heads, seq_len))
-        mask = of_pairs(self.mask_mod(tokens, heads=heads, device=device))
+        mask = of_pairs(self.mask_mod(tokens, heads=heads, device=device), self.name)
         return mask(b[:, None, None, None], h[:, None, None], row[:, None], row)
 
     def changed_scores(self, scores: Tensor) -> Tensor:
@@ -166,7 +179,7 @@ class MaskPattern:
         if self.score is None:
             return scores
         b, h, row, column = (torch.arange(n, device=scores.device) for n in scores.shape)
-        changed = _mapped(self.score, 5)(scores, b, h, row, column)
+        changed = _mapped(self.score, 5, self.name)(scores, b, h, row, column)
         return changed.to(scores.dtype)
 
     def cost(
@@ -186,7 +199,7 @@ class MaskPattern:
         is_global[0, global_columns(self.global_tokens, seq_len, global_tokens)] = True
         tokens = Tokens(None, is_global)
         heads = self._heads() if heads is None else heads
-        mask = of_pairs(self.mask_mod(tokens, heads=heads))
+        mask = of_pairs(self.mask_mod(tokens, heads=heads), self.name)
         b, h, column = torch.zeros(1, dtype=torch.int64), torch.arange(heads), torch.arange(seq_len)
         at = (b[:, None, None, None], h[:, None, None])
         total = sum(int(mask(*at, row[:, None], column).sum()) for row in column.split(ROWS))
@@ -215,24 +228,26 @@ class MaskPattern:
 Pattern = AttentionPattern | MaskPattern
 
 
-def of_pairs(mod: MaskMod) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def of_pairs(mod: MaskMod, name: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """A function of one pair as a function of many: of (B, 1, 1, 1), (H, 1, 1), (R, 1), (S,) indices to (B, H, R, S).
+
+    ``name`` is for messages.
 
     Raises (when it is called):
         ValueError: ``mod`` cannot be asked so, or its result is no bool.
     """
-    mapped = _mapped(mod, 4)
+    mapped = _mapped(mod, 4, name)
 
     def mask(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
         seen = mapped(b.flatten(), h.flatten(), row.flatten(), column)
         if seen.dtype != torch.bool:
-            raise ValueError(f"the mask {name_of(mod)} returns {seen.dtype}; it must return bool for each pair")
+            raise ValueError(f"the mask {name} returns {seen.dtype}; it must return bool for each pair")
         return seen
 
     return mask
 
 
-def _mapped(mod: Any, count: int) -> Callable[..., Tensor]:
+def _mapped(mod: Any, count: int, name: str) -> Callable[..., Tensor]:
     """``mod`` over all examples, heads, rows and columns. ``count``: its arguments; the first of 5 is a score."""
     mapped = mod
     for n in reversed(range(4)):
@@ -245,13 +260,13 @@ def _mapped(mod: Any, count: int) -> Callable[..., Tensor]:
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             first = " ".join(str(error).split())
             raise ValueError(
-                f"the function {name_of(mod)} cannot be asked about a pair ({first[:200]}); it is given tensors of no "
+                f"the function {name} cannot be asked about a pair ({first[:200]}); it is given tensors of no "
                 "dimension, and returns such a tensor: use &, |, ~ and torch.where in place of and, or, not and if"
             ) from error
         shape = tuple(len(x) for x in arguments[-4:])
         if result.shape != shape:
             raise ValueError(
-                f"the function {name_of(mod)} returns a tensor of shape {tuple(result.shape[4:])} for a pair; it must "
+                f"the function {name} returns a tensor of shape {tuple(result.shape[4:])} for a pair; it must "
                 "return one of no dimension"
             )
         return result

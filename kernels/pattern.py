@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -146,6 +146,10 @@ class AttentionPattern:
             )
         return tuple(self.dilation)
 
+    def of_head(self, head: int, heads: int) -> AttentionPattern:
+        """The pattern of one of H heads, for that head alone."""
+        return replace(self, dilation=self.gaps(heads)[head])
+
     def head_runs(self, heads: int) -> list[tuple[slice, int]]:
         """Neighbouring heads of one dilation, as slices, each with its dilation."""
         gaps, runs, first = self.gaps(heads), [], 0
@@ -210,7 +214,7 @@ class AttentionPattern:
         """The same as a function of (example, head, row, column), as ``torch.nn.attention.flex_attention`` wants it."""
         keep, is_global, _ = tokens or Tokens()
         gaps = self._gap_of_heads(heads, next((m.device for m in (keep, is_global) if m is not None), device))
-        alike = int(gaps[0]) if len(gaps) == 1 else None
+        alike = 1 if self.window is None else self.dilation if isinstance(self.dilation, int) else None
 
         def sees(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
             seen = self.in_band(column - row, gaps[h] if alike is None else alike)

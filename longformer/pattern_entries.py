@@ -8,7 +8,7 @@ repeated in turn: ``"window=128/full"`` alternates local and full layers. A laye
     full                every token
     dilation=2          the gap between the window's tokens; ``dilation=1:1:2:4`` is one for each head
     causal              no later token; ``window=256`` is then its 128 earlier ones
-    global=0:1:2        these positions are global; ``global=none``: no token is, not even those that a batch names
+    global=0:1:2        these positions are global; ``global=none``: those that a batch names are not
     global-ids=2:3      tokens with these ids are global
     global-every=64     every 64th token is, from the first
 
@@ -152,7 +152,7 @@ def _from_text(text: str) -> LayerEntry:
 def _part_from_text(text: str) -> LayerEntry:
     found: dict[str, Any] = {}
     chosen: dict[str, tuple[int, ...]] = {}
-    only_these = False
+    only_these = named = False
     for item in (item.strip() for item in text.split(",")):
         name, has_value, value = item.partition("=")
         if name not in ITEMS:
@@ -163,9 +163,12 @@ def _part_from_text(text: str) -> LayerEntry:
         if name in ("full", "causal"):
             key, entry = ("window", FULL) if name == "full" else ("causal", True)
         elif name.startswith("global"):
-            only_these = only_these or (name == "global" and value == "none")
-            numbers = () if only_these and value == "none" else _numbers(value, item, text)
-            chosen[{"global": "positions", "global-ids": "token_ids", "global-every": "every"}[name]] = numbers
+            if name == "global" and value == "none":
+                only_these = True
+            else:
+                key = {"global": "positions", "global-ids": "token_ids", "global-every": "every"}[name]
+                chosen[key] = (*chosen.get(key, ()), *_numbers(value, item, text))
+            named = True
             continue
         else:
             key, entry = name, _numbers(value, item, text)
@@ -173,7 +176,7 @@ def _part_from_text(text: str) -> LayerEntry:
         if key in found:
             raise ConfigError(f"{KEY} {quoted(text)} says {key} twice; say it once")
         found[key] = entry
-    if chosen:
+    if named:
         found["global_tokens"] = {**chosen, "only_these": only_these}
     return _from_mapping(found)
 

@@ -24,6 +24,8 @@ CASES: list[tuple[Any, list[Any]]] = [
     ("full,causal", [AttentionPattern(None, causal=True)] * 2),
     ("window=5:1,dilation=1:1:2:4", [AttentionPattern((5, 1), (1, 1, 2, 4))] * 2),
     ("window=8,dilation=2+causal", [AttentionPattern((4, 4), 2) | AttentionPattern((4, 0), (1,) * 4, True)] * 2),
+    ("global=none,global=3", [replace(LOCAL, global_tokens=GlobalTokens(3, only_these=True))] * 2),
+    ("global=3,global=none", [replace(LOCAL, global_tokens=GlobalTokens(3, only_these=True))] * 2),
     (
         [replace(FULL, global_tokens=GlobalTokens(only_these=True)), "global=0:3,global-ids=2,global-every=9"],
         [

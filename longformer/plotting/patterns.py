@@ -156,7 +156,8 @@ def draw_patterns(
             gap = 1 if isinstance(pattern, MaskPattern) else _gaps(pattern)[head]
             names = ["" if len(layers) == 1 else _numbered("layer", which_layers), _window_name(pattern)]
             if len(heads) > 1 or gap > 1:
-                names += [_numbered("head", which_heads) if len(heads) > 1 else "", f"dilated by {gap}"]
+                names += [_numbered("head", which_heads) if len(heads) > 1 else ""]
+                names += [f"dilated by {gap}"] if isinstance(pattern, AttentionPattern) else []
             title = ", ".join(filter(None, names))
             draw_pattern(axes, seq_len, pattern, global_tokens=global_tokens, head=head, title=title)
     for axes in grid[:, 0]:

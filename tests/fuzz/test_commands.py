@@ -34,6 +34,7 @@ CALLS = {
     ("convert",): ["model", "converted"],
     ("convert", "--to-long"): ["model", "longer", "--max-tokens", "99", "--attention-window", "8"],
     ("evaluate-lm",): ["lm", "text.txt"],
+    ("pattern",): ["window=4/full", "--length", "30", "--heads", "2", "--head-dim", "4", "--no-measure"],
     ("evaluate-mlm",): ["mlm", "text.txt"],
     ("generate",): ["lm", "Ann met", "--max-characters", "3"],
     ("parity", "record"): ["model", "text.txt", "-o", "trace.safetensors"],
