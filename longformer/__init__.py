@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from longformer.models.attention import attentions_to_dense
     from longformer.models.encoder import LongformerModel
     from longformer.models.heads import (
+        LongformerForCausalLM,
         LongformerForMaskedLM,
         LongformerForMultipleChoice,
         LongformerForQuestionAnswering,
@@ -42,6 +43,7 @@ __all__ = [
     "DataError",
     "LongformerConfig",
     "LongformerError",
+    "LongformerForCausalLM",
     "LongformerForMaskedLM",
     "LongformerForMultipleChoice",
     "LongformerForQuestionAnswering",
@@ -67,6 +69,7 @@ _HOMES = {
     "DataError": "errors",
     "LongformerConfig": "config",
     "LongformerError": "errors",
+    "LongformerForCausalLM": "models.heads",
     "LongformerForMaskedLM": "models.heads",
     "LongformerForMultipleChoice": "models.heads",
     "LongformerForQuestionAnswering": "models.heads",

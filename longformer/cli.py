@@ -21,10 +21,12 @@ from longformer.answering.options import (
 )
 from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
+from longformer.bench.pattern_cli import pattern
 from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
 from longformer.exporting.cli import export
 from longformer.files import check_overwrites
+from longformer.generating.cli import evaluate_lm, generate
 from longformer.options import COUNT
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
@@ -138,10 +140,13 @@ for command in (
     evaluate,
     bench,
     classify,
+    evaluate_lm,
     evaluate_mlm,
     explain,
     export,
+    generate,
     parity,
+    pattern,
     train,
     tune_threshold,
 ):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from longformer.errors import ConfigError, quoted, unknown_name
 from longformer.files import read_json, write_text
+from longformer.pattern_entries import FULL, LayerEntry, entries_of
 
 if TYPE_CHECKING:
     from longformer.kernels import AttentionPattern
+    from longformer.kernels.masks import Pattern
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST = 2**31 - 1  # of a size; larger ones fit no memory, and torch says of them what nobody understands
@@ -27,6 +29,7 @@ _MOST = {  # sizes, and their largest values; of what is counted in lists, no mo
     "type_vocab_size": LARGEST,
     "num_labels": 2**20,
 }
+POSITIONS = ("absolute", "relative")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 
@@ -58,12 +61,18 @@ class LongformerConfig:
         attention_dilation: gap between the tokens of the window. One number for all layers, or a list with an entry for
             each layer; an entry is one number for all heads, or a list of one number for each head. Weights do not
             depend on it, so any checkpoint loads with any dilation. transformers' model has no dilation.
+        attention_pattern: who attends to whom, where windows do not say it: causal, full or asymmetric layers, unions,
+            global tokens of a layer's own. A text such as ``"window=128/full"``, a mapping, a pattern of
+            ``longformer.kernels``, or a list of these, see :mod:`longformer.pattern_entries`. Fewer than there are
+            layers are repeated in turn. transformers ignores it.
         pad_token_id, bos_token_id, eos_token_id, sep_token_id: ids of the special tokens.
         num_labels: outputs of the head: 2 (start and end) for question answering.
         label_names: the labels' names, in the order of their numbers; by default ``LABEL_0`` and so on. The hub's
             ``id2label`` says the same.
         problem_type: what sequence classification computes a loss for, one of ``PROBLEM_TYPES``; None lets it follow
             from the labels.
+        position_embedding_type: "absolute", or "relative" for sinusoids of distances, which only
+            :class:`longformer.LongformerForCausalLM` computes.
 
     Raises:
         ConfigError: a value is out of range. The message gives its name and the value.
@@ -83,6 +92,7 @@ class LongformerConfig:
     initializer_range: float = 0.02
     attention_window: int | tuple[int, ...] = 512
     attention_dilation: int | tuple[int | tuple[int, ...], ...] = 1
+    attention_pattern: Any = None
     pad_token_id: int = 1
     bos_token_id: int = 0
     eos_token_id: int = 2
@@ -90,6 +100,7 @@ class LongformerConfig:
     num_labels: int = 2
     label_names: tuple[str, ...] = ()
     problem_type: str | None = None
+    position_embedding_type: str = "absolute"
 
     model_type = "longformer"
     use_cache = False  # an encoder keeps no keys and values for a next token
@@ -136,6 +147,12 @@ class LongformerConfig:
             f"more than pad_token_id + 1 = {self.pad_token_id + 1}, because positions start after the padding's",
         )
         _require(
+            self.position_embedding_type in POSITIONS,
+            "position_embedding_type",
+            self.position_embedding_type,
+            f"one of {', '.join(POSITIONS)}",
+        )
+        _require(
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
             "problem_type",
             self.problem_type,
@@ -144,6 +161,8 @@ class LongformerConfig:
         object.__setattr__(self, "label_names", self._label_names())
         object.__setattr__(self, "attention_window", self._windows())
         object.__setattr__(self, "attention_dilation", self._dilations())
+        sizes = (self.num_hidden_layers, self.num_attention_heads, self.vocab_size)
+        object.__setattr__(self, "attention_pattern", entries_of(self.attention_pattern, *sizes))
 
     def _label_names(self) -> tuple[str, ...]:
         names = tuple(self.label_names) or tuple(f"LABEL_{i}" for i in range(self.num_labels))
@@ -208,7 +227,9 @@ class LongformerConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Length of the longest sequence for which there are position embeddings, in tokens."""
+        """Length of the longest sequence for which there are positions, in tokens."""
+        if self.position_embedding_type == "relative":
+            return LARGEST
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @property
@@ -222,20 +243,54 @@ class LongformerConfig:
         return {name: i for i, name in enumerate(self.label_names)}
 
     def window(self, layer: int) -> tuple[int, int]:
-        """(left, right): how many tokens layer ``layer`` sees on each side, as the kernels count them."""
+        """(left, right): how many tokens layer ``layer`` sees on each side by ``attention_window`` alone."""
         assert isinstance(self.attention_window, tuple)
         return self.attention_window[layer] // 2, self.attention_window[layer] // 2
 
     def dilation(self, layer: int) -> tuple[int, ...]:
-        """Gap between the tokens of layer ``layer``'s window, one number for each head, as the kernels count it."""
+        """Gap between the tokens of layer ``layer``'s window by ``attention_dilation`` alone, one for each head."""
         given = self.attention_dilation if isinstance(self.attention_dilation, int) else self.attention_dilation[layer]
         return (given,) * self.num_attention_heads if isinstance(given, int) else given
 
-    def pattern(self, layer: int) -> AttentionPattern:
-        """Who attends to whom in layer ``layer``, apart from padding and global tokens."""
+    def pattern(self, layer: int) -> Pattern:
+        """Who attends to whom in layer ``layer``, apart from padding and the global tokens that a batch names.
+
+        Raises:
+            ConfigError: the layer was made with a function, which a config cannot keep.
+        """
+        entry = None if self.attention_pattern is None else self.attention_pattern[layer]
+        if entry is not None and entry.function is not None:
+            raise ConfigError(
+                f"layer {layer} was made with the function {entry.function}, which a config cannot keep; give it again "
+                f"as attention={entry.function}"
+            )
+        return self.pattern_without_function(layer)
+
+    def pattern_without_function(self, layer: int) -> Pattern:
+        """The same as far as a config can keep it: what a score's function is put on."""
         from longformer.kernels.pattern import AttentionPattern  # imports torch, which a config does not need otherwise
 
-        return AttentionPattern(self.window(layer), self.dilation(layer))
+        if self.attention_pattern is None:
+            return AttentionPattern(self.window(layer), self.dilation(layer))
+        from longformer.kernels.global_tokens import GlobalTokens
+        from longformer.kernels.masks import MaskPattern
+
+        entry: LayerEntry = self.attention_pattern[layer]
+        named = None if entry.global_tokens is None else GlobalTokens(**dataclasses.asdict(entry.global_tokens))
+        if entry.union:
+            return MaskPattern(tuple(self._band(layer, part) for part in entry.union), global_tokens=named)
+        return dataclasses.replace(self._band(layer, entry), global_tokens=named)
+
+    def _band(self, layer: int, entry: LayerEntry) -> AttentionPattern:
+        """The window of an entry; what it leaves open, ``attention_window`` and ``attention_dilation`` say."""
+        from longformer.kernels.pattern import AttentionPattern
+
+        if entry.window == FULL:
+            return AttentionPattern(None, causal=entry.causal)
+        window = self.window(layer) if entry.window is None else entry.window
+        left, right = map(int, window)
+        gaps = self.dilation(layer) if entry.dilation is None else entry.dilation
+        return AttentionPattern((left, 0 if entry.causal else right), gaps, entry.causal)
 
     def replace(self, **changes: Any) -> LongformerConfig:
         """A copy with ``changes``. If ``num_hidden_layers`` changes, give ``attention_window`` as well.
@@ -335,11 +390,15 @@ class LongformerConfig:
         if dilation != 1:
             each = dilation if isinstance(dilation, tuple) else (dilation,) * self.num_hidden_layers
             values["attention_dilation"] = [list(d) if isinstance(d, tuple) else d for d in each]
+        if values.pop("attention_pattern") is not None:
+            values["attention_pattern"] = [entry.as_json() for entry in self.attention_pattern]
         del values["num_labels"], values["label_names"]
         values["id2label"] = {str(i): name for i, name in self.id2label.items()}
         values["label2id"] = self.label2id
         if values["problem_type"] is None:
             del values["problem_type"]
+        if values["position_embedding_type"] == "absolute":
+            del values["position_embedding_type"]
         return {"model_type": self.model_type, **values}
 
     def to_json_string(self, **extra: Any) -> str:
@@ -395,8 +454,10 @@ def _usable_names(id2label: Mapping[Any, Any], number: object) -> tuple[str, ...
 
 def _refuse_variants(values: Mapping[str, Any]) -> None:
     positions = values.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise ConfigError(f"position_embedding_type {quoted(positions)} is not supported, only 'absolute'")
+    if positions not in POSITIONS:
+        raise ConfigError(
+            f"position_embedding_type {quoted(positions)} is not supported, only {' and '.join(POSITIONS)}"
+        )
     if "attention_mode" in values:
         raise ConfigError(
             f"attention_mode {quoted(values['attention_mode'])} is of allenai/longformer's own configs, whose "

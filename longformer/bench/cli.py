@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from longformer.bench.experiments_cli import needle, patterns
 from longformer.bench.options import (
     POSITIVE,
     Names,
@@ -30,7 +31,7 @@ def bench() -> None:
     """Measure ours beside transformers, FlexAttention and dense attention, as far as they are installed.
 
     First all must agree on the result. Then they take turns in one process. Progress goes to standard error, and one
-    table to standard output.
+    table to standard output. `needle` and `patterns` train small models to see what attention patterns do to them.
     """
 
 
@@ -389,3 +390,7 @@ def _run(
         plot.draw(found, picture)
     # Where a file goes to standard output, nothing else does.
     click.echo(f"{found.head()}\n\n{found.table()}", err="-" in (json_file, picture))
+
+
+for command in (needle, patterns):
+    bench.add_command(command)

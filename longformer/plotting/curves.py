@@ -1,4 +1,4 @@
-"""Curves: error against depth, cost against length, precision against recall."""
+"""Curves: error against depth, cost against length, precision against recall, found against place."""
 
 from __future__ import annotations
 
@@ -142,3 +142,21 @@ def _cases(report: Mapping[str, Any] | str | Path) -> list[dict[str, Any]]:
     if not isinstance(cases, list):
         raise LongformerError("this is no report; `longformer bench scaling --json FILE` writes one")
     return cases
+
+
+def draw_needle(axes: Axes, result: Mapping[str, Any]) -> None:
+    """Draw how often each pattern finds the needle, against its place in the document.
+
+    Args:
+        axes: matplotlib axes to draw into.
+        result: of :func:`longformer.bench.needle.run`, or the contents of its JSON file.
+    """
+    dashes = ("solid", (0, (6, 3)), (0, (1, 2)))  # so that lines that coincide are all seen
+    for (name, shares), colour, dash in zip(result["found"].items(), LINES, dashes, strict=False):
+        axes.plot(result["places"], shares, color=colour, linestyle=dash, linewidth=1.8, label=name)
+    axes.axvline(result["reach"], color="#999999", linestyle="--", linewidth=1)
+    axes.text(result["reach"], 0.02, " the windows' reach", fontsize=8, color="#666666")
+    axes.axhline(result["chance"], color="#999999", linestyle=":", linewidth=1)
+    axes.text(result["places"][-1], result["chance"], "chance", fontsize=8, color="#666666", ha="right", va="bottom")
+    axes.set(xlabel="place of the needle, tokens from the first", ylabel="share found", ylim=(0, 1.05))
+    axes.legend()

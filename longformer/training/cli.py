@@ -13,6 +13,7 @@ import click
 
 from longformer.errors import LongformerError
 from longformer.options import tokenizer_option
+from longformer.training.lm_options import LMOptions
 from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions, TrainingOptions
 
 POSITIONAL = ("source", "output", "files")
@@ -35,7 +36,7 @@ def options_of(options_class: type[TrainingOptions]) -> Callable[[Callable[..., 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = typing.get_type_hints(options_class)
         for entry in reversed(dataclasses.fields(options_class)):
-            if entry.name not in POSITIONAL:
+            if entry.name not in (*POSITIONAL, *options_class.unused):
                 command = _option(entry, hints[entry.name])(command)
         command = click.option(
             "--resume",
@@ -47,6 +48,8 @@ def options_of(options_class: type[TrainingOptions]) -> Callable[[Callable[..., 
         )(command)
         command = click.argument("files", metavar="[FILE...]", nargs=-1)(command)
         command = click.argument("output", metavar="[DST]", required=False)(command)
+        if "source" in options_class.unused:
+            return command
         return click.argument("source", metavar="[SRC]", required=False)(command)
 
     return decorate
@@ -75,8 +78,9 @@ def _read(options_class: type[Any], given: dict[str, Any]) -> Any:
     try:
         return options_class.read(config, **changes)
     except LongformerError as error:
-        if any(not changes.get(name) for name in POSITIONAL) and config is None:
-            raise click.UsageError("give SRC, DST and at least one FILE, or a --config that names them") from None
+        if any(not changes.get(name) for name in options_class.required) and config is None:
+            given_names = "DST" if "source" in options_class.unused else "SRC, DST"
+            raise click.UsageError(f"give {given_names} and at least one FILE, or a --config that names them") from None
         raise error from None
 
 
@@ -182,3 +186,18 @@ def mlm(resume: bool, **given: Any) -> None:
     from longformer.training.run import train_mlm
 
     train_mlm(options, resume=resume)
+
+
+@train.command("lm")
+@options_of(LMOptions)
+def lm(resume: bool, **given: Any) -> None:
+    """Train a new character language model on text FILEs, in phases, and write it to DST.
+
+    Each phase doubles the windows and the length of the rows. DST holds the model, its vocabulary (characters.json) and
+    the options (training.toml), and for each phase a folder with the model after it, the log and the checkpoints to
+    resume from. The model writes text with `longformer generate DST`.
+    """
+    options = _read(LMOptions, given)
+    from longformer.training.lm import train_lm
+
+    train_lm(options, resume=resume)

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from longformer.config import PROBLEM_TYPES
 from longformer.errors import LongformerError
@@ -55,6 +55,9 @@ class TrainingOptions:
     Raises:
         LongformerError: a value has the wrong type or is out of range, or two options contradict each other.
     """
+
+    required: ClassVar[tuple[str, ...]] = ("source", "output", "files")
+    unused: ClassVar[tuple[str, ...]] = ()  # fields that mean nothing to this kind of training
 
     source: str = choice("", "Checkpoint to start from: a folder, or a name on the hub.")
     tokenizer: str | None = choice(
@@ -141,7 +144,7 @@ class TrainingOptions:
             value = _typed(entry.name, getattr(self, entry.name), hints[entry.name])
             object.__setattr__(self, entry.name, value)
             _check_range(entry.name, value, entry.metadata)
-        for name in ("source", "output", "files"):
+        for name in self.required:
             if not getattr(self, name):
                 raise LongformerError(f"{name} is missing; name it on the command line or in the configuration file")
         if self.patience is not None and not self.evaluates:
@@ -175,7 +178,8 @@ class TrainingOptions:
 
     def to_toml(self) -> str:
         """The options as TOML, which :meth:`read` reads. Options that are None are left out."""
-        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        used = (entry.name for entry in dataclasses.fields(self) if entry.name not in self.unused)
+        values = {name: getattr(self, name) for name in used}
         lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
         return "".join(lines)
 
@@ -221,7 +225,7 @@ class QAOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_one_way_to_measure(self)
+        check_one_way_to_measure(self)
 
     @property
     def evaluates(self) -> bool:
@@ -248,7 +252,7 @@ class ClassificationOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_one_way_to_measure(self)
+        check_one_way_to_measure(self)
 
     @property
     def evaluates(self) -> bool:
@@ -265,7 +269,8 @@ class MLMOptions(TrainingOptions):
     mask_probability: float = choice(0.15, "Share of the tokens that are to be predicted.", above=0, below=1)
 
 
-def _check_one_way_to_measure(options: QAOptions | ClassificationOptions) -> None:
+def check_one_way_to_measure(options: Any) -> None:
+    """Raise LongformerError where options with ``hold_out`` and ``evaluate_on`` have both."""
     if options.hold_out and options.evaluate_on:
         raise LongformerError("hold_out and evaluate_on both say what to measure on; give only one of them")
 

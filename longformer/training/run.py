@@ -27,6 +27,7 @@ from longformer.config import LongformerConfig
 from longformer.distributed import check_agreement, fail_together, processes
 from longformer.errors import CheckpointError, DataError, LongformerError, listed
 from longformer.files import check_overwrites
+from longformer.generating.characters import Characters
 from longformer.hub import CONFIG
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import (
@@ -159,7 +160,7 @@ def _train(
             if group.is_first:
                 if folder.is_dir() or not folder.exists():
                     until_the_end.enter_context(claimed(folder))
-                changed = _check_folder(options, resume)
+                changed = check_folder(options, resume)
                 read = [path for name in (options.source, options.tokenizer) if name for path in files_of(name)]
                 written = [*files_to_write(options.output), *(folder / name for name in (OPTIONS_FILE, LOG, CURVES))]
                 check_overwrites(written, [*options.files, *options.evaluate_on, *read])
@@ -168,7 +169,7 @@ def _train(
             model = _load(options, head_class, head_config, new_head, say)
             _check_tokenizer(options.source, model.config, tokenizer)
             task = prepare(model, tokenizer, say)
-            origin = _digest(model)
+            origin = digest_of(model)
         check_agreement(
             group,
             options=options.to_toml(),
@@ -179,7 +180,7 @@ def _train(
         )
         with fail_together(group):
             if group.is_first:
-                _prepare_folder(folder, options, tokenizer)
+                prepare_folder(folder, options, tokenizer)
         trainer = Trainer(model, task, options, group, folder, origin=origin)
         if resume:
             found = trainer.resume()
@@ -217,7 +218,7 @@ def _read_files(files: Sequence[str], say: Callable[[str], None]) -> list[Exampl
     return found
 
 
-def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
+def check_folder(options: TrainingOptions, resume: bool) -> list[str]:
     """Check the run's folder. Returns the options that differ from those of the run to resume, and may differ.
 
     Raises:
@@ -227,7 +228,7 @@ def _check_folder(options: TrainingOptions, resume: bool) -> list[str]:
     if folder.exists() and not folder.is_dir():
         raise LongformerError(f"{folder} is a file; give a folder for the run")
     source = Path(options.source)
-    if source.is_dir() and source.resolve() == folder.resolve():
+    if options.source and source.is_dir() and source.resolve() == folder.resolve():
         raise LongformerError(f"{folder} is the checkpoint to start from and would be overwritten; name another folder")
     saved = folder / OPTIONS_FILE
     if not resume:
@@ -314,7 +315,7 @@ def _set_dropout(model: nn.Module, hidden: float | None, attention: float | None
             part.dropout_p = attention
 
 
-def _digest(model: Pretrained) -> str:
+def digest_of(model: Pretrained) -> str:
     """A hash of the weights and the config. It shows whether processes and resumed runs start from the same model."""
     digest = hashlib.sha256(repr(model.config).encode())
     for name, tensor in model.state_dict().items():
@@ -323,8 +324,8 @@ def _digest(model: Pretrained) -> str:
     return digest.hexdigest()
 
 
-def _prepare_folder(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenizer) -> None:
-    """Make the run's folder, and write the tokenizer and the options into it."""
+def prepare_folder(folder: Path, options: TrainingOptions, tokenizer: LongformerTokenizer | Characters) -> None:
+    """Make the run's folder, and write the tokenizer, or the characters, and the options into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder, (SAFETENSORS, CONFIG, OPTIONS_FILE, LOG, CURVES))

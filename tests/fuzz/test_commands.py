@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from causal_models import causal_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mangling import ODD_ARGUMENTS, check, run
@@ -19,6 +20,7 @@ from training_runs import squad_file
 import longformer
 from longformer import LongformerForMaskedLM, LongformerForSequenceClassification
 from longformer.cli import cli
+from longformer.generating import Characters
 
 TEXT = "Ann met Bob in Rome, on Monday. Dan fell down."
 # A valid call of each command. Those of bench and train end early, since nothing is to be measured and trained here.
@@ -31,11 +33,15 @@ CALLS = {
     ("classify",): ["classes", "text.txt"],
     ("convert",): ["model", "converted"],
     ("convert", "--to-long"): ["model", "longer", "--max-tokens", "99", "--attention-window", "8"],
+    ("evaluate-lm",): ["lm", "text.txt"],
+    ("pattern",): ["window=4/full", "--length", "30", "--heads", "2", "--head-dim", "4", "--no-measure"],
     ("evaluate-mlm",): ["mlm", "text.txt"],
+    ("generate",): ["lm", "Ann met", "--max-characters", "3"],
     ("parity", "record"): ["model", "text.txt", "-o", "trace.safetensors"],
     ("parity", "compare"): ["ours", "ours", "text.txt", "--model", "model"],
     ("train", "qa"): ["absent", "run", "questions.json"],
     ("train", "classification"): ["absent", "run", "text.txt"],
+    ("train", "lm"): ["run", "text.txt"],
     ("train", "mlm"): ["absent", "run", "text.txt"],
     ("bench", "attention"): ["--json", "absent/x.json"],
     ("bench", "model"): ["--json", "absent/x.json"],
@@ -44,6 +50,8 @@ CALLS = {
     ("bench", "scaling"): ["--json", "absent/x.json"],
     ("bench", "memory"): ["--json", "absent/x.json"],
     ("bench", "gpu"): ["--json", "absent/x.json"],
+    ("bench", "needle"): ["--json", "absent/x.json"],
+    ("bench", "patterns"): ["patterns", "--text", "absent.txt"],
 }
 ELSEWHERE = ("/", "..")  # where no output may go
 
@@ -55,6 +63,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LongformerForMaskedLM(tiny_model(byte_level_tokenizer(folder / "mlm")).config).save_pretrained(folder / "mlm")
     tokenizer = byte_level_tokenizer(folder / "classes")
     LongformerForSequenceClassification(tiny_model(tokenizer).config).save_pretrained(folder / "classes")
+    characters = Characters.of([TEXT])
+    causal_model(vocab_size=len(characters)).float().save_pretrained(folder / "lm")
+    characters.save_pretrained(folder / "lm")
     squad_file(folder / "questions.json")
     (folder / "text.txt").write_text(TEXT)
     return folder

@@ -23,8 +23,9 @@ from torch.distributed import TCPStore
 
 import longformer.models.pretrained
 from longformer.errors import LongformerError
-from longformer.training import ClassificationOptions, MLMOptions, QAOptions
+from longformer.training import ClassificationOptions, LMOptions, MLMOptions, QAOptions
 from longformer.training.checkpoints import TENSORS, saved_steps
+from longformer.training.lm import train_lm
 from longformer.training.loop import Trainer
 from longformer.training.mlm import MaskedLMTask
 from longformer.training.options import TrainingOptions
@@ -89,6 +90,13 @@ def classification_options(source: Path, output: Path, file: str, **changes: Any
     return ClassificationOptions(source=str(source), output=str(output), files=(file,), **{**values, **changes})
 
 
+def lm_options(output: Path, file: str, **changes: Any) -> LMOptions:
+    """A language model of two phases of four steps each, with dropout."""
+    values: dict[str, Any] = {"layers": 2, "hidden_size": 16, "heads": 2, "phases": 2, "max_steps": 4}
+    values |= {"batch_size": 4, "max_length": 16, "pattern": "window=8/window=8,dilation=1:2", "hold_out": 0.1}
+    return LMOptions(output=str(output), files=(file,), **{**values, **changes})
+
+
 def last_state(folder: Path) -> dict[str, Tensor]:
     """Weights, moments and random states of a run's last checkpoint."""
     return load_file(saved_steps(folder / "checkpoints")[-1] / TENSORS)
@@ -103,7 +111,12 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def run(options: TrainingOptions, resume: bool = False) -> None:
     """Train with one thread, so that sums are taken in one order wherever this runs."""
     torch.set_num_threads(1)
-    train: dict[type, Any] = {ClassificationOptions: train_classification, MLMOptions: train_mlm, QAOptions: train_qa}
+    train: dict[type, Any] = {
+        ClassificationOptions: train_classification,
+        LMOptions: train_lm,
+        MLMOptions: train_mlm,
+        QAOptions: train_qa,
+    }
     train[type(options)](options, resume=resume)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiny_checkpoint import byte_level_tokenizer, tiny_model
 
 from longformer import LongformerError
 from longformer.cli import cli
-from longformer.training import ClassificationOptions, MLMOptions, QAOptions
+from longformer.training import ClassificationOptions, LMOptions, MLMOptions, QAOptions
 from longformer.training.optimizer import make_optimizer, set_learning_rate
 
 PLACES: dict[str, Any] = {"source": "s", "output": "o", "files": ("f",)}
@@ -74,11 +75,12 @@ def test_differences_are_those_that_decide_the_weights() -> None:
 
 
 def test_every_field_is_an_option_of_the_command() -> None:
-    for command, kind in (("qa", QAOptions), ("classification", ClassificationOptions), ("mlm", MLMOptions)):
+    kinds = {"qa": QAOptions, "classification": ClassificationOptions, "lm": LMOptions, "mlm": MLMOptions}
+    for command, kind in kinds.items():
         text = CliRunner().invoke(cli, ["train", command, "--help"]).output
-        for name in kind.__dataclass_fields__:
-            if name not in ("source", "output", "files"):
-                assert f"--{name.replace('_', '-')}" in text, name
+        names = {entry.name for entry in dataclasses.fields(kind)} - {"source", "output", "files"}
+        for name in names:
+            assert (f"--{name.replace('_', '-')}" in text) == (name not in kind.unused), name
         assert "[default: 0]" in text[text.index("--seed") :].split("--evaluate-every")[0]
 
 

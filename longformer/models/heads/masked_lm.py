@@ -34,17 +34,8 @@ class LongformerLMHead(nn.Module):
         return F.linear(hidden.to(word_embeddings.dtype), word_embeddings, self.bias)
 
 
-class LongformerForMaskedLM(LabelledHead):
-    """Masked language modelling: a score for every word at every token. By default no token is global.
-
-    The output's matrix (``lm_head.decoder.weight`` in checkpoints) is the word embeddings' matrix. So training one
-    trains the other. Logits are (B, S, V). Labels are (B, S) integers: the right words, and -100 at tokens that are not
-    to be predicted. If all are -100, the loss is 0.
-
-    Args:
-        config: architecture of the encoder.
-        impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
-    """
+class LanguageModelHead(LabelledHead):
+    """Base of the heads that score every word at every token, with the word embeddings' matrix as their output's."""
 
     part = "lm_head"
     weights = (
@@ -55,15 +46,56 @@ class LongformerForMaskedLM(LabelledHead):
         "lm_head.bias",
     )
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
-        super().__init__(config, impl=impl)
-        self.lm_head = LongformerLMHead(config)
-        init_weights(self.lm_head, config)
+    lm_head: LongformerLMHead
 
     @classmethod
     def logits_shape(cls, config: LongformerConfig, batch: int, seq_len: int) -> tuple[int, ...]:
         """(B, S, V)."""
         return batch, seq_len, config.vocab_size
+
+    def check_labels(self, labels: Tensor, like: Tensor) -> None:
+        """Raise LongformerError where ``labels`` are not (B, S) integers, each a word or -100."""
+        check_classes("labels", labels, like.shape, self.config.vocab_size, what="words")
+
+    def _logits(self, encoded: ModelOutput) -> Tensor:
+        states = encoded.last_hidden_state
+        logits: Tensor = self.lm_head(states, self._words(states))
+        return logits
+
+    def _words(self, states: Tensor) -> Tensor:
+        """The word embeddings' matrix (V, C).
+
+        An offloader may keep it on meta and load it only while its module is called. Then the module is called here.
+        """
+        embeddings = self.longformer.embeddings.word_embeddings
+        if not embeddings.weight.is_meta or states.is_meta:
+            if len(embeddings.weight) != len(self.lm_head.bias):
+                raise LongformerError(
+                    f"there are {len(embeddings.weight)} word embeddings and lm_head.bias has {len(self.lm_head.bias)} "
+                    "numbers; resize the model with its head, model.resize_token_embeddings(...), not the encoder alone"
+                )
+            return embeddings.weight
+        words: Tensor = embeddings(torch.arange(self.config.vocab_size, device=states.device))
+        return words
+
+
+class LongformerForMaskedLM(LanguageModelHead):
+    """Masked language modelling: a score for every word at every token. By default no token is global.
+
+    The output's matrix (``lm_head.decoder.weight`` in checkpoints) is the word embeddings' matrix. So training one
+    trains the other. Logits are (B, S, V). Labels are (B, S) integers: the right words, and -100 at tokens that are not
+    to be predicted. If all are -100, the loss is 0.
+
+    Args:
+        config: architecture of the encoder.
+        impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+        attention: who attends to whom, as for :class:`LongformerModel`.
+    """
+
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
+        super().__init__(config, impl=impl, attention=attention)
+        self.lm_head = LongformerLMHead(config)
+        init_weights(self.lm_head, config)
 
     def forward(
         self,
@@ -99,28 +131,3 @@ class LongformerForMaskedLM(LabelledHead):
         chosen = labels != IGNORED
         logits = self.lm_head(states[chosen], self._words(states))
         return LogitsOutput.of(loss=mean_cross_entropy(logits, labels[chosen]), logits=logits)
-
-    def check_labels(self, labels: Tensor, like: Tensor) -> None:
-        """Raise LongformerError where ``labels`` are not (B, S) integers, each a word or -100."""
-        check_classes("labels", labels, like.shape, self.config.vocab_size, what="words")
-
-    def _logits(self, encoded: ModelOutput) -> Tensor:
-        states = encoded.last_hidden_state
-        logits: Tensor = self.lm_head(states, self._words(states))
-        return logits
-
-    def _words(self, states: Tensor) -> Tensor:
-        """The word embeddings' matrix (V, C).
-
-        An offloader may keep it on meta and load it only while its module is called. Then the module is called here.
-        """
-        embeddings = self.longformer.embeddings.word_embeddings
-        if not embeddings.weight.is_meta or states.is_meta:
-            if len(embeddings.weight) != len(self.lm_head.bias):
-                raise LongformerError(
-                    f"there are {len(embeddings.weight)} word embeddings and lm_head.bias has {len(self.lm_head.bias)} "
-                    "numbers; resize the model with its head, model.resize_token_embeddings(...), not the encoder alone"
-                )
-            return embeddings.weight
-        words: Tensor = embeddings(torch.arange(self.config.vocab_size, device=states.device))
-        return words
