@@ -24,7 +24,6 @@ from longformer.bench.cli import bench
 from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
 from longformer.exporting.cli import export
-from longformer.files import check_overwrites
 from longformer.options import COUNT
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
@@ -109,9 +108,6 @@ def convert(
     import torch
 
     from longformer import convert as conversion
-    from longformer.checkpoints.folder import files_of, files_to_write
-
-    check_overwrites(files_to_write(folder), files_of(source))
 
     if to_long:
         done = conversion.to_long(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,16 @@ def has_file(
         )
     except Exception:  # the network's layers raise many kinds
         return False
+
+
+def cached_files(name: str) -> list[Path]:
+    """The files of a model on the hub, of any revision, that were downloaded into the hub's cache."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return []
+    folder = f"models--{name.replace('/', '--')}"
+    return [
+        path for path in Path(huggingface_hub.constants.HF_HUB_CACHE, folder).glob("snapshots/*/**/*") if path.is_file()
+    ]
 
 
 def _folder(name_or_path: PathOrName) -> Path | None:

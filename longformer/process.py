@@ -82,6 +82,10 @@ def _report(error: BaseException) -> int:
     if message is None:
         raise error
     _say(lambda: click.echo(f"error: {presentable(message)}", err=True))
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would say so once more at the end, and end with another status
+        return _without_output(BAD_INPUT)
     return BAD_INPUT
 
 

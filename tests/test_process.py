@@ -68,9 +68,11 @@ def test_an_implementation_that_cannot_serve_is_found_before_loading(
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr("longformer.kernels.dispatch.triton_refusal", lambda query: "its kernels want a GPU")
+    (tmp_path / "text.txt").write_text("Ann met Bob.")
     for arguments in (
         ["answer", "Who?", "--text", "Ann.", "--model", str(tmp_path), "--impl", "triton"],
         ["evaluate-mlm", str(tmp_path), "absent", "--impl", "triton"],
+        ["classify", str(tmp_path), str(tmp_path / "text.txt"), "--impl", "triton"],
         ["train", "qa", str(tmp_path), str(tmp_path / "run"), "absent", "--impl", "triton"],
     ):
         with pytest.raises(SystemExit):
@@ -101,10 +103,10 @@ def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path, capsys: pytes
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").symlink_to(model / "model.safetensors")
     before = (model / "model.safetensors").read_bytes()
-    for folder in ("model", "other"):
+    for folder, said in (("model", "is the source itself and"), ("other", "is read by this command, and")):
         with pytest.raises(SystemExit):
             main(["convert", str(model), str(tmp_path / folder), "--dtype", "float16"])
-        assert "is read by this command, and would be overwritten" in capsys.readouterr().err
+        assert f"{said} would be overwritten" in capsys.readouterr().err
     assert (model / "model.safetensors").read_bytes() == before
 
 

@@ -163,9 +163,10 @@ class TestTuneThreshold:
             (["--null-scores", "n"], "--predictions and --null-scores are of one run of `predict`; give both"),
             (
                 ["--predictions", "p", "--null-scores", "n", "--stride", "9"],
-                "--stride says how to predict; leave it out",
+                "--stride says how to predict, but --predictions has it done; leave one out",
             ),
-            (["--null-threshold", "1"], "--null-threshold says how to predict; leave it out"),
+            (["--predictions", "-", "--null-scores", "/dev/stdin"], "it is named 2 times (-, /dev/stdin); give files"),
+            (["--null-threshold", "1"], "No such option '--null-threshold'"),
             (["--predictions", "p", "--null-scores", "few"], "it must be a finite number"),
         ],
     )

@@ -455,7 +455,7 @@ class TestMalformed:
 
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         path = write(tmp_path, squad(question=""))
-        with pytest.raises(DataError, match="holds no questions but 1 that cannot be used"):
+        with pytest.raises(DataError, match="holds no questions, only 1 entry that cannot be used"):
             read_squad(path, skipped=[])
 
     def test_a_long_value_is_cut_short(self, tmp_path: Path) -> None:
