@@ -113,7 +113,7 @@ def _read(path: str | Path, error: Error, *, unzip: bool = False, missing: str =
         raise error(f"{name} cannot be read: {failure.strerror}") from None
     except (OverflowError, MemoryError):
         raise error(
-            f"{name} is too large: {LARGEST:,} bytes can be read at most, and no more than fit memory"
+            f"{name} is too large: at most {LARGEST:,} bytes can be read, and they must fit into memory"
         ) from None
 
 
@@ -228,7 +228,9 @@ def parse_json(text: str, name: str, kind: type = dict, *, error: Error = DataEr
     try:
         value = json.loads(text)
     except json.JSONDecodeError as failure:
-        raise error(f"{name} is not valid JSON: {failure}{_instead_of_json(text)}") from None
+        line = f"line {failure.lineno}, " if "\n" in text.strip() else ""
+        where = f"{failure.msg}, at {line}column {failure.colno}"
+        raise error(f"{name} is not valid JSON: {where}{_instead_of_json(text)}") from None
     except ValueError:
         raise error(_too_many_digits(name)) from None
     except RecursionError:

@@ -214,7 +214,7 @@ class TestAnswer:
             (["--text", "a", "--top-k", "0"], "Error: Invalid value for '--top-k'"),
             (["--text", "a", "--stride", "0"], "Error: Invalid value for '--stride'"),
             (["--text", "a", "--dtype", "int4"], "Error: Invalid value for '--dtype'"),
-            (["--text", "a", "--revision", "r"], "Error: --revision is of a --model on the hub"),
+            (["--text", "a", "--revision", "r"], "Error: --revision needs a --model on the hub"),
         ],
     )
     def test_bad_input(self, run, arguments, message):

@@ -51,7 +51,7 @@ BOM = b"\xef\xbb\xbf"
         (b"", "is empty"),
         (b" \n", "is empty"),
         (BOM, "is empty"),
-        (b'{"a": ', "is not valid JSON: Expecting value: line 1 column 7"),
+        (b'{"a": ', "is not valid JSON: Expecting value, at column 7"),
         (b"{} {}", "is not valid JSON: Extra data"),
         (b'{"a": "\xe9"}', r"is not UTF-8 text: byte 0xe9 at offset 7; it seems to be WINDOWS-1252 text: conv"),
         ('{"a": 1}'.encode("utf-16-le"), r"is not plain text; it seems to be UTF-16LE text without its mark: convert"),

@@ -26,10 +26,10 @@ def raising(error: BaseException) -> Any:
     ("error", "status", "said"),
     [
         (LongformerError("x\x1b\ny"), 2, "error: x\\x1b y\n"),
-        (MemoryError(), 2, "error: the memory does not suffice; give shorter texts or fewer at once"),
+        (MemoryError(), 2, "error: there is not enough memory; give shorter texts or fewer at once"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."), 2,
-         "error: the memory does not suffice (2.0 GiB were asked for at once); give shorter"),
-        (RuntimeError("CUDA out of memory. Tried"), 2, "error: the memory does not suffice; give"),
+         "error: there is not enough memory (2.0 GiB were asked for at once); give shorter"),
+        (RuntimeError("CUDA out of memory. Tried"), 2, "error: there is not enough memory; give"),
         (RuntimeError("Storage size calculation overflowed with sizes=[2]"), 2, "error: numbers this large make"),
         (OSError(errno.ENOENT, "No such file or directory", "a"), 2, "error: a: No such file or directory\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: standard output cannot be written: No space"),

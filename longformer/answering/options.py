@@ -160,7 +160,7 @@ def take_settings(options: dict[str, Any]) -> AnswerSettings:
 
 
 def checkpoint_files(model: str | None, tokenizer: str | None = None) -> list[Path]:
-    """The files that are read of a checkpoint and of a tokenizer in folders; none of a name on the hub."""
+    """The files that are read of a model and of a tokenizer, as :func:`longformer.checkpoints.folder.files_of` says."""
     from longformer.answering.answerer import PRETRAINED
     from longformer.checkpoints.folder import files_of
 
@@ -190,7 +190,7 @@ def load_answerer(
     from longformer.models.loading import check_implementation
 
     if model is None and revision is not None:
-        raise click.UsageError("--revision is of a --model on the hub; name one, or leave --revision out")
+        raise click.UsageError("--revision needs a --model on the hub; name one, or leave --revision out")
     if model is not None and is_exported(model):
         given = first_given("revision", "device", "dtype", "impl")
         if given is not None:

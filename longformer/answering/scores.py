@@ -179,7 +179,7 @@ def bootstrap_interval(
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise LongformerError(f"values has shape {values.shape}; it must be one row of at least one finite number")
+        raise LongformerError(f"values has shape {values.shape}; it must be one row of finite numbers, at least one")
     if not 0 < confidence < 1:
         raise LongformerError(f"confidence is {confidence!r}; it must lie between 0 and 1, as 0.95 does")
     if resamples < 1:
@@ -215,7 +215,9 @@ def bootstrap_ratio_interval(
     """
     above, below = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if above.ndim != 1 or not above.size or above.shape != below.shape:
-        raise LongformerError(f"totals has shape {above.shape} and counts {below.shape}; they must be as long rows")
+        raise LongformerError(
+            f"totals has shape {above.shape} and counts {below.shape}; they must be rows of the same length"
+        )
     if not (np.isfinite(above).all() and np.isfinite(below).all() and (below > 0).all()):
         raise LongformerError("totals must hold finite numbers, and counts finite ones above 0")
     return _interval_of_ratio(above, below, 0.95, resamples, seed)

@@ -21,7 +21,7 @@ from longformer.hub import CONFIG, PathOrName, cached_files
 
 
 def files_of(name_or_path: PathOrName) -> list[Path]:
-    """The files that are read of a checkpoint: those of its folder or, for a name, of the hub's cache; or the one file."""
+    """The files that are read of a checkpoint: those of its folder or, for a name, of the hub's cache; or a file."""
     text = str(name_or_path)
     folder = Path(os.path.expanduser(text))
     if "\0" in text:
