@@ -35,7 +35,7 @@ from longformer.checkpoints.weights import find_weights, read_tensors
 from longformer.claims import claimed
 from longformer.config import LongformerConfig
 from longformer.errors import CheckpointError, ConfigError, DataError, listed
-from longformer.files import check_overwrites, read_json, write_file
+from longformer.files import check_overwrites, check_path, read_json, write_file
 from longformer.hub import PathOrName, find_config, find_files
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import head_of
@@ -75,7 +75,7 @@ def convert(
         ConfigError: the source's config is not that of a Longformer.
     """
     lookup: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    folder, config_file = Path(folder), find_config(source, **lookup)
+    folder, config_file = _named(folder), find_config(source, **lookup)
     config = LongformerConfig.from_file(config_file)
     tokenizer_files = find_files(source, TOKENIZER_FILES, **lookup)
     with _writing_into(folder, source):
@@ -129,7 +129,7 @@ def to_long(
             ``attention_window`` are impossible for a Longformer.
     """
     lookup: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    folder, config_file = Path(folder), find_config(source, **lookup)
+    folder, config_file = _named(folder), find_config(source, **lookup)
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
     raw = read_json(config_file, error=ConfigError)
@@ -172,6 +172,13 @@ def to_long(
         tokenizer.model_max_length = max_tokens
         tokenizer.save_pretrained(folder)
     return Converted(folder, dropped)
+
+
+def _named(folder: str | Path) -> Path:
+    if str(folder) == "":
+        raise CheckpointError("'' names no folder to write into; give one, such as . for this one")
+    check_path(folder, error=CheckpointError)
+    return Path(folder)
 
 
 @contextmanager
