@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub import errors as hub
 
 from longformer.errors import CheckpointError, in_one_line
@@ -97,9 +98,7 @@ def cached_files(name: str) -> list[Path]:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return []
     folder = f"models--{name.replace('/', '--')}"
-    return [
-        path for path in Path(huggingface_hub.constants.HF_HUB_CACHE, folder).glob("snapshots/*/**/*") if path.is_file()
-    ]
+    return [path for path in Path(constants.HF_HUB_CACHE, folder).glob("snapshots/*/**/*") if path.is_file()]
 
 
 def _folder(name_or_path: PathOrName) -> Path | None:
@@ -139,7 +138,7 @@ def _from_hub(
         if first and found:
             break
     if unknown and not found:
-        cache = options["cache_dir"] or huggingface_hub.constants.HF_HUB_CACHE
+        cache = options["cache_dir"] or constants.HF_HUB_CACHE
         raise CheckpointError(
             f"there is no folder {name!r} here, and the local cache {cache} lacks "
             f"{', '.join(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
@@ -193,4 +192,4 @@ def _at(revision: str | None) -> str:
 
 
 def _url(name: str) -> str:
-    return f"{huggingface_hub.constants.ENDPOINT}/{name}"
+    return f"{constants.ENDPOINT}/{name}"

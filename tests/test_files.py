@@ -26,6 +26,7 @@ from longformer import (
     errors,
     file_kinds,
     files,
+    new_files,
 )
 from longformer.answering.squad import read_predictions, read_squad
 from longformer.checkpoints.weights import find_weights
@@ -129,7 +130,7 @@ def test_a_gzip_file_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """It may be small and hold more than the memory does."""
     (tmp_path / "bomb").write_bytes(gzip.compress(bytes(2**20)))
     monkeypatch.setattr(files, "LARGEST", 2**16)
-    with pytest.raises(DataError, match="bomb is too large: 65,536 bytes can be read at most"):
+    with pytest.raises(DataError, match="bomb is too large: at most 65,536 bytes can be read"):
         read_text(tmp_path / "bomb", unzip=True)
 
 
@@ -157,7 +158,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_a_file_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST", 2**25)
-    with pytest.raises(DataError, match="/dev/zero is too large: 33,554,432 bytes can be read at most"):
+    with pytest.raises(DataError, match="/dev/zero is too large: at most 33,554,432 bytes can be read"):
         read_json("/dev/zero")
 
 
@@ -456,6 +457,29 @@ def test_standard_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="standard input is closed"):
         read_text("-")
+
+
+@pytest.mark.parametrize(("number", "stream"), [(0, "in"), (1, "out")])
+def test_a_standard_stream_has_many_names(tmp_path: Path, number: int, stream: str) -> None:
+    ask = (new_files.is_standard_input, new_files.is_standard_output)
+    (tmp_path / "link").symlink_to(f"/dev/std{stream}")
+    names = [f"/dev/std{stream}", f"/dev/fd/{number}", f"/proc/self/fd/{number}", str(tmp_path / "link")]
+    for name in names:
+        assert ask[number](name) and ask[number](Path(name)) and not ask[1 - number](name), name
+    assert ask[number]("-") and not ask[number](Path("-"))
+    for other in ("/dev/stderr", "/dev/fd/11", "/dev/null", "-x", "stdout", "", "a\0b", str(tmp_path / "absent")):
+        assert not ask[number](other), other
+    if number == 1:
+        for one in names:
+            for two in ("-", *names):
+                with pytest.raises(DataError, match="is written by this command already"):
+                    check_outputs([one, two])
+    else:
+        for one in names:
+            with pytest.raises(
+                DataError, match=rf"read only once, but it is named 2 times \({one}, -\); give files for"
+            ):
+                check_outputs([], [one, "x", "-"])
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])

@@ -129,7 +129,7 @@ class Done(NamedTuple):
 def run(*arguments: str, stdin: bytes = b"") -> Done:
     """Run the command in this process. What libraries write to the process's own standard error counts, too."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin)))
     kept = os.dup(2)
     try:
         with tempfile.TemporaryFile() as raw, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
