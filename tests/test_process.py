@@ -95,7 +95,7 @@ def test_another_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "tokenizer" / "added_tokens.json").write_text('{"<more>": 261}')
     with pytest.raises(SystemExit):
         main([*arguments, "--tokenizer", str(tmp_path / "tokenizer")])
-    assert "the tokenizer has '<more>' (id 261), but the model's embedding has rows" in capsys.readouterr().err
+    assert "the tokenizer has '<more>' (id 261), but the model has embeddings for ids 0" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,4 +164,5 @@ def predict(
         write_json(n_best, {key: [asdict(answer) for answer in of.answers] for key, of in predicted.found.items()})
     if null_scores is not None:
         write_json(null_scores, {key: of.null_score for key, of in predicted.found.items()})
-    click.echo(f"wrote {len(predicted.found)} answers to {output}{questions.summary()}", err=True)
+    written = counted(len(predicted.found), ("answer", "answers"))
+    click.echo(f"wrote {written} to {output}{questions.summary()}", err=True)

@@ -179,7 +179,7 @@ def bootstrap_interval(
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise LongformerError(f"values has shape {values.shape}; it must be one row of finite numbers, at least one")
+        raise LongformerError(f"values has shape {values.shape}; it must be one row of at least one finite number")
     if not 0 < confidence < 1:
         raise LongformerError(f"confidence is {confidence!r}; it must lie between 0 and 1, as 0.95 does")
     if resamples < 1:
