@@ -4,7 +4,8 @@ It compiles a kernel for each kind of pattern, and on a CPU for each length. It 
 in which no row sees a column, and asks ``mask_mod`` where a block is seen in part.
 
 On a GPU it has gradients and gives the log-sum-exp. On a CPU torch has neither of FlexAttention. There it serves for
-inference, and the log-sum-exp is None.
+inference, and the log-sum-exp is None. On a CPU it also takes a score that is NaN for nothing: the row's output is
+finite, and wrong. So a NaN or an infinity in query or key is looked for, and the rows that have it or see it are NaN.
 """
 
 from __future__ import annotations
@@ -110,8 +111,26 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
     if lse is not None:
         lse = getattr(lse, "lse", lse).detach() * LOG2_E
         lse = lse.masked_fill(lse == -math.inf, math.inf)
+    if query.device.type == "cpu":
+        out = _with_faults(out, query, key, mask_mod)
     # A padded row sees nothing and is 0. Its gradient may still be anything, and must not reach the values.
     return out if problem.gathered else tokens.without_padding(out), lse
+
+
+def _with_faults(out: Tensor, query: Tensor, key: Tensor, mask_mod: MaskMod | None) -> Tensor:
+    """``out`` (B, H, R, D) with NaN in the rows whose query, or one of whose keys, has a number that is not finite."""
+    faulty, columns = (~x.isfinite().all(-1) for x in (query, key))  # (B, H, R) and (B, H, S)
+    if not (faulty.any() or columns.any()):
+        return out
+    batch, heads, rows = faulty.shape
+    b, h = torch.arange(batch).view(-1, 1, 1, 1), torch.arange(heads).view(-1, 1, 1)
+    column = columns.any(0).any(0).nonzero().squeeze(1)  # few: only these are asked for
+    for row in torch.arange(rows).split(BLOCK):
+        seen = columns[:, :, None, column]
+        if mask_mod is not None:
+            seen = seen & mask_mod(b, h, row[:, None], column)
+        faulty[:, :, row] |= seen.any(-1)
+    return out.masked_fill(faulty[..., None], math.nan)
 
 
 @functools.cache

@@ -60,29 +60,30 @@ def abandoned(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, *, error: type[LongformerError] = LongformerError) -> Iterator[None]:
     """Let no other process write into ``folder``, which is made if it is not there, inside the block.
 
     The claim is a lock on a file that holds the process's number. The system takes it away when the process ends,
     however that happens: so one that was killed leaves no claim behind. A file system without locks has no claims.
+    Folders that were made for it and are empty at the end are removed.
 
     Raises:
-        LongformerError: another process has the folder, and its number is in the message; or it cannot be written.
+        error: another process has the folder, and its number is in the message; or it cannot be written.
     """
-    lock, there = folder / LOCK, folder.exists()
+    lock, made = folder / LOCK, [path for path in (folder, *folder.parents) if not path.exists()]
     with ExitStack() as at_the_end:
         try:
+            for path in reversed(made):
+                at_the_end.callback(remove_if_empty, path)
             folder.mkdir(parents=True, exist_ok=True)
-            if not there:
-                at_the_end.callback(remove_if_empty, folder)
-            number = _locked(folder, lock)
+            number = _locked(folder, lock, error)
             at_the_end.callback(os.close, number)
             at_the_end.callback(lock.unlink, missing_ok=True)
             os.truncate(number, 0)
             os.write(number, f"{socket.gethostname()} {os.getpid()}".encode())
-        except OSError as error:
-            raise LongformerError(
-                f"{folder} cannot be written: {error.strerror}; free disk space, or name another folder"
+        except OSError as failure:
+            raise error(
+                f"{folder} cannot be written: {failure.strerror}; free disk space, or name another folder"
             ) from None
         yield
 
@@ -93,7 +94,7 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _locked(folder: Path, lock: Path) -> int:
+def _locked(folder: Path, lock: Path, error: type[LongformerError]) -> int:
     """The number of the open file ``lock``, which this process has locked."""
     while True:
         number = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
@@ -104,7 +105,7 @@ def _locked(folder: Path, lock: Path) -> int:
             host, _, process = os.read(number, 1000).decode("utf-8", "replace").partition(" ")
             os.close(number)
             where = f" on {host}" if host not in ("", socket.gethostname()) else ""
-            raise LongformerError(
+            raise error(
                 f"{folder} is in use by process {process or 'unknown'}{where}, which writes into it; wait until that "
                 "has ended, or name another folder"
             ) from None

@@ -25,7 +25,6 @@ from longformer.bench.pattern_cli import pattern
 from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
 from longformer.exporting.cli import export
-from longformer.files import check_overwrites
 from longformer.generating.cli import evaluate_lm, generate
 from longformer.options import COUNT
 from longformer.parity.cli import parity
@@ -111,9 +110,6 @@ def convert(
     import torch
 
     from longformer import convert as conversion
-    from longformer.checkpoints.folder import files_of, files_to_write
-
-    check_overwrites(files_to_write(folder), files_of(source))
 
     if to_long:
         done = conversion.to_long(

@@ -452,6 +452,15 @@ def _usable_names(id2label: Mapping[Any, Any], number: object) -> tuple[str, ...
     return names if usable else ()
 
 
+_ONE_SIDED = "their attention_window counts the tokens of one side; double the windows, and leave attention_mode out"
+ATTENTION_MODES = {  # in configs of github.com/allenai/longformer
+    "tvm": _ONE_SIDED,
+    "sliding_chunks": _ONE_SIDED,
+    "sliding_chunks_no_overlap": "its windows are whole chunks and their neighbours, which this model does not compute",
+    "n2": "it is full attention, so that the model is a RoBERTa, not a Longformer; load it as one elsewhere",
+}
+
+
 def _refuse_variants(values: Mapping[str, Any]) -> None:
     positions = values.get("position_embedding_type", "absolute")
     if positions not in POSITIONS:
@@ -459,10 +468,10 @@ def _refuse_variants(values: Mapping[str, Any]) -> None:
             f"position_embedding_type {quoted(positions)} is not supported, only {' and '.join(POSITIONS)}"
         )
     if "attention_mode" in values:
-        raise ConfigError(
-            f"attention_mode {quoted(values['attention_mode'])} is of allenai/longformer's own configs, whose "
-            "attention_window counts the tokens of one side; double the windows, and leave attention_mode out"
-        )
+        mode = values["attention_mode"]
+        unknown = f"known are {', '.join(ATTENTION_MODES)}; correct it, or leave it out"
+        said = ATTENTION_MODES.get(mode, unknown) if isinstance(mode, str) else unknown
+        raise ConfigError(f"attention_mode {quoted(mode)} is of allenai/longformer's own configs: {said}")
     if values.get("autoregressive"):
         raise ConfigError("autoregressive is set, but this model attends in both directions")
 

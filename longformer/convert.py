@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.checkpoints.folder import architectures_of, check_tensors, dtype_name, write_checkpoint
+from longformer.checkpoints.folder import (
+    architectures_of,
+    check_tensors,
+    dtype_name,
+    files_of,
+    files_to_write,
+    write_checkpoint,
+)
 from longformer.checkpoints.names import (
     BERT_LM_HEAD,
     PARTS,
@@ -24,9 +32,10 @@ from longformer.checkpoints.names import (
 )
 from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
 from longformer.checkpoints.weights import find_weights, read_tensors
+from longformer.claims import claimed
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, ConfigError, listed
-from longformer.files import read_json, write_file
+from longformer.errors import CheckpointError, ConfigError, DataError, listed
+from longformer.files import check_overwrites, check_path, read_json, write_file
 from longformer.hub import PathOrName, find_config, find_files
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import head_of
@@ -52,36 +61,35 @@ def convert(
 ) -> Converted:
     """Write any Longformer checkpoint as ``model.safetensors`` with today's names, its config, and its tokenizer files.
 
-    Heads and pooler are kept. ``folder`` may be the source itself.
+    Heads and pooler are kept.
 
     Args:
         source: a folder, or a name on the hub.
-        folder: where to write; it is created if it does not exist.
+        folder: where to write, not the source itself; it is created if it does not exist.
         dtype: floating-point type of the stored weights; None keeps the source's.
         revision, local_files_only: as for ``from_pretrained``.
 
     Raises:
         CheckpointError: the source cannot be found or read, its weights do not fit its config, or ``folder`` cannot be
-            written.
+            written: it is the source, a file of the source would be overwritten, or another process writes into it.
         ConfigError: the source's config is not that of a Longformer.
     """
     lookup: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    config_file = find_config(source, **lookup)
+    folder, config_file = _named(folder), find_config(source, **lookup)
     config = LongformerConfig.from_file(config_file)
     tokenizer_files = find_files(source, TOKENIZER_FILES, **lookup)
-    source_tensors = read_tensors(find_weights(source, **lookup))
-    dropped = _drop(source_tensors, [POSITION_IDS])
-    tensors = _rename(source, source_tensors)
-    _check_base(source, tensors, config)
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    folder = Path(folder)
-    # Other entries, such as those about heads, are kept. torch_dtype is the old name of dtype.
-    extra = {key: value for key, value in read_json(config_file, error=ConfigError).items() if key != "torch_dtype"}
-    extra["dtype"] = dtype_name(tensors.values())
-    dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
-    for name, path in tokenizer_files.items():
-        if not (folder / name).exists() or not path.samefile(folder / name):
+    with _writing_into(folder, source):
+        source_tensors = read_tensors(find_weights(source, **lookup))
+        dropped = _drop(source_tensors, [POSITION_IDS])
+        tensors = _rename(source, source_tensors)
+        _check_base(source, tensors, config)
+        if dtype is not None:
+            tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        # Other entries, such as those about heads, are kept. torch_dtype is the old name of dtype.
+        extra = {key: value for key, value in read_json(config_file, error=ConfigError).items() if key != "torch_dtype"}
+        extra["dtype"] = dtype_name(tensors.values())
+        dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
+        for name, path in tokenizer_files.items():
             write_file(folder / name, partial(shutil.copyfile, path), error=CheckpointError)
     return Converted(folder, dropped)
 
@@ -116,15 +124,12 @@ def to_long(
 
     Raises:
         CheckpointError: the source cannot be found or read, has no tokenizer, or lacks a part that is to be kept; or
-            ``folder`` cannot be written.
+            ``folder`` cannot be written, as for :func:`convert`.
         ConfigError: the source is no BERT, RoBERTa or Longformer; or its architecture, ``max_tokens`` or
             ``attention_window`` are impossible for a Longformer.
     """
     lookup: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    config_file = find_config(source, **lookup)
-    folder = Path(folder)
-    if folder.resolve() == config_file.parent.resolve():
-        raise CheckpointError(f"{folder} is the source itself and would be overwritten; name another folder")
+    folder, config_file = _named(folder), find_config(source, **lookup)
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
     raw = read_json(config_file, error=ConfigError)
@@ -136,36 +141,60 @@ def to_long(
     tokenizer = LongformerTokenizer.from_pretrained(source, **lookup)
     config = _long_config(source, raw, tokenizer, max_tokens, attention_window)
 
-    source_tensors = read_tensors(find_weights(source, **lookup))
-    if "lm_head" in keep and model_type == "bert":
-        source_tensors = _with_lm_head(source, source_tensors, config)
-    today = [todays_name(name) for name in source_tensors]
-    present = [part for part, start in PARTS.items() if any(name.startswith(start) for name in today)]
-    missing = [part for part in keep if part not in present or part == "cls"]  # Longformer has no part called cls
-    if missing:
-        raise CheckpointError(
-            f"{source} has no {listed(missing)} to keep; it has {listed(present) or 'only the encoder'}"
-        )
-    dropped = _drop(source_tensors, [POSITION_IDS, *(PARTS[part] for part in present if part not in keep)])
-    tensors = _rename(source, source_tensors)
-    # Row pad_token_id is for padding, and the rows before it are unused. RoBERTa has these rows; BERT counts from 0.
-    unused = config.pad_token_id + 1
-    _lengthen_positions(source, tensors, unused, max_tokens, source_unused=0 if model_type == "bert" else unused)
-    if positions == "random":
-        torch.nn.init.normal_(tensors[POSITIONS][unused:], std=config.initializer_range)
-    # Projections for global attention that the source has are trained, and stay, whatever its type is called.
-    if model_type != "longformer" and not any("_global." in name for name in tensors):
-        _copy_to_global(tensors)
-    _check_base(source, tensors, config)
+    with _writing_into(folder, source):
+        source_tensors = read_tensors(find_weights(source, **lookup))
+        if "lm_head" in keep and model_type == "bert":
+            source_tensors = _with_lm_head(source, source_tensors, config)
+        today = [todays_name(name) for name in source_tensors]
+        present = [part for part, start in PARTS.items() if any(name.startswith(start) for name in today)]
+        missing = [part for part in keep if part not in present or part == "cls"]  # Longformer has no part called cls
+        if missing:
+            raise CheckpointError(
+                f"{source} has no {listed(missing)} to keep; it has {listed(present) or 'only the encoder'}"
+            )
+        dropped = _drop(source_tensors, [POSITION_IDS, *(PARTS[part] for part in present if part not in keep)])
+        tensors = _rename(source, source_tensors)
+        # Row pad_token_id is for padding, the rows before it are unused. RoBERTa has these rows; BERT counts from 0.
+        unused = config.pad_token_id + 1
+        _lengthen_positions(source, tensors, unused, max_tokens, source_unused=0 if model_type == "bert" else unused)
+        if positions == "random":
+            torch.nn.init.normal_(tensors[POSITIONS][unused:], std=config.initializer_range)
+        # Projections for global attention that the source has are trained, and stay, whatever its type is called.
+        if model_type != "longformer" and not any("_global." in name for name in tensors):
+            _copy_to_global(tensors)
+        _check_base(source, tensors, config)
 
-    if "lm_head" in keep:
-        check_tied(source, tensors)
-    architecture = head_of(tensors, architectures_of(config_file)) or LongformerModel
-    extra = {"architectures": [architecture.__name__], "dtype": dtype_name(tensors.values())}
-    dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
-    tokenizer.model_max_length = max_tokens
-    tokenizer.save_pretrained(folder)
+        if "lm_head" in keep:
+            check_tied(source, tensors)
+        architecture = head_of(tensors, architectures_of(config_file)) or LongformerModel
+        extra = {"architectures": [architecture.__name__], "dtype": dtype_name(tensors.values())}
+        dropped += write_checkpoint(folder, tensors, lambda path: config.save(path, **extra))
+        tokenizer.model_max_length = max_tokens
+        tokenizer.save_pretrained(folder)
     return Converted(folder, dropped)
+
+
+def _named(folder: str | Path) -> Path:
+    if str(folder) == "":
+        raise CheckpointError("'' names no folder to write into; give one, such as . for this one")
+    check_path(folder, error=CheckpointError)
+    return Path(folder)
+
+
+@contextmanager
+def _writing_into(folder: Path, source: PathOrName) -> Iterator[None]:
+    """Let no other process write into ``folder`` inside the block. Raises CheckpointError where ``source`` is there."""
+    there = files_of(source)
+    if folder.is_dir() and any(path.parent.resolve() == folder.resolve() for path in there):
+        raise CheckpointError(f"{folder} is the source itself and would be overwritten; name another folder")
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; a checkpoint is saved into a folder")
+    try:
+        check_overwrites(files_to_write(folder), there)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    with claimed(folder, error=CheckpointError):
+        yield
 
 
 def _with_lm_head(source: PathOrName, read: Mapping[str, Tensor], config: LongformerConfig) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from itertools import pairwise
 from typing import NamedTuple
 
 SAMPLE = 2**16  # bytes of a file that are looked at
@@ -49,10 +51,29 @@ _CUT = Kind("UTF-8 that ends within a character", "it was cut short: fetch it ag
 _FAULTY = Kind(
     "UTF-8 with a few wrong bytes", "leave these out with `iconv -c -f UTF-8 -t UTF-8 {} > text.txt`, or fetch it again"
 )
-# Encodings of one or two bytes a character in which strictly decoded text is most probably right. Their order matters:
-# in the later ones almost any bytes are characters.
-_FOREIGN = ("EUC-JP", "SHIFT_JIS", "EUC-KR", "GB18030", "BIG5")
-_FEW = 0.25  # Western European text has fewer bytes beyond ASCII, as a share of its letters
+_UNKNOWN = Kind(
+    "text in another encoding",
+    "`file --mime-encoding {}` guesses which; then convert it with `iconv -f FROM -t UTF-8 {} > text.txt`, with that "
+    "encoding in place of FROM",
+)
+_CONVERT = "convert it with `iconv -f %s -t UTF-8 {} > text.txt`, and look whether its letters are right"
+# Encodings that are told by the most frequent characters of a language, which decoding by another one does not give:
+# those characters, and the share of all characters beyond ASCII that they must have.
+_KANA = "のにはをたがでてとしれさいなあるらりくこんっすまもかきよう、。", 0.4
+_CYRILLIC = "оеаинтсрвл", 0.55
+_FREQUENT = {
+    "SHIFT_JIS": _KANA,
+    "EUC-JP": _KANA,
+    "WINDOWS-1251": _CYRILLIC,
+    "KOI8-R": _CYRILLIC,
+    "GB18030": ("的一是不了在人有我他这中大来上国，。", 0.15),
+    "BIG5": ("的一是不了在人有我他這中大來上國，。", 0.15),
+    "EUC-KR": ("이다는을를의에가고지은하도로한서사나그어인", 0.25),
+}
+# Windows-1252 has no language of its own. These characters are in the texts of Western Europe. Polish, Romanian and
+# Turkish in encodings of their own show others when they are decoded by it.
+_WESTERN = frozenset("àáâãäåæçèéêëìíîïñòóôõöøœùúûüßÀÁÂÄÅÆÇÈÉÊËÍÎÑÓÔÖØÚÛÜŒ“”„‘’‚«»‹›–—…•·°§©®™€£¡¿\xa0")
+_MOST_WESTERN = 0.08  # most letters beyond ASCII, as a share of all: Czech and Hungarian have more
 HTML = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
@@ -86,14 +107,36 @@ def encoding_of(data: bytes, wrong: int) -> Kind:
     behind = data[wrong : wrong + SAMPLE].decode("utf-8", "replace").count("\ufffd")
     if sum(byte >= 0xC0 for byte in data[max(0, wrong - SAMPLE) : wrong]) > 8 * behind:  # characters beyond ASCII
         return _FAULTY
-    letters = sum(byte > 127 or chr(byte).isalpha() for byte in sample)
-    beyond = sum(byte > 127 for byte in sample)
-    names = ("WINDOWS-1252", "LATIN1") if beyond <= _FEW * letters or beyond < 4 else (*_FOREIGN, "WINDOWS-1252")
-    for name in names:
-        if _decodes(data, name):
-            sure = "" if name == "WINDOWS-1252" and len(names) == 2 else "perhaps "
-            return Kind(f"{sure}{name} text", f"convert it with `iconv -f {name} -t UTF-8 {{}} > text.txt`")
-    return _BINARY
+    for name in ("WINDOWS-1252", *_FREQUENT):
+        text = _decoded(data, name)
+        if text is not None and (_is_western(text) if name == "WINDOWS-1252" else _is_usual(text, *_FREQUENT[name])):
+            return Kind(f"{name} text", _CONVERT % name)
+    return _UNKNOWN
+
+
+def _is_western(text: str) -> bool:
+    """Whether text that was decoded by Windows-1252 is most probably right."""
+    beyond = [character for character in text if character > "\x7f"]
+    letters = sum(character.isalpha() for character in text)
+    return (
+        _WESTERN.issuperset(beyond)
+        and sum(character.isalpha() for character in beyond) <= max(_MOST_WESTERN * letters, 1)
+        and not _is_mixed(text)
+        and re.search(r"[^\W\x00-\x7f]{3}|\w[¡¿“”„‚«»•·§°£]+\w", text) is None
+    )
+
+
+def _is_usual(text: str, frequent: str, least: float) -> bool:
+    """Whether decoded text has the characters of a language as often as they occur in it, and no odd ones."""
+    beyond = [character for character in text if character > "\x7f"]
+    odd = any(unicodedata.category(character)[0] in "CS" for character in beyond)
+    return not odd and not _is_mixed(text) and sum(map(frequent.__contains__, beyond)) >= max(least * len(beyond), 3)
+
+
+def _is_mixed(text: str) -> bool:
+    """Whether there are words as wrong decoding makes them: a capital letter inside, or half of it Cyrillic."""
+    capital = any(one.islower() and other > "\x7f" and other.isupper() for one, other in pairwise(text))
+    return capital or re.search(r"[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]", text) is not None
 
 
 def is_html(data: bytes) -> bool:
@@ -119,9 +162,9 @@ def _is_begun(rest: bytes) -> bool:
         return False
 
 
-def _decodes(data: bytes, name: str) -> bool:
+def _decoded(data: bytes, name: str) -> str | None:
+    """The beginning of a text, None where all of it is none in that encoding."""
     try:
-        data.decode(name)
+        return data.decode(name)[:SAMPLE]
     except UnicodeDecodeError:
-        return False
-    return True
+        return None

@@ -22,7 +22,15 @@ from typing import Any, BinaryIO
 from longformer import file_kinds
 from longformer.claims import LONGEST_NAME
 from longformer.errors import DataError, LongformerError, presentable
-from longformer.new_files import STANDARD, STANDARD_INPUT, STANDARD_OUTPUT, NewFile, target_of
+from longformer.new_files import (
+    STANDARD,
+    STANDARD_INPUT,
+    STANDARD_OUTPUT,
+    NewFile,
+    is_standard_input,
+    is_standard_output,
+    target_of,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -87,7 +95,7 @@ def read_document(path: str) -> str:
             "%s seems to be a web page: its markup is read as text. To read its text alone, convert it: "
             "`pandoc -f html -t plain %s -o text.txt`",
             presentable(_name(path)),
-            presentable(shlex.quote(str(path))),
+            presentable(as_argument(path)),
         )
     return text
 
@@ -105,7 +113,7 @@ def _read(path: str | Path, error: Error, *, unzip: bool = False, missing: str =
         raise error(f"{name} cannot be read: {failure.strerror}") from None
     except (OverflowError, MemoryError):
         raise error(
-            f"{name} is too large: {LARGEST:,} bytes can be read at most, and no more than fit memory"
+            f"{name} is too large: at most {LARGEST:,} bytes can be read, and they must fit into memory"
         ) from None
 
 
@@ -125,6 +133,13 @@ def _unzipped(file: Any) -> Iterator[Any]:
             yield unzipped
     else:
         yield file
+
+
+def as_argument(path: str | Path) -> str:
+    """A file's name as a shell takes it, for a command in a message; ``FILE`` for standard input, which has none."""
+    if path == STANDARD:
+        return "FILE"
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _name(path: str | Path) -> str:
@@ -148,7 +163,7 @@ def _decoded(data: bytes, path: str | Path, error: Error) -> str:
         except UnicodeDecodeError as failure:
             kind = file_kinds.encoding_of(data, failure.start)
             what = f"is not UTF-8 text: byte 0x{data[failure.start]:02x} at offset {failure.start}"
-    remedy = kind.remedy.replace("{}", shlex.quote(str(path)))
+    remedy = kind.remedy.replace("{}", as_argument(path))
     raise error(f"{_name(path)} {what}; it seems to be {kind.name}: {remedy}")
 
 
@@ -213,7 +228,9 @@ def parse_json(text: str, name: str, kind: type = dict, *, error: Error = DataEr
     try:
         value = json.loads(text)
     except json.JSONDecodeError as failure:
-        raise error(f"{name} is not valid JSON: {failure}{_instead_of_json(text)}") from None
+        line = f"line {failure.lineno}, " if "\n" in text.strip() else ""
+        where = f"{failure.msg}, at {line}column {failure.colno}"
+        raise error(f"{name} is not valid JSON: {where}{_instead_of_json(text)}") from None
     except ValueError:
         raise error(_too_many_digits(name)) from None
     except RecursionError:
@@ -262,12 +279,21 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
             link it is reached; or standard input is to be read twice.
     """
     inputs = list(inputs)
-    if inputs.count(STANDARD) > 1:
-        raise DataError("standard input can be read once, but - is named for several files; give files for the others")
+    check_inputs(inputs)
     outputs = list(outputs)
     for path in outputs:
         _check_output(path)
     check_overwrites(outputs, inputs)
+
+
+def check_inputs(inputs: Iterable[str | Path]) -> None:
+    """Raise DataError where several of a command's inputs are standard input, which can be read only once."""
+    names = [str(path) for path in inputs if is_standard_input(path)]
+    if len(names) > 1:
+        raise DataError(
+            f"standard input can be read only once, but it is named {len(names)} times ({', '.join(names)}); "
+            "give files for the others"
+        )
 
 
 def check_overwrites(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
@@ -296,9 +322,9 @@ def check_suffix(path: str | Path, suffix: str) -> None:
 
 
 def _is_same_file(one: str | Path, other: str | Path) -> bool:
+    if is_standard_output(one) and is_standard_output(other):
+        return True
     if STANDARD in (one, other):
-        if one == other:
-            return True
         one, other = (STANDARD_OUTPUT if path == STANDARD else path for path in (one, other))
     if os.path.exists(one) and not os.path.isfile(one):  # a terminal or a pipe may well be read and written
         return False
@@ -310,7 +336,8 @@ def _is_same_file(one: str | Path, other: str | Path) -> bool:
 
 def _check_output(path: str | Path) -> None:
     check_path(path)
-    if path == STANDARD:
+    if is_standard_output(path):
+        _check_standard_output()
         return
     if str(path) == "" or str(path).endswith(("/", os.sep)):
         raise DataError(f"{str(path)!r} names no file to write; give one")
@@ -332,6 +359,13 @@ def _check_output(path: str | Path) -> None:
         raise DataError(f"there is no folder {str(folder)!r} to write {target.name} into; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"{str(folder)!r} cannot be written into; give another place for {target.name}")
+
+
+def _check_standard_output() -> None:
+    try:
+        os.write(1, b"")  # which writes nothing, and fails where standard output is closed
+    except OSError as failure:
+        raise DataError(f"standard output cannot be written: {failure.strerror}; give a file to write to") from None
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -358,9 +392,10 @@ def write_file(path: str | Path, write: Callable[[Path], object], *, error: Erro
     try:
         replace_file(path, write)
     except OSError as failure:
-        if path == STANDARD and failure.errno == errno.EPIPE:  # nobody reads on, as after `| head`: no error of ours
+        is_standard = is_standard_output(path)
+        if is_standard and failure.errno == errno.EPIPE:  # nobody reads on, as after `| head`: no error of ours
             raise
-        name = "standard output" if path == STANDARD else path
+        name = "standard output" if is_standard else path
         raise error(f"{name} cannot be written: {failure.strerror or failure}") from None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub import errors as hub
 
 from longformer.errors import CheckpointError, in_one_line
@@ -91,6 +93,14 @@ def has_file(
         return False
 
 
+def cached_files(name: str) -> list[Path]:
+    """The files of a model on the hub, of any revision, that were downloaded into the hub's cache."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return []
+    folder = f"models--{name.replace('/', '--')}"
+    return [path for path in Path(constants.HF_HUB_CACHE, folder).glob("snapshots/*/**/*") if path.is_file()]
+
+
 def _folder(name_or_path: PathOrName) -> Path | None:
     """The folder that is meant, None where it is a name for the hub, and an error where it can be neither."""
     text = str(name_or_path)
@@ -128,7 +138,7 @@ def _from_hub(
         if first and found:
             break
     if unknown and not found:
-        cache = options["cache_dir"] or huggingface_hub.constants.HF_HUB_CACHE
+        cache = options["cache_dir"] or constants.HF_HUB_CACHE
         raise CheckpointError(
             f"there is no folder {name!r} here, and the local cache {cache} has no "
             f"{_either(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
@@ -187,4 +197,4 @@ def _at(revision: str | None) -> str:
 
 
 def _url(name: str) -> str:
-    return f"{huggingface_hub.constants.ENDPOINT}/{name}"
+    return f"{constants.ENDPOINT}/{name}"

@@ -15,6 +15,7 @@ from longformer.claims import unfinished
 
 STANDARD = "-"  # standard input or standard output, as a command's arguments name it; a file of that name is ./-
 STANDARD_INPUT, STANDARD_OUTPUT = Path("/dev/stdin"), Path("/dev/stdout")
+STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}  # the numbers of a process's open files that every process has
 LINKS = 40  # as many as Linux follows
 
 
@@ -31,11 +32,33 @@ def target_of(path: str | Path) -> tuple[Path, bool]:
         folder = Path(os.path.realpath(path.absolute().parent))
         is_there = os.path.exists(path)
         if is_there and (folder == Path("/dev") or folder.parts[:2] == ("/", "proc")):
-            return path, True  # not followed: /dev/stdout leads to a file where it is redirected to one
+            return folder / path.name, True  # not followed: /dev/stdout leads to a file where it is redirected to one
         if not os.path.islink(path):
             return path, is_there and not os.path.isfile(path) and not os.path.isdir(path)
         path = folder / os.readlink(path)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def is_standard_input(path: str | Path) -> bool:
+    """Whether ``path`` names standard input: ``-``, /dev/stdin, /dev/fd/0, /proc/self/fd/0, or a link to them."""
+    return path == STANDARD or _open_file(path) == STREAMS["stdin"]
+
+
+def is_standard_output(path: str | Path) -> bool:
+    """Whether ``path`` names standard output: ``-``, /dev/stdout, /dev/fd/1, /proc/self/fd/1, or a link to them."""
+    return path == STANDARD or _open_file(path) == STREAMS["stdout"]
+
+
+def _open_file(path: str | Path) -> int | None:
+    """The number of the file, among those that this process has open, that ``path`` leads to; None if to no such."""
+    try:
+        target, _ = target_of(path)
+    except (OSError, ValueError):  # it names nothing
+        return None
+    if str(target.parent) == "/dev":
+        return STREAMS.get(target.name)
+    among_open = str(target.parent) in ("/dev/fd", f"/proc/{os.getpid()}/fd")  # the links before have been followed
+    return int(target.name) if among_open and target.name.isdecimal() else None
 
 
 class NewFile:
@@ -88,11 +111,10 @@ class NewFile:
 
 def _stream(target: Path) -> IO[bytes]:
     """A device, a pipe or an open file, to be written to behind what is there already."""
-    name = str(target).removeprefix("/proc/self").removeprefix("/dev")
-    number = {"/stdout": "1", "/stderr": "2"}.get(name, name.removeprefix("/fd/"))
-    if not number.isdecimal():
+    number = _open_file(target)
+    if number is None:
         return target.open("ab")
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    return os.fdopen(os.dup(int(number)), "wb")  # which goes on where the process's own writing has come to
+    return os.fdopen(os.dup(number), "wb")  # which goes on where the process's own writing has come to

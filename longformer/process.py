@@ -82,6 +82,10 @@ def _report(error: BaseException) -> int:
     if message is None:
         raise error
     _say(lambda: click.echo(f"error: {presentable(message)}", err=True))
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would say so once more at the end, and end with another status
+        return _without_output(BAD_INPUT)
     return BAD_INPUT
 
 
@@ -95,11 +99,11 @@ def _message(error: BaseException) -> str | None:
         asked = _ASKED_FOR.search(str(error))
         much = f" ({int(asked[1]) / 2**30:,.1f} GiB were asked for at once)" if asked else ""
         return (
-            f"the memory does not suffice{much}; give shorter texts or fewer at once (--max-length, --batch-tokens, "
+            f"there is not enough memory{much}; give shorter texts or fewer at once (--max-length, --batch-tokens, "
             "--max-tokens), a smaller model, or a machine with more memory"
         )
     if isinstance(error, RuntimeError) and _TOO_LARGE.search(str(error)):
-        return f"numbers this large make tensors that no memory holds ({in_one_line(error)}); give smaller ones"
+        return f"numbers this large make tensors too large for any memory ({in_one_line(error)}); give smaller ones"
     if type(error).__name__ == "PanicException":  # of a library in Rust; it is no Exception
         return f"a library cannot use this input ({in_one_line(error)})"
     return None

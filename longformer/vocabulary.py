@@ -166,8 +166,9 @@ class Vocabulary:
         if beyond:
             names = listed([f"{token!r} (id {index})" for index, token in beyond], most=3)
             raise CheckpointError(
-                f"the tokenizer has {names}, but the model's embedding has rows for ids 0 to {rows - 1} alone; call "
-                "model.resize_token_embeddings(len(tokenizer)), or load both from the same checkpoint"
+                f"the tokenizer has {names}, but the model has embeddings for ids 0 to {rows - 1} only; take the "
+                "tokenizer that the model was trained with (--tokenizer names one), or enlarge the model with "
+                "model.resize_token_embeddings(len(tokenizer))"
             )
 
     @property

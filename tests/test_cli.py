@@ -214,7 +214,7 @@ class TestAnswer:
             (["--text", "a", "--top-k", "0"], "Error: Invalid value for '--top-k'"),
             (["--text", "a", "--stride", "0"], "Error: Invalid value for '--stride'"),
             (["--text", "a", "--dtype", "int4"], "Error: Invalid value for '--dtype'"),
-            (["--text", "a", "--revision", "r"], "Error: --revision is of a --model on the hub"),
+            (["--text", "a", "--revision", "r"], "Error: --revision needs a --model on the hub"),
         ],
     )
     def test_bad_input(self, run, arguments, message):
@@ -391,7 +391,7 @@ class TestPredict:
         assert stub.loaded is None and not out.exists()
         status, printed, err = run(*arguments, "--skip-bad")
         assert (status, printed) == (0, "")
-        assert err == f"left out: {no_question}\nleft out: {no_room}\nwrote 2 answers to {out}, 2 questions left out\n"
+        assert err == f"left out: {no_question}\nleft out: {no_room}\nwrote 2 answers to {out}, 2 entries left out\n"
         assert json.loads(out.read_text()) == {"id0": "Anna", "id3": "Emma"}
 
         questions[1]["question"] = "Who?"
@@ -415,7 +415,7 @@ class TestPredict:
         status, _, err = run(*arguments)
         assert status == 2 and err.startswith(f"error: {path}, line 2: id '1': the question 'Who? Who?")
         status, _, err = run(*arguments, "--skip-bad")
-        assert status == 0 and err.count("\n") == 2 and "1 question left out" in err
+        assert status == 0 and err.count("\n") == 2 and "1 entry left out" in err
         assert set(json.loads((tmp_path / "p.json").read_text())) == {"0", "2"}
         status, _, err = run(*arguments, "--skip-bad", "--max-length", "999")
         assert status == 2 and "max_length is 999" in err  # no fault of a question's

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from longformer import (
     LongformerTokenizer,
 )
 from longformer.checkpoints.names import TIED
+from longformer.claims import claimed
 from longformer.convert import convert, to_long
 
 transformers = pytest.importorskip("transformers")
@@ -202,10 +205,20 @@ def test_a_long_checkpoint_called_roberta(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], expected[name]) for name in expected if name != POSITIONS)
 
 
-def test_one_sided_windows_are_refused() -> None:
-    values = LongformerConfig().to_dict() | {"attention_mode": "sliding_chunks"}
-    with pytest.raises(ConfigError, match=r"attention_mode 'sliding_chunks' .* tokens of one side; double the windows"):
-        LongformerConfig.from_dict(values)
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("sliding_chunks", "count.* the tokens of one side; double the windows, and leave attention_mode out"),
+        ("tvm", "count.* the tokens of one side; double the windows, and leave attention_mode out"),
+        ("sliding_chunks_no_overlap", "whole chunks and their neighbours, which this model does not compute"),
+        ("n2", "full attention, so that the model is a RoBERTa, not a Longformer; load it as one"),
+        ("n3", "known are tvm, sliding_chunks, .*; correct it, or leave it out"),
+        (["n2"], "known are tvm"),
+    ],
+)
+def test_attention_modes_of_allenai_are_refused(mode: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"attention_mode {re.escape(repr(mode))} .*{said}"):
+        LongformerConfig.from_dict(LongformerConfig().to_dict() | {"attention_mode": mode})
 
 
 @pytest.mark.parametrize(
@@ -316,14 +329,39 @@ def test_an_old_checkpoint_in_todays_form(old: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, given[name.replace("longformer.", "roberta.")]), name
 
 
-def test_converting_in_place_to_another_dtype(old: Path) -> None:
-    convert(old, old, dtype=torch.float16)
-    assert all(tensor.dtype == torch.float16 for tensor in load_file(old / "model.safetensors").values())
-    assert json.loads((old / "config.json").read_text())["dtype"] == "float16"
-    LongformerTokenizer.from_pretrained(old)
-    (old / "pytorch_model.bin").unlink()
-    convert(old, old, dtype=torch.float32)
-    assert json.loads((old / "config.json").read_text())["dtype"] == "float32"
+def test_converting_to_another_dtype(old: Path, tmp_path: Path) -> None:
+    half, single = tmp_path / "half", tmp_path / "single"
+    convert(old, half, dtype=torch.float16)
+    assert all(tensor.dtype == torch.float16 for tensor in load_file(half / "model.safetensors").values())
+    assert json.loads((half / "config.json").read_text())["dtype"] == "float16"
+    LongformerTokenizer.from_pretrained(half)
+    convert(half, single, dtype=torch.float32)
+    assert json.loads((single / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("how", [convert, to_long])
+def test_a_source_is_not_written_over(old: Path, tmp_path: Path, how: Any) -> None:
+    before = {path: path.read_bytes() for path in old.iterdir()}
+    link, other = tmp_path / "link", tmp_path / "other"
+    link.symlink_to(old)
+    for folder in (old, link):
+        with pytest.raises(CheckpointError, match="is the source itself and would be overwritten; name another folder"):
+            how(old, folder)
+    other.mkdir()
+    (other / "config.json").symlink_to(old / "config.json")
+    with pytest.raises(CheckpointError, match=r"other/config.json .* is read by this command, and would be overwrit"):
+        how(old, other)
+    assert {path: path.read_bytes() for path in old.iterdir()} == before
+    assert [path.name for path in other.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("how", [convert, to_long])
+def test_a_folder_that_a_training_writes_into(old: Path, tmp_path: Path, how: Any) -> None:
+    with claimed(tmp_path / "a" / "run"):
+        with pytest.raises(CheckpointError, match=rf"run is in use by process {os.getpid()}, which writes into it"):
+            how(old, tmp_path / "a" / "run")
+        assert not (tmp_path / "a" / "run" / "config.json").exists()
+    assert not (tmp_path / "a").exists()
 
 
 def test_weights_that_do_not_fit_are_not_converted(old: Path, tmp_path: Path) -> None:

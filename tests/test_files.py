@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -23,7 +24,9 @@ from longformer import (
     LongformerTokenizer,
     claims,
     errors,
+    file_kinds,
     files,
+    new_files,
 )
 from longformer.answering.squad import read_predictions, read_squad
 from longformer.checkpoints.weights import find_weights
@@ -49,7 +52,7 @@ BOM = b"\xef\xbb\xbf"
         (b"", "is empty"),
         (b" \n", "is empty"),
         (BOM, "is empty"),
-        (b'{"a": ', "is not valid JSON: Expecting value: line 1 column 7"),
+        (b'{"a": ', "is not valid JSON: Expecting value, at column 7"),
         (b"{} {}", "is not valid JSON: Extra data"),
         (b'{"a": "\xe9"}', r"is not UTF-8 text: byte 0xe9 at offset 7; it seems to be WINDOWS-1252 text: conv"),
         ('{"a": 1}'.encode("utf-16-le"), r"is not plain text; it seems to be UTF-16LE text without its mark: convert"),
@@ -127,7 +130,7 @@ def test_a_gzip_file_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """It may be small and hold more than the memory does."""
     (tmp_path / "bomb").write_bytes(gzip.compress(bytes(2**20)))
     monkeypatch.setattr(files, "LARGEST", 2**16)
-    with pytest.raises(DataError, match="bomb is too large: 65,536 bytes can be read at most"):
+    with pytest.raises(DataError, match="bomb is too large: at most 65,536 bytes can be read"):
         read_text(tmp_path / "bomb", unzip=True)
 
 
@@ -155,7 +158,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_a_file_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST", 2**25)
-    with pytest.raises(DataError, match="/dev/zero is too large: 33,554,432 bytes can be read at most"):
+    with pytest.raises(DataError, match="/dev/zero is too large: at most 33,554,432 bytes can be read"):
         read_json("/dev/zero")
 
 
@@ -330,8 +333,18 @@ PDF, DOCX = b"%PDF-1.7\nplain ASCII, which is valid UTF-8", b"PK\x03\x04\x14\x00
         ("He said: no.".encode("utf-16-le"), "UTF-16LE text without its mark: convert it with `iconv -f UTF-16LE"),
         ("He said: no.".encode("utf-16-be"), "UTF-16BE text without its mark: convert it with `iconv -f UTF-16BE"),
         ("“Zürich”, he said.".encode("cp1252"), "WINDOWS-1252 text: convert it with `iconv -f WINDOWS-1252 -t UTF-8"),
-        ("これは日本語の文章です。".encode("shift-jis"), "perhaps SHIFT_JIS text: convert it with `iconv -f SHIFT_JIS"),
-        ("这是一个中文句子，在这里。".encode("gb18030"), "perhaps .* text: convert it with `iconv"),
+        ("これは日本語の文章です。".encode("shift-jis"), "SHIFT_JIS text: convert it with `iconv -f SHIFT_JIS"),
+        ("这是一个中文句子，在这里。".encode("gb18030"), "GB18030 text: convert it with `iconv -f GB18030 -t UTF-8"),
+        ("Привет, как у вас дела? Мы здесь.".encode("cp1251"), "WINDOWS-1251 text: .* look whether its letters are"),
+        ("Привет, как у вас дела? Мы здесь.".encode("koi8-r"), "KOI8-R text: convert it with `iconv -f KOI8-R"),
+        (
+            "Η Αθήνα είναι πρωτεύουσα.".encode("cp1253"),
+            "text in another encoding: `file --mime-encoding 'a file'` ",
+        ),
+        (
+            "Příliš žluťoučký kůň".encode("cp1250"),
+            "text in another .*; then convert it with `iconv -f FROM -t UTF-8",
+        ),
         ("Zürich".encode()[:2], "UTF-8 that ends within a character: it was cut short: fetch it again"),
         ("Zürich, Genève, Bâle; ".encode() * 20 + b"\xff" + b" and so on" * 9, "UTF-8 with a few wrong bytes: leave"),
         (bytes(range(256)) * 4, "no text at all: give a text file"),
@@ -343,6 +356,59 @@ def test_what_a_file_seems_to_be(content: bytes, said: str, tmp_path: Path, monk
     for read in (read_text, files.read_document):
         with pytest.raises(DataError, match=rf"^a file is not (plain|UTF-8) text.*; it seems to be {said}"):
             read("a file")
+
+
+ENGLISH = "A long text in English may hold a word or two of another language, or a name. " * 3
+IN_OTHER_LANGUAGES = [
+    "Berlin ist die größte Stadt des Landes, über drei Millionen leben in „ihr“.",
+    "Paris est la plus grande ville du pays, créée il y a très longtemps, où vivent deux millions d’habitants.",
+    "Helsinki on Suomen pääkaupunki. Se on maan suurin kaupunki, jossa elää yli kuusisataa tuhatta ihmistä.",
+    "Warszawa jest stolicą Polski. To największe miasto kraju, w którym mieszka prawie dwa miliony ludzi.",
+    "Praha je hlavní město České republiky. Je to největší město země, kde žije více než milion lidí.",
+    "Ankara Türkiye'nin başkentidir. Ülkenin en büyük ikinci şehridir, ve beş milyondan fazla insan yaşıyor.",
+    "Москва является столицей России. Это крупнейший город страны, и в нём живёт более двенадцати миллионов.",
+    "Київ є столицею України. Це найбільше місто країни, і в ньому живе майже три мільйони людей.",
+    "Η Αθήνα είναι η πρωτεύουσα της Ελλάδας. Είναι η μεγαλύτερη πόλη της χώρας.",
+    "ירושלים היא העיר הגדולה בארץ.",
+    "القاهرة هي أكبر مدينة في البلاد.",
+    "東京は日本の首都です。国で一番大きな都市で、千三百万人以上の人が住んでいます。",
+    "北京是中国的首都。它是中国第二大城市，有两千多万人口。我们在这里的生活很好，他是不了解这个国家的人。",
+    "臺北是臺灣的首都。它是一個大城市，有兩百多萬人口。我們在這裡的生活很好，他是不了解這個國家的人。",
+    "서울은 대한민국의 수도이다. 이 나라에서 가장 큰 도시이고 거의 천만 명의 사람이 살고 있다.",
+]
+ENCODINGS = """cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 iso8859-1 iso8859-2 iso8859-5 iso8859-6 iso8859-7
+    iso8859-9 iso8859-15 cp437 cp850 cp852 cp866 mac_roman mac_latin2 mac_cyrillic koi8-r koi8-u shift_jis euc-jp gb2312
+    gb18030 big5 euc-kr""".split()
+
+
+@pytest.mark.parametrize("text", IN_OTHER_LANGUAGES)
+@pytest.mark.parametrize("before", ["", ENGLISH], ids=["alone", "in English"])
+def test_an_encoding_is_guessed_right_or_not_at_all(text: str, before: str) -> None:
+    text, guessed = before + text, 0
+    for encoding in ENCODINGS:
+        data = text.encode(encoding, "replace")
+        if b"?" in data:  # it has not all the letters
+            continue
+        wrong = next(i for i in range(len(data)) if data[i] > 127)
+        kind = file_kinds.encoding_of(data, wrong)
+        if kind.name != "text in another encoding":
+            guessed += 1
+            assert data.decode(kind.name.removesuffix(" text")) == text, (encoding, kind.name)
+    western = "München Zürich Malmö größte où très pääkaupunki".split()
+    assert guessed or not any(word in text for word in western)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"), [("-x.txt", "./-x.txt"), ("a b.txt", "'a b.txt'"), ("-", "FILE"), (Path("-"), "./-")]
+)
+def test_a_name_in_advice_is_safe_to_paste(
+    name: str | Path, safe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(PDF)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(PDF)))
+    with pytest.raises(DataError, match=re.escape(f"with `pdftotext {safe} text.txt`")):
+        read_text(name)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
@@ -384,13 +450,36 @@ def test_standard_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     write_text("./-", "y")
     assert read_text(Path("-")) == "y"
     check_outputs(["-"], ["-", "-/../-"])
-    with pytest.raises(DataError, match="standard input can be read once"):
+    with pytest.raises(DataError, match="standard input can be read only once"):
         check_outputs([], ["-", "-"])
     with pytest.raises(DataError, match="- is written by this command already"):
         check_outputs(["-", "-"])
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="standard input is closed"):
         read_text("-")
+
+
+@pytest.mark.parametrize(("number", "stream"), [(0, "in"), (1, "out")])
+def test_a_standard_stream_has_many_names(tmp_path: Path, number: int, stream: str) -> None:
+    ask = (new_files.is_standard_input, new_files.is_standard_output)
+    (tmp_path / "link").symlink_to(f"/dev/std{stream}")
+    names = [f"/dev/std{stream}", f"/dev/fd/{number}", f"/proc/self/fd/{number}", str(tmp_path / "link")]
+    for name in names:
+        assert ask[number](name) and ask[number](Path(name)) and not ask[1 - number](name), name
+    assert ask[number]("-") and not ask[number](Path("-"))
+    for other in ("/dev/stderr", "/dev/fd/11", "/dev/null", "-x", "stdout", "", "a\0b", str(tmp_path / "absent")):
+        assert not ask[number](other), other
+    if number == 1:
+        for one in names:
+            for two in ("-", *names):
+                with pytest.raises(DataError, match="is written by this command already"):
+                    check_outputs([one, two])
+    else:
+        for one in names:
+            with pytest.raises(
+                DataError, match=rf"read only once, but it is named 2 times \({one}, -\); give files for"
+            ):
+                check_outputs([], [one, "x", "-"])
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])

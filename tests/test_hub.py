@@ -287,6 +287,23 @@ def test_weights_of_another_framework_are_not_fetched(hub: Hub, tmp_path: Path, 
     assert hub.fetched == ["GET owner/model main config.json"]
 
 
+def test_what_the_cache_has_is_not_written_over(hub: Hub, tmp_path: Path) -> None:
+    """The files of a model on the hub are inputs of a command, too, in the cache under both names that they have."""
+    hub.repositories["owner/model"] = {"main": {"config.json": b"{}", "model.safetensors": b"x"}}
+    ask([("owner/model", ["config.json", "model.safetensors"], {})], tmp_path, hub.url)
+    (tmp_path / "q.json").write_text("[]")
+    blobs = [path for path in tmp_path.rglob("blobs/*") if path.is_file()]
+    cached = [path for path in tmp_path.rglob("snapshots/*/*") if path.is_file()]
+    assert len(cached) == 2 and len(blobs) == 2
+    predict = ["predict", str(tmp_path / "q.json"), "--model", "owner/model", "-o"]
+    code = "import json, sys\nfrom longformer.cli import cli\nfrom longformer import LongformerError\n"
+    code += "for path in json.loads(sys.argv[1])[1]:\n    try:\n        cli.main([*json.loads(sys.argv[1])[0], path], "
+    code += "standalone_mode=False)\n    except LongformerError as error:\n        print(error)\n"
+    outputs = [str(path) for path in (*cached, *blobs)]
+    said = run(code, json.dumps([predict, outputs]), tmp_path, hub.url).splitlines()
+    assert len(said) == 4 and all("is read by this command, and would be overwritten" in line for line in said), said
+
+
 def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("")
     assert find_files(tmp_path, ["a", "b"]) == {"b": tmp_path / "b"}

@@ -26,10 +26,10 @@ def raising(error: BaseException) -> Any:
     ("error", "status", "said"),
     [
         (LongformerError("x\x1b\ny"), 2, "error: x\\x1b y\n"),
-        (MemoryError(), 2, "error: the memory does not suffice; give shorter texts or fewer at once"),
+        (MemoryError(), 2, "error: there is not enough memory; give shorter texts or fewer at once"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."), 2,
-         "error: the memory does not suffice (2.0 GiB were asked for at once); give shorter"),
-        (RuntimeError("CUDA out of memory. Tried"), 2, "error: the memory does not suffice; give"),
+         "error: there is not enough memory (2.0 GiB were asked for at once); give shorter"),
+        (RuntimeError("CUDA out of memory. Tried"), 2, "error: there is not enough memory; give"),
         (RuntimeError("Storage size calculation overflowed with sizes=[2]"), 2, "error: numbers this large make"),
         (OSError(errno.ENOENT, "No such file or directory", "a"), 2, "error: a: No such file or directory\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: standard output cannot be written: No space"),
@@ -68,9 +68,11 @@ def test_an_implementation_that_cannot_serve_is_found_before_loading(
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr("longformer.kernels.dispatch.triton_refusal", lambda query: "its kernels want a GPU")
+    (tmp_path / "text.txt").write_text("Ann met Bob.")
     for arguments in (
         ["answer", "Who?", "--text", "Ann.", "--model", str(tmp_path), "--impl", "triton"],
         ["evaluate-mlm", str(tmp_path), "absent", "--impl", "triton"],
+        ["classify", str(tmp_path), str(tmp_path / "text.txt"), "--impl", "triton"],
         ["train", "qa", str(tmp_path), str(tmp_path / "run"), "absent", "--impl", "triton"],
     ):
         with pytest.raises(SystemExit):
@@ -93,7 +95,7 @@ def test_another_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "tokenizer" / "added_tokens.json").write_text('{"<more>": 261}')
     with pytest.raises(SystemExit):
         main([*arguments, "--tokenizer", str(tmp_path / "tokenizer")])
-    assert "the tokenizer has '<more>' (id 261), but the model's embedding has rows" in capsys.readouterr().err
+    assert "the tokenizer has '<more>' (id 261), but the model has embeddings for ids 0" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,10 +103,10 @@ def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path, capsys: pytes
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").symlink_to(model / "model.safetensors")
     before = (model / "model.safetensors").read_bytes()
-    for folder in ("model", "other"):
+    for folder, said in (("model", "is the source itself and"), ("other", "is read by this command, and")):
         with pytest.raises(SystemExit):
             main(["convert", str(model), str(tmp_path / folder), "--dtype", "float16"])
-        assert "is read by this command, and would be overwritten" in capsys.readouterr().err
+        assert f"{said} would be overwritten" in capsys.readouterr().err
     assert (model / "model.safetensors").read_bytes() == before
 
 

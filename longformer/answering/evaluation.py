@@ -196,5 +196,6 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def _describe_counts(found: Mapping[str, Any]) -> list[str]:
-    left_out = f"   ({found['skipped']} left out)" if found.get("skipped") else ""
+    skipped = found.get("skipped")
+    left_out = f"   ({skipped} {'entry' if skipped == 1 else 'entries'} left out)" if skipped else ""
     return [f"{'questions':<11}  {found['total']}{left_out}"]

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 def question_options(command: Command) -> Command:
     """FILE, and options that say how it is read, for :class:`Questions`."""
     for option in (
-        click.option("--skip-bad", is_flag=True, help="Leave out questions that cannot be used, say which, and go on."),
+        click.option("--skip-bad", is_flag=True, help="Leave out entries that cannot be used, say which, and go on."),
         click.option(
             "--format",
             "form",
             type=click.Choice([*FORMS]),
-            help="What FILE holds: articles as SQuAD, contexts as MRQA, or rows of questions. Its keys say it mostly.",
+            help="What FILE holds: articles as SQuAD, contexts as MRQA, or rows of questions. By default, the keys in "
+            "FILE decide.",
         ),
         click.argument("file"),
     ):
@@ -49,7 +50,10 @@ def question_options(command: Command) -> Command:
 
 
 class Questions:
-    """The questions of a file, and which of them were left out; those are told on standard error as they are met."""
+    """The questions of a file, and the entries that were left out, which are told on standard error as they are met.
+
+    An entry is a question, or a part of the file in which questions should be, such as an article without paragraphs.
+    """
 
     def __init__(self, file: str, form: str | None, skip_bad: bool, *, questions_only: bool = False) -> None:
         from longformer.answering.squad import read_squad
@@ -94,8 +98,8 @@ class Questions:
             click.echo(f"left out: {message}", err=True)
 
     def summary(self) -> str:
-        """How many were left out, to stand at the end of a line; "" where none was."""
-        return f", {counted(len(self.skipped))} left out" if self.skipped else ""
+        """How many entries were left out, to stand at the end of a line; "" where none was."""
+        return f", {counted(len(self.skipped), ('entry', 'entries'))} left out" if self.skipped else ""
 
 
 def is_first_process() -> bool:
@@ -103,9 +107,9 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def counted(number: int) -> str:
-    """How many questions, in a message."""
-    return f"{number} question{'' if number == 1 else 's'}"
+def counted(number: int, names: tuple[str, str] = ("question", "questions")) -> str:
+    """How many there are, in a message. ``names``: what one of them is called, and what several are."""
+    return f"{number} {names[number != 1]}"
 
 
 def listed_questions(ids: Sequence[str]) -> str:
@@ -160,4 +164,5 @@ def predict(
         write_json(n_best, {key: [asdict(answer) for answer in of.answers] for key, of in predicted.found.items()})
     if null_scores is not None:
         write_json(null_scores, {key: of.null_score for key, of in predicted.found.items()})
-    click.echo(f"wrote {len(predicted.found)} answers to {output}{questions.summary()}", err=True)
+    written = counted(len(predicted.found), ("answer", "answers"))
+    click.echo(f"wrote {written} to {output}{questions.summary()}", err=True)

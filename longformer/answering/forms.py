@@ -1,7 +1,7 @@
 """The forms in which files hold questions, in one table, and how the questions are found in them.
 
-A file is JSON or JSON lines, as it is or in gzip. Its entries are the items of a list called ``data``, of a list, or
-its lines. The keys of an entry tell its form.
+A file is JSON or JSON lines, as it is or in gzip. Its entries are the items of a list called ``data``, of a list, its
+lines, or the rows of a table that is kept by its columns. The keys of an entry tell its form.
 """
 
 from __future__ import annotations
@@ -66,18 +66,35 @@ def _entries(text: str, name: str, refuse: Refuse) -> Iterator[tuple[str, Any]]:
     if by_lines:
         for n, line in lines:
             try:
-                yield f"line {n}", parse_json(line, "it")
+                yield f"line {n}", parse_json(line, f"line {n}")
             except DataError as error:
-                refuse(f"line {n}: {error}")
+                refuse(str(error))
         return
     if isinstance(value, list):
         yield from ((f"[{i}]", entry) for i, entry in enumerate(value))
+    elif isinstance(value, dict) and "data" not in value and isinstance(value.get("question"), (list, dict)):
+        yield from _rows(value, name)
     elif isinstance(value, dict) and "data" not in value and any(map(value.__contains__, KEYS)):
         yield "line 1", value  # JSON lines, of which there is one
     elif isinstance(value, dict):
         yield from _list(value, "data", "", _raise_for(name))
     else:
         raise DataError(f"{name} holds {describe_json(value)}; it must be an object or a list of questions")
+
+
+def _rows(table: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table that is kept by its columns: each a list, or an object whose values are the column."""
+    columns = {
+        key: list(column.values()) if isinstance(column, dict) else column
+        for key, column in table.items()
+        if isinstance(column, (list, dict))
+    }
+    lengths = {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{describe_json(key)} has {length}" for key, length in lengths.items())
+        raise DataError(f"{name}: the columns of a table must be of one length, but {said}")
+    for i, row in enumerate(zip(*columns.values(), strict=True)):
+        yield f"[{i}]", dict(zip(columns, row, strict=True))
 
 
 def _is_object(line: str) -> bool:

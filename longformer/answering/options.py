@@ -71,6 +71,18 @@ def batch_option(command: Command) -> Command:
 
 def answer_options(command: Command) -> Command:
     """Options that say what counts as an answer and how a long document is read."""
+    return span_options(
+        click.option(
+            "--null-threshold",
+            type=float,
+            metavar="X",
+            help="For a model trained on SQuAD v2: answer nothing where that scores more than X above the best answer.",
+        )(command)
+    )
+
+
+def span_options(command: Command) -> Command:
+    """The :func:`answer_options` but --null-threshold: they say which spans are answers, and in which windows."""
     for option in (
         click.option("--inside-words", is_flag=True, help="Answers may begin and end inside a word."),
         click.option("--no-overlap", is_flag=True, help="Of several answers, no two share a word."),
@@ -80,12 +92,6 @@ def answer_options(command: Command) -> Command:
             default=AnswerSettings.null_rule,
             show_default=True,
             help="Which window says what no answer scores: that of the best answer, or the one where it scores least.",
-        ),
-        click.option(
-            "--null-threshold",
-            type=float,
-            metavar="X",
-            help="For a model trained on SQuAD v2: answer nothing where that scores more than X above the best answer.",
         ),
         click.option(
             "--max-length",
@@ -154,7 +160,7 @@ def take_settings(options: dict[str, Any]) -> AnswerSettings:
 
 
 def checkpoint_files(model: str | None, tokenizer: str | None = None) -> list[Path]:
-    """The files that are read of a checkpoint and of a tokenizer in folders; none of a name on the hub."""
+    """The files that are read of a model and of a tokenizer, as :func:`longformer.checkpoints.folder.files_of` says."""
     from longformer.answering.answerer import PRETRAINED
     from longformer.checkpoints.folder import files_of
 
@@ -184,7 +190,7 @@ def load_answerer(
     from longformer.models.loading import check_implementation
 
     if model is None and revision is not None:
-        raise click.UsageError("--revision is of a --model on the hub; name one, or leave --revision out")
+        raise click.UsageError("--revision needs a --model on the hub; name one, or leave --revision out")
     if model is not None and is_exported(model):
         given = first_given("revision", "device", "dtype", "impl")
         if given is not None:

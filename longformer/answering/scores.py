@@ -215,7 +215,9 @@ def bootstrap_ratio_interval(
     """
     above, below = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if above.ndim != 1 or not above.size or above.shape != below.shape:
-        raise LongformerError(f"totals has shape {above.shape} and counts {below.shape}; they must be as long rows")
+        raise LongformerError(
+            f"totals has shape {above.shape} and counts {below.shape}; they must be rows of the same length"
+        )
     if not (np.isfinite(above).all() and np.isfinite(below).all() and (below > 0).all()):
         raise LongformerError("totals must hold finite numbers, and counts finite ones above 0")
     return _interval_of_ratio(above, below, 0.95, resamples, seed)

@@ -16,9 +16,17 @@ from longformer.answering.files_cli import (
     listed_questions,
     question_options,
 )
-from longformer.answering.options import answer_options, batch_option, first_given, model_options
+from longformer.answering.options import (
+    answer_options,
+    batch_option,
+    checkpoint_files,
+    first_given,
+    model_options,
+    span_options,
+)
 from longformer.errors import DataError
-from longformer.files import check_outputs, is_stream
+from longformer.files import check_inputs, check_outputs, is_stream
+from longformer.options import Threshold, show_result
 
 if TYPE_CHECKING:
     from longformer.answering.scores import Scores
@@ -48,7 +56,7 @@ PICTURES = (".png", ".pdf", ".svg")
 )
 @click.option(
     "--na-prob-thresh",
-    type=float,
+    type=Threshold(),
     default=1.0,
     show_default=True,
     metavar="X",
@@ -72,21 +80,20 @@ def evaluate(
     if predictions is not None and not is_first_process():
         return
     questions = Questions(file, form, skip_bad)
+    values = _given_values(questions, predictions, how["na_probs"])
     if predictions is not None and how["against"] is not None:
         found = _comparison(questions, (predictions, how["against"]))
     else:
         texts = _given_or_predicted(questions, predictions, options)
         if texts is None:
             return
-        found = _judged(questions.examples, texts, how)
+        found = _judged(questions.examples, texts, values, how)
     if skip_bad:
         found["skipped"] = len(questions.skipped)
     from longformer.answering import evaluation
 
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        click.echo(evaluation.describe_comparison(found) if how["against"] else evaluation.describe(found))
+    described = evaluation.describe_comparison if how["against"] else evaluation.describe
+    show_result(json.dumps(found) if as_json else described(found), [how["plot"]])
 
 
 def _check_evaluation(file: str, predictions: str | None, how: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -102,11 +109,13 @@ def _check_evaluation(file: str, predictions: str | None, how: Mapping[str, Any]
     given = first_given("na_prob_thresh", "plot") if how["na_probs"] is None else None
     if given is not None:
         raise click.UsageError(f"{given} needs --na-probs, which says what speaks for no answer")
+    inputs = [path for path in (file, predictions, how["against"], how["na_probs"]) if path is not None]
+    check_inputs(inputs)
     if how["plot"] is not None:
         if Path(how["plot"]).suffix.lower() not in PICTURES and not is_stream(how["plot"]):
             raise DataError(f"{how['plot']!r} must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
-        inputs = [path for path in (file, predictions, how["na_probs"]) if path is not None]
-        check_outputs([how["plot"]], inputs)
+        model = [] if predictions is not None else checkpoint_files(options["model"], options["tokenizer"])
+        check_outputs([how["plot"]], [*inputs, *model])
         _require_matplotlib()
 
 
@@ -115,6 +124,16 @@ def _require_matplotlib() -> None:
 
     if find_spec("matplotlib") is None:
         raise DataError("--plot needs matplotlib: pip install matplotlib, or leave --plot out")
+
+
+def _given_values(questions: Questions, predictions: str | None, na_probs: str | None) -> dict[str, float]:
+    """What --na-probs holds, read before a model answers. With --predictions not every question needs a value."""
+    from longformer.answering.squad import read_null_scores
+
+    if na_probs is None:
+        return {}
+    answered = () if predictions is not None or questions.skip_bad else questions.examples
+    return read_null_scores(na_probs, [example.id for example in answered])
 
 
 def _given_or_predicted(
@@ -139,11 +158,13 @@ def _given_or_predicted(
     return None if predicted is None else predicted.texts
 
 
-def _judged(examples: Sequence[Example], predictions: Mapping[str, str], how: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(
+    examples: Sequence[Example], predictions: Mapping[str, str], values: Mapping[str, float], how: Mapping[str, Any]
+) -> dict[str, Any]:
     """All figures of ``evaluate``, by name; what is missing or left over is told on standard error."""
     from longformer.answering import evaluation, v2
     from longformer.answering.scores import score
-    from longformer.answering.squad import read_null_scores
+    from longformer.answering.squad import check_values
 
     raw = score(examples, predictions, v2=None if how["na_probs"] is None else True)
     skip = how["missing"] == "skip"
@@ -156,9 +177,9 @@ def _judged(examples: Sequence[Example], predictions: Mapping[str, str], how: Ma
         click.echo(f"{listed_questions(unknown)} predicted but not in the file, left out", err=True)
     if skip and len(raw.missing) == len(raw.ids):
         raise DataError("there is no prediction for any question, and --missing skip leaves out those without one")
-    scores, values = raw, {}
+    scores = raw
     if how["na_probs"] is not None:
-        values = read_null_scores(how["na_probs"], (key for key in raw.ids if key in predictions))
+        check_values(how["na_probs"], values, (key for key in raw.ids if key in predictions))
         scores = v2.with_threshold(raw, values, how["na_prob_thresh"])
         _tell_threshold(raw, scores, values, how["na_prob_thresh"])
     found = evaluation.summary(v2.predicted(scores) if skip else scores)
@@ -215,7 +236,7 @@ def _comparison(questions: Questions, paths: tuple[str, str]) -> dict[str, Any]:
 @click.option("--null-scores", metavar="N.json", help="Null scores of the same run, as `predict` writes them.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @batch_option
-@answer_options
+@span_options
 @model_options
 def tune_threshold(
     file: str,
@@ -233,8 +254,9 @@ def tune_threshold(
     if (predictions is None) != (null_scores is None):
         raise click.UsageError("--predictions and --null-scores are of one run of `predict`; give both, or neither")
     given = first_given(*options) if predictions is not None else None
-    if given is not None or first_given("null_threshold") is not None:
-        raise click.UsageError(f"{given or '--null-threshold'} says how to predict; leave it out")
+    if given is not None:
+        raise click.UsageError(f"{given} says how to predict, but --predictions has it done; leave one out")
+    check_inputs([path for path in (file, predictions, null_scores) if path is not None])
     if predictions is not None and not is_first_process():
         return
     questions = Questions(file, form, skip_bad)

@@ -105,7 +105,10 @@ def read_squad(
         except DataError as error:
             refuse(f"{raw.place}{_named(raw.entry)}: {error}")
     if not found:
-        raise DataError(f"{path}: holds no questions" + (f" but {refused} that cannot be used" if refused else ""))
+        raise DataError(
+            f"{path}: holds no questions"
+            + (f", only {refused} {'entry' if refused == 1 else 'entries'} that cannot be used" if refused else "")
+        )
     return found
 
 
@@ -148,14 +151,19 @@ def read_null_scores(path: str | Path, needed: Iterable[str]) -> dict[str, float
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not -LARGEST_VALUE <= value <= LARGEST_VALUE:
             raise DataError(
-                f"{path}: the value for id {key!r} is {describe_json(value)}; it must be a finite number, of at most "
-                f"{LARGEST_VALUE:g}"
+                f"{path}: the value for id {key!r} is {describe_json(value)}; it must be a finite number from "
+                f"{-LARGEST_VALUE:g} to {LARGEST_VALUE:g}"
             )
+    check_values(path, values, needed)
+    return values
+
+
+def check_values(path: str | Path, values: Mapping[str, float], needed: Iterable[str]) -> None:
+    """Raise DataError, which names ``path`` and the id, where ``values`` by ids lack one of the ids ``needed``."""
     missing = [key for key in needed if key not in values]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{path}: holds no value for id {missing[0]!r}{others}, of which there is a prediction")
-    return values
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from longformer.bench.options import (
     known_dtype,
     our_names,
 )
-from longformer.files import check_outputs
-from longformer.options import tokenizer_option
+from longformer.files import check_outputs, is_stream
+from longformer.options import show_result, tokenizer_option
 
 if TYPE_CHECKING:
     from longformer.bench.timing import Record
@@ -326,25 +326,31 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
     metavar="T",
     help="Begin nothing after this time. The most important shapes come first.",
 )
-@click.option("--json", "json_file", metavar="FILE.json", help="Write everything measured to this file.")
+@click.option(
+    "--json", "json_file", metavar="FILE.json", help="Write everything measured to this file; - is standard output."
+)
 def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, ...], **axes: Any) -> int:
     """The Triton kernels on a GPU, beside FlexAttention, flash-attention and transformers.
 
-    It checks first, then it measures. The JSON file is written again after each shape. Whatever fails or disagrees is
-    listed with its error, and the exit status is then 1. Ctrl-C and SIGTERM end the run with the table of everything
-    that has been measured.
+    It checks first, then it measures. The JSON file is written again after each shape, or once, at the end, where it is
+    standard output or another stream. Whatever fails or disagrees is listed with its error, and the exit status is then
+    1. Ctrl-C and SIGTERM end the run with the table of everything that has been measured.
     """
     from longformer.bench import gpu, gpu_report, report
 
     asked = gpu.problems(dtypes=[known_dtype(name) for name in dtypes], **axes)
     check_outputs(filter(None, (json_file,)))
 
+    streams = json_file is not None and is_stream(json_file)  # of which nothing can be taken back
+
     def save(measured: dict[str, Any]) -> None:
-        if json_file is not None:
+        if json_file is not None and not streams:
             report.write_json(measured, json_file)
 
     measured = gpu.run(asked, rounds=rounds, seconds=seconds, save=save)
-    click.echo(gpu_report.table(measured))
+    if json_file is not None and streams:
+        report.write_json(measured, json_file)
+    show_result(gpu_report.table(measured), [json_file])
     return measured["stopped"] or (1 if measured["errors"] else 0)
 
 
@@ -388,8 +394,7 @@ def _run(
         found.write(json_file)
     if picture is not None:
         plot.draw(found, picture)
-    # Where a file goes to standard output, nothing else does.
-    click.echo(f"{found.head()}\n\n{found.table()}", err="-" in (json_file, picture))
+    show_result(f"{found.head()}\n\n{found.table()}", (json_file, picture))
 
 
 for command in (needle, patterns):

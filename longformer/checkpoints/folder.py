@@ -17,22 +17,24 @@ from longformer.checkpoints.weights import SAFETENSORS, unaliased
 from longformer.claims import remove_if_empty
 from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
 from longformer.files import read_json, replace_file
-from longformer.hub import CONFIG, PathOrName
+from longformer.hub import CONFIG, PathOrName, cached_files
 
 
 def files_of(name_or_path: PathOrName) -> list[Path]:
-    """The files that are read of a checkpoint in a folder, or a file itself; nothing of a name on the hub."""
+    """The files that are read of a checkpoint: those of its folder or, for a name, of the hub's cache; or a file."""
     text = str(name_or_path)
     folder = Path(os.path.expanduser(text))
-    if "\0" in text or not os.path.isdir(folder):
-        return [folder] if os.path.isfile(folder) else []
+    if "\0" in text:
+        return []
+    if not os.path.isdir(folder):
+        return [folder] if os.path.isfile(folder) else cached_files(text)
     weights = [
         path for end in ("*.safetensors", "*.bin", "*.index.json", "*.onnx*") for path in sorted(folder.glob(end))
     ]
     return [folder / name for name in (CONFIG, *TOKENIZER_FILES) if os.path.isfile(folder / name)] + weights
 
 
-def files_to_write(folder: str) -> list[Path]:
+def files_to_write(folder: str | Path) -> list[Path]:
     """The files that a checkpoint with its tokenizer is written into."""
     return [Path(folder) / name for name in (CONFIG, SAFETENSORS, *TOKENIZER_FILES)]
 

@@ -156,7 +156,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(_unreadable(path, "not a state dict as torch.save writes it")) from None
         raise CheckpointError(
             f"{path} was not read: its pickle asks for {wanted[1]}, which could run code and which no weights need; "
-            "ask where it came from for safetensors, or trust it not"
+            "ask those who published it for a safetensors file, and do not load this one"
         ) from None
     read = _inner(read, path)
     if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):

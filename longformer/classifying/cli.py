@@ -16,7 +16,7 @@ from longformer.answering.options import (
 )
 from longformer.classifying.texts import Text, is_table, read_texts
 from longformer.errors import DataError
-from longformer.files import read_document, read_text
+from longformer.files import as_argument, read_document, read_text
 from longformer.options import MOST
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ def classify(
 
     from longformer.classifying.classifier import TextClassifier
     from longformer.classifying.labels import REGRESSION
+    from longformer.models.loading import check_implementation
 
     precision = getattr(torch, dtype) if dtype in DTYPES else dtype
+    check_implementation(loading["impl"], loading["device"], precision)
     classifier = TextClassifier.from_pretrained(model, dtype=precision, **loading)
     with tqdm(total=len(texts), unit=" texts", disable=None if is_table(file) else True) as bar:
         found = classifier.classify(
@@ -81,7 +83,7 @@ def _read(file: str) -> list[Text]:
     if file.lower().endswith((".json", ".tsv", ".jsonl.gz", ".csv.gz")):
         raise DataError(
             f"{file} is not read: many texts come in a .csv or .jsonl file; to take it for one text, give it to "
-            f"standard input: longformer classify MODEL - < {file}"
+            f"standard input: longformer classify MODEL - < {as_argument(file)}"
         )
     return [Text(read_document(file) if file == "-" else read_text(file), file, 1)]
 

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
+from longformer.errors import DataError
 from longformer.files import check_outputs, check_suffix, write_text
-from longformer.options import COUNT, tokenizer_option
+from longformer.new_files import is_standard_input
+from longformer.options import COUNT, show_result, tokenizer_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
@@ -136,6 +138,11 @@ def compare(
     longformer parity compare ours port.safetensors --model my/checkpoint
     longformer parity compare ours exported/model.onnx text.txt --model my/checkpoint
     """
+    for contender in (a, b):
+        if is_standard_input(contender):
+            raise DataError(
+                f"{contender} is standard input; a trace can only be read from a file, so save it as one first"
+            )
     inputs = [path for path in (a, b, input_file) if path is not None] + model_files(model, options["tokenizer"])
     check_outputs(filter(None, (json_file, html)), inputs)
     for path, suffix in ((json_file, ".json"), (html, ".html")):
@@ -157,8 +164,7 @@ def compare(
             write_page(html, found)
     if json_file is not None:
         write_text(json_file, dumps(as_json(result)) + "\n")
-    # Where a file goes to standard output, nothing else does.
-    click.echo(table(result, everything=everything), err="-" in (json_file, html))
+    show_result(table(result, everything=everything), outputs)
     return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from longformer.errors import LongformerError
+from longformer.files import check_inputs
 from longformer.options import tokenizer_option
 from longformer.training.lm_options import LMOptions
 from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions, TrainingOptions
@@ -72,16 +73,18 @@ def _option(entry: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[...,
 
 
 def _read(options_class: type[Any], given: dict[str, Any]) -> Any:
-    """The options from the configuration file, if one is given, and from the command line."""
+    """The options from the configuration file, if one is given, and from the command line. Checks what is read once."""
     config = given.pop("config")
     changes = {name: value for name, value in given.items() if value not in (None, ())}
     try:
-        return options_class.read(config, **changes)
+        options = options_class.read(config, **changes)
     except LongformerError as error:
         if any(not changes.get(name) for name in options_class.required) and config is None:
             given_names = "DST" if "source" in options_class.unused else "SRC, DST"
             raise click.UsageError(f"give {given_names} and at least one FILE, or a --config that names them") from None
         raise error from None
+    check_inputs([*filter(None, [config]), *options.files, *options.evaluate_on])
+    return options
 
 
 @train.command("qa")
@@ -165,6 +168,7 @@ def evaluate_mlm(model: str, files: tuple[str, ...], dtype: str, as_json: bool, 
     tokens. MODEL must have a masked-LM head, as `train mlm` writes it. Under torchrun each process computes a share of
     the rows.
     """
+    check_inputs(files)
     import torch
 
     from longformer.training.measure import describe, measure_mlm

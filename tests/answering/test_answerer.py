@@ -454,7 +454,7 @@ class TestTokensWithoutARow:
         QuestionAnswerer(model, tokenizer)
         assert tokenizer.add_tokens(["<ent>", "<place>"]) == 2
         both = rf"'<ent>' \(id {rows}\), '<place>' \(id {rows + 1}\)"
-        message = rf"the tokenizer has {both}, but .* rows for ids 0 to {rows - 1} alone; call model.resize_token_emb"
+        message = rf"the tokenizer has {both}, but .* embeddings for ids 0 to {rows - 1} only; take the"
         with pytest.raises(CheckpointError, match=message):
             QuestionAnswerer(model, tokenizer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,40 @@ class TestEvaluate:
         status, out, err = run("evaluate", files["q"], "--predictions", files["p"], *options)
         assert (status, out) == (2, "") and message in err
 
+    @pytest.mark.parametrize("output", ["-", "/dev/stdout"])
+    def test_a_picture_on_standard_output_stands_alone(self, run, files, output, monkeypatch, tmp_path) -> None:
+        monkeypatch.setattr("longformer.plotting.figures.write_file", lambda path, write: write(tmp_path / "picture"))
+        arguments = ("--predictions", files["p"], "--na-probs", files["n"], "--plot", output)
+        status, out, err = run("evaluate", files["q"], *arguments)
+        assert (status, out) == (0, "") and "average precision" in err
+        assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_picture_is_not_drawn_over_what_the_command_reads(self, run, files, tmp_path) -> None:
+        save_tiny_checkpoint(tmp_path / "tiny")
+        link = tmp_path / "curves.png"
+        for read in ("tiny/model.safetensors", "tiny/config.json", "q.json", "n.json"):
+            before = (tmp_path / read).read_bytes()
+            link.symlink_to(read)
+            arguments = ("--na-probs", files["n"], "--plot", str(link), "--model", str(tmp_path / "tiny"))
+            status, out, err = run("evaluate", files["q"], *arguments)
+            assert (status, out) == (2, "") and "is read by this command, and would be overwritten" in err
+            assert (tmp_path / read).read_bytes() == before
+            link.unlink()
+
+    def test_what_is_wrong_is_met_before_a_model_is_loaded(self, run, files, tmp_path) -> None:
+        few = tmp_path / "few-scores.json"
+        few.write_text('{"a": 1}')
+        for options, said in (
+            (["--na-probs", "absent.json"], "no file at 'absent.json'"),
+            (["--na-probs", files["few"]], "the value for id 'a' is \"Dan\""),
+            (["--na-probs", str(few)], "holds no value for id 'b' and 3 more"),
+            (["--na-probs", files["n"], "--na-prob-thresh", "nan"], "'nan' is no number; give one such as 0.5"),
+            (["--na-probs", "-"], "standard input can be read only once, but it is named 2 times (-, -)"),
+        ):
+            file = "-" if options[-1] == "-" else files["q"]
+            status, out, err = run("evaluate", file, "--model", str(tmp_path / "no model"), *options)
+            assert (status, out) == (2, "") and said in err, err
+
     def test_a_picture_without_matplotlib(self, run, files, monkeypatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         arguments = ("--predictions", files["p"], "--na-probs", files["n"], "--plot", "c.png")
@@ -163,9 +198,10 @@ class TestTuneThreshold:
             (["--null-scores", "n"], "--predictions and --null-scores are of one run of `predict`; give both"),
             (
                 ["--predictions", "p", "--null-scores", "n", "--stride", "9"],
-                "--stride says how to predict; leave it out",
+                "--stride says how to predict, but --predictions has it done; leave one out",
             ),
-            (["--null-threshold", "1"], "--null-threshold says how to predict; leave it out"),
+            (["--predictions", "-", "--null-scores", "/dev/stdin"], "it is named 2 times (-, /dev/stdin); give files"),
+            (["--null-threshold", "1"], "No such option '--null-threshold'"),
             (["--predictions", "p", "--null-scores", "few"], "it must be a finite number"),
         ],
     )
@@ -182,10 +218,24 @@ class TestOddValues:
         )
         assert status == 2 and "none of the questions has a prediction" in err
 
-    @pytest.mark.parametrize("value", ["1" + 400 * "0", "1e300", "-1e300", "NaN", "true"])
+    @pytest.mark.parametrize("value", ["1" + 400 * "0", "1e300", "-1e300", "-1.79e308", "NaN", "true"])
     def test_values_that_cannot_be_summed(self, run, files, tmp_path, value: str) -> None:
         (tmp_path / "n.json").write_text(json.dumps(NULL_SCORES).replace("0.5", value))
-        status, _, err = run(
-            "evaluate", files["q"], "--predictions", files["p"], "--na-probs", str(tmp_path / "n.json")
-        )
-        assert status == 2 and err.count("\n") <= 2 and ("value for id 'c'" in err or "valid JSON" in err)
+        for command_name, option in (("evaluate", "--na-probs"), ("tune-threshold", "--null-scores")):
+            status, _, err = run(
+                command_name, files["q"], "--predictions", files["p"], option, str(tmp_path / "n.json")
+            )
+            assert status == 2 and err.count("\n") == 1
+            assert re.search(r"the value for id 'c' is .*; it must be a finite number from -1e\+100 to 1e\+100", err)
+
+    def test_values_as_large_as_they_may_be(self, run, files, tmp_path) -> None:
+        """A threshold below the least value is a finite number too."""
+        scores = dict.fromkeys(NULL_SCORES, -1e100)
+        (tmp_path / "n.json").write_text(json.dumps(scores))
+        arguments = ("--predictions", files["p"], "--null-scores", str(tmp_path / "n.json"), "--json")
+        found = json.loads(run("tune-threshold", files["q"], *arguments)[1])
+        assert -1.1e100 < found["best_exact_thresh"] <= -1e100
+
+    def test_the_help_offers_what_there_is(self, run) -> None:
+        assert "--null-threshold X" in run("evaluate", "--help")[1]
+        assert "--null-threshold X" not in run("tune-threshold", "--help")[1]

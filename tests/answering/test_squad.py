@@ -200,6 +200,9 @@ class TestForms:
             (lines({"header": {"dataset": "NewsQA"}}, MRQA), ["line 2.qas[0]"]),
             (lines({"header": {}}, {**ROW, "qid": "1", "id": "1"}), ["line 2"]),
             (json.dumps(squad(), indent=1).encode(), ["data[0].paragraphs[0].qas[0]"]),
+            ({key: [value] for key, value in ROW.items()}, ["[0]"]),
+            ({key: [value, value] for key, value in ROW.items()} | {"id": ["1", 2], "version": "1"}, ["[0]", "[1]"]),
+            ({key: {"7": value} for key, value in ROW.items()}, ["[0]"]),
         ],
         ids=str,
     )
@@ -352,6 +355,12 @@ class TestMalformed:
             (b"[]", ": holds no questions"),
             (b'{"data": {}}', ": data is an object; it must be a list"),
             (b'{"data": []}', ": holds no questions"),
+            (b'{"question": [], "id": {}}', ": holds no questions"),
+            (
+                b'{"question": ["a", "b"], "id": [1]}',
+                ': the columns of a table must be of one length, but "question" has',
+            ),
+            (b'{"question": ["Who?"], "id": [1]}', ", [0]: id '1': context is missing"),
             (b'{"data": [{"paragraphs": []}]}', ": holds no questions"),
             (b'{"header": {}}\n{"header": {}}', ": holds no questions"),
             (b'{"id": "1"}\n{"id"', ', line 1: id "1": question is missing, and there are neither paragraphs'),
@@ -373,7 +382,7 @@ class TestMalformed:
         path = write(tmp_path, lines(ROW) + b'{"id": "2", "question"\n' + lines({**ROW, "id": "3"}))
         with pytest.raises(DataError) as caught:
             read_squad(path)
-        assert str(caught.value).startswith(f"{path}, line 2: it is not valid JSON")
+        assert str(caught.value) == f"{path}, line 2 is not valid JSON: Expecting ':' delimiter, at column 23"
         skipped: list[str] = []
         assert [example.id for example in read_squad(path, skipped=skipped)] == ["1", "3"]
         assert skipped == [str(caught.value)]
@@ -455,7 +464,7 @@ class TestMalformed:
 
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         path = write(tmp_path, squad(question=""))
-        with pytest.raises(DataError, match="holds no questions but 1 that cannot be used"):
+        with pytest.raises(DataError, match="holds no questions, only 1 entry that cannot be used"):
             read_squad(path, skipped=[])
 
     def test_a_long_value_is_cut_short(self, tmp_path: Path) -> None:

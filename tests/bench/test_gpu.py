@@ -402,6 +402,18 @@ def test_what_is_stopped_still_gives_its_table(
     assert len(json.loads((tmp_path / "gpu.json").read_text())["results"]) == 1
 
 
+def test_to_standard_output_goes_the_report_alone_and_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_no_device(monkeypatch, longformer=partial(ours, "blocked"))
+    options = "--lengths 64,96 --windows 4 --head-dims 8 --dtypes float32 --globals 0 --rounds 1 --json -"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["bench", "gpu", *options.split()])
+    out, err = capsys.readouterr()
+    assert not stopped.value.code and len(json.loads(out)["results"]) == 2
+    assert "96 tokens" in err
+
+
 def test_a_folder_that_cannot_be_written_into_is_met_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

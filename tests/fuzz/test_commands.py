@@ -127,6 +127,25 @@ def test_standard_output_that_is_closed(world: Path, arguments: tuple[str, ...])
     assert done.stderr == b"error: standard output cannot be written: Bad file descriptor\n"
 
 
+PREDICT = ("predict", "questions.json", "--model", "model", "-o")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_a_file_to_standard_output_that_is_closed(world: Path, name: str) -> None:
+    done = child(*PREDICT, name, folder=world, stdout=None, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 2
+    assert done.stderr == (b"error: standard output cannot be written: Bad file descriptor; give a file to write to\n")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_nobody_reads_a_file_to_standard_output(world: Path, name: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = child(*PREDICT, name, folder=world, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_standard_streams_that_are_not_needed(world: Path) -> None:
     def close() -> None:
         for number in (0, 1, 2):

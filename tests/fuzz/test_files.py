@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny_checkpoint import byte_level_tokenizer, save_tiny_checkpoint, tiny_model, wordpiece_tokenizer
 from training_runs import squad_file
 
-from longformer import LongformerForMaskedLM, LongformerTokenizer
+from longformer import LongformerForMaskedLM, LongformerForSequenceClassification, LongformerTokenizer
 
 QUESTION, TEXT = "Who met Bob?", "Ann met Bob in Rome, on Monday. Dan fell down."
 ids = [[0, 20, 21, 2, 2, 30, 31, 32, 33, 34, 35, 2], [0, 22, 2, 2, 40, 41, 2]]
@@ -37,11 +37,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = byte_level_tokenizer(folder / "mlm")
     LongformerForMaskedLM(tiny_model(tokenizer).config).save_pretrained(folder / "mlm")
     squad_file(folder / "questions.json")
+    classes = byte_level_tokenizer(folder / "classes")
+    LongformerForSequenceClassification(tiny_model(classes).config).save_pretrained(folder / "classes")
     (folder / "text.txt").write_text(TEXT)
     (folder / "ids.json").write_text(json.dumps({"input_ids": ids, "attention_mask": [[1] * 12, [1] * 7]}))
-    assert (
-        run("predict", f"{folder}/questions.json", "-o", f"{folder}/p.json", "--model", f"{folder}/model").status == 0
-    )
+    predict = ["predict", f"{folder}/questions.json", "-o", f"{folder}/p.json", "--null-scores", f"{folder}/null.json"]
+    assert run(*predict, "--model", f"{folder}/model").status == 0
     trace = [f"{folder}/text.txt", "-o", f"{folder}/trace.safetensors"]
     assert run("parity", "record", f"{folder}/model", *trace).status == 0
     return folder
@@ -63,6 +64,7 @@ def test_the_valid_files(world: Path) -> None:
     for done in (
         answer(world / "model"),
         run("evaluate", f"{world}/questions.json", "--predictions", f"{world}/p.json"),
+        run("classify", f"{world}/classes", f"{world}/text.txt"),
         run("evaluate-mlm", f"{world}/mlm", f"{world}/text.txt"),
         run("parity", "record", f"{world}/model", f"{world}/ids.json", "-o", f"{world}/ids.safetensors"),
         run("parity", "compare", f"{world}/trace.safetensors", "ours", "--model", f"{world}/model"),
@@ -193,6 +195,49 @@ def test_predictions(world: Path, tmp_path: Path, data: st.DataObject) -> None:
     file = write(tmp_path / "p.json", data.draw(mangled_json(valid)))
     check(run("evaluate", f"{world}/questions.json", "--predictions", file, "--json"))
     check(run("evaluate", f"{world}/questions.json", "--predictions", f"{world}/p.json", "--against", file))
+
+
+@given(data=st.data())
+@bounded(60)
+def test_null_scores(world: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """As ``predict --null-scores`` writes them."""
+    valid = json.loads((world / "null.json").read_bytes())
+    file = write(tmp_path / "null.json", data.draw(mangled_json(valid)))
+    common = [f"{world}/questions.json", "--predictions", f"{world}/p.json"]
+    check(run("evaluate", *common, "--na-probs", file, "--json"))
+    check(run("tune-threshold", *common, "--null-scores", file))
+
+
+@given(data=st.data())
+@bounded(60)
+def test_questions_as_a_table_of_columns(world: Path, tmp_path: Path, data: st.DataObject) -> None:
+    answers = [{"text": ["Bob"], "answer_start": [8]}, {"text": [], "answer_start": []}]
+    valid = {"id": ["a", "b"], "question": ["Who?", "Where?"], "context": [TEXT, TEXT], "answers": answers}
+    file = write(tmp_path / "q.json", data.draw(mangled_json(valid, short=True)))
+    check(run("predict", file, "-o", str(tmp_path / "p.json"), "--model", f"{world}/model"))
+    check(run("evaluate", file, "--predictions", f"{world}/p.json"))
+
+
+DIGITS = [b"1" + b"0" * 400, b"9" * 5000, b"1e999", b"-1e-999", b"nan", b"0x1", b"1_000", "٣".encode(), b"1|2", b"''"]
+
+
+@given(data=st.data())
+@bounded(60)
+def test_labelled_texts(world: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Nothing is trained: the folder of the run is a file."""
+    kind = data.draw(st.sampled_from(["csv", "jsonl"]))
+    if kind == "csv":
+        valid = b'text,label\n"Ann met, Bob.",1\nDan fell.,2\n'
+        odd = st.sampled_from(DIGITS).map(lambda digits: valid.replace(b",1", b"," + digits))
+        content = data.draw(st.one_of(odd, mangled_bytes(valid)))
+    else:
+        lines = [{"text": "Ann met Bob.", "label": 1}, {"text": "Dan fell.", "label": 2}]
+        content = b"\n".join([data.draw(mangled_json(lines[0])), json.dumps(lines[1]).encode()])
+    file = write(tmp_path / f"texts.{kind}", content)
+    check(run("classify", f"{world}/classes", file))
+    done = run("train", "classification", f"{world}/classes", f"{world}/text.txt", file, "--new-head")
+    check(done)
+    assert done.status == 2
 
 
 @given(data=st.data())

@@ -337,6 +337,10 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         ),
         (["compare", "ours", "ours:", "ids.json", "--model", "model"], "'ours:' is neither a trace file"),
         (["compare", "ours", "transformers", "ids.json"], "--model is missing"),
+        (
+            ["compare", "-", "ours", "ids.json", "--model", "model"],
+            "- is standard input; a trace can only be read from",
+        ),
         (["compare", "ours", "transformers", "ids.json", "--model", "absent"], "there is no folder 'absent'"),
         (["compare", "ours", "absent.safetensors", "--model", "model"], "no trace file at absent.safetensors"),
         (["compare", "ours", "transformers", "ids.json", "--model", "model", "--html", "x/y.html"], "no folder 'x'"),

@@ -20,17 +20,19 @@ from longformer.cli import main
 DEEP = 100_000
 MARK = "a number of too many digits"  # stands for one, which json.dumps does not write
 ODD_VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 7, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**64, 10**40, -(2**63) - 1, 0.5, -0.0,
+    None, True, False, 0, -1, 1, 2, 7, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**64, 10**40, 10**400, -(10**400),
+    -(2**63) - 1, 0.5, -0.0,
     1e-320, 1e308, float("nan"), float("inf"), "", " ", "x", "1", "\x00", "\x1b[2J", "\ud800", "ﬀ\u0301\u202e",
     "é" * 500, "x" * 100_000, [], {}, [[]], [None], {"": {}}, [1, "a", None], MARK,
 ]  # fmt: skip
 ODD_BYTES = [
     b"\x00", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\x80", b"\xed\xa0\x80", b"\r", b"\n\n", b'"', b"{", b"]", b"-",
-    b"9" * 30, b"9" * 5000, b"[" * DEEP, b'{"a":' * DEEP, b"%PDF-1.7", b"PK\x03\x04", b"\x1f\x8b", b"<html>", b"NaN",
-    b"\\ud800", b"\x1b[31m",
+    b"9" * 30, b"1" + b"0" * 400, b"9" * 5000, b"[" * DEEP, b'{"a":' * DEEP, b"%PDF-1.7", b"PK\x03\x04", b"\x1f\x8b",
+    b"<html>", b"NaN", b"\\ud800", b"\x1b[31m",
 ]  # fmt: skip
 ODD_ARGUMENTS = [
-    "", "-", "--", "0", "-1", "1", "3", "2147483648", "9" * 20, "9" * 5000, "1e3", "nan", "inf", "-inf", "1,2", ",",
+    "", "-", "--", "./", "x/", "text.txt/", "0", "-1", "1", "3", "2147483648", "9" * 20, "1" + "0" * 400,
+    "1" + "0" * 5000, "1e3", "nan", "inf", "-inf", "1,2", ",",
     "x" * 5000, "\x1b[2J", "a\nb", "\udcff", "\ud800", "a\x00b", "é", "/", "..", "/dev/null", "~", "~nobody/x", "True",
 ]  # fmt: skip
 
@@ -104,6 +106,7 @@ def mangled_json(valid: Any, *, short: bool = False) -> st.SearchStrategy[bytes]
         st.builds(lambda path, by: as_json(changed(valid, path, lambda _: by)), path, odd),
         st.builds(lambda path, other: as_json(changed(valid, path, lambda _: at(valid, other))), path, path),
         path.map(lambda path: as_json(without(valid, path))),
+        st.sampled_from([b"{}", b"[]", b"null", b'""', b"0", b" "]),
         st.builds(lambda path, name: as_json(renamed(valid, path, name)), path, st.sampled_from(["", "x", "\ud800"])),
         mangled_bytes(as_json(valid), short=short),
     )
@@ -126,7 +129,7 @@ class Done(NamedTuple):
 def run(*arguments: str, stdin: bytes = b"") -> Done:
     """Run the command in this process. What libraries write to the process's own standard error counts, too."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin)))
     kept = os.dup(2)
     try:
         with tempfile.TemporaryFile() as raw, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
