@@ -26,6 +26,7 @@ from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
 from longformer.exporting.cli import export
 from longformer.generating.cli import evaluate_lm, generate
+from longformer.help import add_help
 from longformer.options import COUNT
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
@@ -48,7 +49,7 @@ def cli() -> None:
     """Answer questions over long documents with a Longformer.
 
     \b
-    longformer answer "How old must a person be to become President?" constitution.txt
+    longformer answer "How old must a person be to become President?" longformer/data/constitution.txt
     curl -s https://example.org/page.txt | longformer answer "Who wrote this?" -
     """
 
@@ -147,3 +148,4 @@ for command in (
     tune_threshold,
 ):
     cli.add_command(command)
+add_help(cli)

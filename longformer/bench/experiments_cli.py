@@ -10,7 +10,7 @@ import click
 
 from longformer.bench.options import POSITIVE, Numbers
 from longformer.files import check_outputs
-from longformer.options import MOST
+from longformer.options import MOST, show_result
 
 SEED = click.IntRange(0, 2**63 - 1)
 RATE = click.FloatRange(min=0, min_open=True)
@@ -106,4 +106,4 @@ def needle(json_file: str | None, picture: str | None, **choices: Any) -> None:
         report.write_json(found, json_file)
     if picture is not None:
         task.draw(found, picture)
-    click.echo(task.table(found), err="-" in (json_file, picture))
+    show_result(task.table(found), (json_file, picture))

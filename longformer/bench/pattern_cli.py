@@ -6,7 +6,7 @@ import click
 
 from longformer.bench.options import Names
 from longformer.files import check_outputs
-from longformer.options import COUNT
+from longformer.options import COUNT, show_result
 
 LONGEST = 2**17  # tokens; pairs of a union are counted one by one
 SIZE = click.IntRange(1, 2**10)
@@ -21,7 +21,7 @@ SIZE = click.IntRange(1, 2**10)
 @click.option("--layers", type=SIZE, metavar="N", help="Of a text; by default as many as it names.")
 @click.option("--heads", type=SIZE, default=12, show_default=True, metavar="H", help="Of a text.")
 @click.option("--head-dim", type=SIZE, default=64, show_default=True, metavar="D", help="Of a text.")
-@click.option("--draw", "picture", metavar="FILE.png", help="Draw the pattern; needs matplotlib, the extra `plot`.")
+@click.option("--draw", "picture", metavar="FILE.png", help="Draw the pattern; needs matplotlib.")
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time each kernel that can run it.")
 @click.option("--kernels", type=Names(), help="The kernels to time.  [default: all]")
 @click.option("--dtype", default="float32", show_default=True, help="Precision of what is timed.")
@@ -65,12 +65,13 @@ def pattern(
     if picture is not None:
         found.draw(picture, patterns, shape)
     costs = found.costs(patterns, shape)
-    click.echo(f"{seq_len:,} tokens, {heads} heads of {head_dim} dimensions, one layer of each kind\n")
-    click.echo(found.cost_table(costs, shape))
+    outputs = (picture, json_file)
+    show_result(f"{seq_len:,} tokens, {heads} heads of {head_dim} dimensions, one layer of each kind\n", outputs)
+    show_result(found.cost_table(costs, shape), outputs)
     timed = {}
     for each in {each.pattern: each for each in costs}.values() if measure else ():
         name = found.described(each.pattern)
         timed[name] = found.times(each.pattern, shape, dtype=exact, device=device, rounds=rounds, kernels=chosen)
-        click.echo(f"\n{name}, local rows, {dtype}:\n{found.time_table(timed[name])}")
+        show_result(f"\n{name}, local rows, {dtype}:\n{found.time_table(timed[name])}", outputs)
     if json_file is not None:
         write_json(found.as_json(shape, costs, timed), json_file)

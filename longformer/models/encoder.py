@@ -112,15 +112,14 @@ class LongformerModel(Pretrained, nn.Module):
         states: list[Tensor] | None = [] if output_hidden_states else None
         probabilities: list[AttentionProbabilities] | None = [] if output_attentions else None
         by_layer: list[Tokens] | None = None
+        if self.patterns is not None:
+            by_layer = tokens_by_layer(self.patterns, tokens, input_ids, like, counted=self._counts(like))
+            tokens = by_layer[0]  # which the packed engine takes if it is that of all layers
         is_asked = output_hidden_states or output_attentions
         if input_ids is not None and not is_asked and packed.may_serve(self, input_ids, tokens):
             hidden = packed.encode(self, input_ids, position_ids, token_type_ids, tokens)
         else:
-            counted = can_be_read(like) or self._counts_in_graph()
-            if self.patterns is None:
-                tokens = tokens.with_index(counted=counted)
-            else:
-                by_layer = tokens_by_layer(self.patterns, tokens, input_ids, like, counted=counted)
+            tokens = tokens.with_index(counted=self._counts(like))
             hidden = self.embeddings(input_ids, position_ids, token_type_ids, inputs_embeds)
             hidden = self.encoder(hidden, by_layer or tokens, states, probabilities)
         unused = [by_layer is None and tokens.is_global is None, *(own.is_global is None for own in by_layer or ())]
@@ -155,9 +154,12 @@ class LongformerModel(Pretrained, nn.Module):
         check_ids("token_type_ids", token_type_ids, config.type_vocab_size, like)
         return position_ids, token_type_ids
 
-    def _counts_in_graph(self) -> bool:
-        """Whether a graph's columns are as many as its data have global tokens, so that they are linear in length."""
-        return self.impl == "chunked" and torch.compiler.is_compiling()
+    def _counts(self, like: Tensor) -> bool:
+        """Whether there are as many global columns as the data have global tokens, and not as many as tokens.
+
+        In a graph there are where the attention is to be linear in length.
+        """
+        return can_be_read(like) or (self.impl == "chunked" and torch.compiler.is_compiling())
 
     def _global_projections(self, of_layer: Sequence[bool]) -> Iterable[Tensor]:
         """Parameters that have no part in a batch without global tokens: of these layers, or of all."""

@@ -81,7 +81,8 @@ def may_serve(model: LongformerModel, input_ids: Tensor, tokens: Tokens | None =
     one of the structure's; a compiled part; a parametrisation; a weight that is a subclass of tensor, on another device
     or on meta; compiling, tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of
     ``PLAIN``: "reference" asks for the plain model, and the other kernels are made for whole batches. Nor where a layer
-    has a mask, a score, a union or global tokens of its own, or is causal and ``tokens``, the batch's, has global ones.
+    has a mask, a score or a union, or other global tokens than the first, of which there are ``tokens``; or where it is
+    causal and has global tokens.
     """
     if not _is_unseen(input_ids):
         return False

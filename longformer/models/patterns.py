@@ -127,8 +127,14 @@ def can_be_packed(patterns: Sequence[Pattern], tokens: Tokens) -> bool:
 
     It lays documents out anew, so that a mask would be asked about other places. It has one set of global tokens for
     all layers, and their rows see every token.
+
+    Args:
+        patterns: of the layers.
+        tokens: of the first layer, with the global tokens of its own pattern.
     """
     return all(
-        pattern.is_band and pattern.global_tokens is None and not (pattern.causal and tokens.is_global is not None)
+        pattern.is_band
+        and pattern.global_tokens == patterns[0].global_tokens
+        and not (pattern.causal and tokens.is_global is not None)
         for pattern in patterns
     )

@@ -13,11 +13,28 @@ import click
 
 from longformer.errors import LongformerError
 from longformer.files import check_inputs
+from longformer.help import GroupedCommand
 from longformer.options import tokenizer_option
 from longformer.training.lm_options import LMOptions
 from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions, TrainingOptions
 
 POSITIONAL = ("source", "output", "files")
+GROUPS = {  # headings of the help, and the options under each
+    "Data": (
+        "tokenizer", "revision", "evaluate_on", "hold_out", "max_length", "stride", "empty_windows", "annotator",
+        "mask_probability", "problem_type", "new_head",
+    ),
+    "Model": (
+        "layers", "hidden_size", "heads", "pattern", "positions", "hidden_dropout", "attention_dropout", "freeze",
+    ),
+    "Steps and learning rate": (
+        "epochs", "phases", "max_steps", "batch_size", "learning_rate", "warmup", "layer_decay", "weight_decay",
+        "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed",
+    ),
+    "Evaluation": ("evaluate_every", "evaluation_step", "patience", "max_answer_tokens"),
+    "Speed and memory": ("batch_tokens", "precision", "gradient_checkpointing", "impl", "device", "parallel"),
+    "Checkpoints and log": ("checkpoint_every", "keep_checkpoints", "log_every", "plot", "store"),
+}  # fmt: skip
 
 
 @click.group()
@@ -87,7 +104,7 @@ def _read(options_class: type[Any], given: dict[str, Any]) -> Any:
     return options
 
 
-@train.command("qa")
+@train.command("qa", cls=GroupedCommand, groups=GROUPS)
 @options_of(QAOptions)
 def qa(resume: bool, **given: Any) -> None:
     """Fine-tune the model SRC (folder or name on the hub) on the SQuAD-format FILEs, v1.1 or v2, and write it to DST.
@@ -101,7 +118,7 @@ def qa(resume: bool, **given: Any) -> None:
     train_qa(options, resume=resume)
 
 
-@train.command("classification")
+@train.command("classification", cls=GroupedCommand, groups=GROUPS)
 @options_of(ClassificationOptions)
 def classification(resume: bool, **given: Any) -> None:
     """Fine-tune the model SRC (folder or name on the hub) on the labelled texts in FILEs, and write it to DST.
@@ -178,7 +195,7 @@ def evaluate_mlm(model: str, files: tuple[str, ...], dtype: str, as_json: bool, 
         click.echo(json.dumps(found) if as_json else describe(found))
 
 
-@train.command("mlm")
+@train.command("mlm", cls=GroupedCommand, groups=GROUPS)
 @options_of(MLMOptions)
 def mlm(resume: bool, **given: Any) -> None:
     """Continue pretraining the model SRC by masked language modelling on text FILEs, and write it to DST.
@@ -192,7 +209,7 @@ def mlm(resume: bool, **given: Any) -> None:
     train_mlm(options, resume=resume)
 
 
-@train.command("lm")
+@train.command("lm", cls=GroupedCommand, groups=GROUPS)
 @options_of(LMOptions)
 def lm(resume: bool, **given: Any) -> None:
     """Train a new character language model on text FILEs, in phases, and write it to DST.
