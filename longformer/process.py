@@ -72,8 +72,7 @@ def _unraisable(raised: sys.UnraisableHookArgs) -> None:
 def _report(error: BaseException) -> int:
     """Say what was wrong, in one line, and return the status. Raises ``error`` itself where it is a defect."""
     if isinstance(error, click.ClickException):
-        vars(error)["message"] = presentable(error.message)
-        _say(error.show)
+        _say(lambda: _show(error))
         return error.exit_code
     if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT:  # files.py explains its own
         _say(lambda: click.echo(f"error: standard output cannot be written: {error.strerror}", err=True))
@@ -87,6 +86,15 @@ def _report(error: BaseException) -> int:
     except OSError:  # Python would say so once more at the end, and end with another status
         return _without_output(BAD_INPUT)
     return BAD_INPUT
+
+
+def _show(error: click.ClickException) -> None:
+    """What click says of a wrong command line, with our word for an error."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        click.echo(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
+    vars(error)["message"] = presentable(error.message)
+    click.echo(f"error: {error.format_message()}", err=True)
 
 
 def _message(error: BaseException) -> str | None:

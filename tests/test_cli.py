@@ -209,12 +209,12 @@ class TestAnswer:
             (["--text", " "], "error: the document is blank; give text\n"),
             (["--text", "a", "--model", "./nowhere"], "error: no folder at './nowhere'"),
             (["--text", "a", "--device", "nonsense"], "error: device 'nonsense' cannot be used here"),
-            ([], "Error: give the document as a file, as - for standard input, or with --text: one of them\n"),
-            (["a.txt", "--text", "a"], "Error: give the document as a file"),
-            (["--text", "a", "--top-k", "0"], "Error: Invalid value for '--top-k'"),
-            (["--text", "a", "--stride", "0"], "Error: Invalid value for '--stride'"),
-            (["--text", "a", "--dtype", "int4"], "Error: Invalid value for '--dtype'"),
-            (["--text", "a", "--revision", "r"], "Error: --revision needs a --model on the hub"),
+            ([], "error: give the document as a file, as - for standard input, or with --text: one of them\n"),
+            (["a.txt", "--text", "a"], "error: give the document as a file"),
+            (["--text", "a", "--top-k", "0"], "error: Invalid value for '--top-k'"),
+            (["--text", "a", "--stride", "0"], "error: Invalid value for '--stride'"),
+            (["--text", "a", "--dtype", "int4"], "error: Invalid value for '--dtype'"),
+            (["--text", "a", "--revision", "r"], "error: --revision needs a --model on the hub"),
         ],
     )
     def test_bad_input(self, run, arguments, message):

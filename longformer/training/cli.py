@@ -86,7 +86,8 @@ def _option(entry: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[...,
     if entry.metadata["among"]:
         return click.option(flag, entry.name, type=click.Choice(entry.metadata["among"]), **arguments)
     metavar = {int: "N", float: "X", str: "NAME"}[base]
-    return click.option(flag, entry.name, type=base, metavar=metavar, **arguments)
+    also = ("--lr",) if entry.name == "learning_rate" else ()  # as everybody calls it
+    return click.option(flag, *also, entry.name, type=base, metavar=metavar, **arguments)
 
 
 def _read(options_class: type[Any], given: dict[str, Any]) -> Any:
