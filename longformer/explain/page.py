@@ -11,8 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longformer.explain.explanation import Explanation
 from longformer.explain.packing import RATIO, STEP, levels
 from longformer.files import write_text
@@ -52,7 +50,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "gaps": passage.gaps,
         "tail": passage.tail,
         "kinds": passage.kinds,
-        "globals": explanation.means[0].global_index.tolist(),
+        "globals": [mean.global_index.tolist() for mean in explanation.means],
         "windows": [pattern.window for pattern in explanation.patterns],
         "dilations": [pattern.dilation for pattern in explanation.patterns],
         "heads": len(explanation.packed[0].share),
@@ -85,7 +83,7 @@ def _window(explanation: Explanation) -> str:
 def _about(explanation: Explanation) -> list[str]:
     packed, limits = explanation.packed, explanation.limits
     share = sum(sum(layer.share) / len(layer.share) for layer in packed) / len(packed)
-    kept, every = sum(layer.entries for layer in packed), entries(explanation)
+    kept, every = sum(layer.entries for layer in packed), explanation.count
     threshold = RATIO**-explanation.lowest
     return [
         f"Attention: of {every:,} probabilities this page holds the {kept:,} that matter most, which carry "
@@ -101,22 +99,6 @@ def _about(explanation: Explanation) -> list[str]:
         "score plus its end score, and one softmax is taken over the whole document. An answer that was completed to "
         "whole words has the probability of the span that it was made of.",
     ]
-
-
-def entries(explanation: Explanation) -> int:
-    """How many attention probabilities there are, over all layers and heads."""
-    total, seq_len, index = 0, len(explanation.passage.ids), explanation.means[0].global_index
-    distance = torch.arange(seq_len) - index[:, None]  # (G, S), from a global token to every token
-    for pattern, packed in zip(explanation.patterns, explanation.packed, strict=True):
-        heads = len(packed.share)
-        # The global tokens are the first ones, as the cost wants it. It counts their rows like all others, by the
-        # window, but they see every token.
-        total += pattern.cost(seq_len, len(index), heads=heads).pairs
-        for run, gap in pattern.head_runs(heads):
-            unseen = pattern.beside_band(distance, gap)
-            unseen[:, index] = False
-            total += int(unseen.sum()) * (run.stop - run.start)
-    return total
 
 
 def _dilated(explanation: Explanation) -> str:
