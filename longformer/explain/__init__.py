@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from longformer.lazy import lazily
 
 if TYPE_CHECKING:
-    from longformer.explain.attribution import METHODS
     from longformer.explain.explanation import Explanation, explain
+    from longformer.explain.methods import METHODS
     from longformer.explain.page import write_page
     from longformer.explain.picture import write_picture
 
 __all__ = ["METHODS", "Explanation", "explain", "write_page", "write_picture"]
 
 _HOMES = {
-    "METHODS": "attribution",
+    "METHODS": "methods",
     "Explanation": "explanation",
     "explain": "explanation",
     "write_page": "page",

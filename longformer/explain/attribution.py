@@ -27,12 +27,10 @@ from tqdm import tqdm
 
 from longformer.answering.answerer import BATCH_TOKENS, QuestionAnswerer
 from longformer.answering.mode import evaluating
+from longformer.explain.methods import STEPS
 from longformer.explain.probabilities import Layer, mean_of_heads, observed
 from longformer.explain.rollout import carried_back
 from longformer.models.batch import count_positions
-
-METHODS = ("integrated-gradients", "attention-gradient", "rollout")
-STEPS = 8  # of the average along the line
 
 
 def has_gradients(model: nn.Module) -> bool:
@@ -123,30 +121,34 @@ def integrated_gradients(probe: Probe, steps: int = STEPS, *, progress: bool | N
     Returns:
         (2, S) float32 on the CPU.
     """
-    real, bare = probe.states(torch.zeros_like(probe.removable)), probe.states(probe.removable)
-    difference = real - bare
-    total = torch.zeros(2, *real.shape, device=real.device)
-    places = (torch.arange(steps, device=real.device) + 0.5) / steps
-    with tqdm(total=steps, desc="integrated gradients", disable=None if progress is None else not progress) as bar:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        tqdm(total=steps, desc="integrated gradients", disable=None if progress is None else not progress) as bar,
+    ):
+        real, bare = probe.states(torch.zeros_like(probe.removable)), probe.states(probe.removable)
+        difference = real - bare
+        total = torch.zeros(2, *real.shape, device=real.device)
+        places = (torch.arange(steps, device=real.device) + 0.5) / steps
         for part in places.split(probe.batch_rows):
-            with torch.inference_mode(False), torch.enable_grad():
-                states = (bare + part[:, None, None].to(real) * difference).clone().requires_grad_()
-                scores = probe.at(states)
-                for side in (0, 1):
-                    (slope,) = torch.autograd.grad(scores[:, side].sum(), states, retain_graph=side == 0)
-                    total[side] += slope.sum(0)
+            states = (bare + part[:, None, None].to(real) * difference).requires_grad_()
+            scores = probe.at(states)
+            for side in (0, 1):
+                (slope,) = torch.autograd.grad(scores[:, side].sum(), states, retain_graph=side == 0)
+                total[side] += slope.sum(0)
             bar.update(len(part))
-    return (difference.float() * total / steps).sum(-1).cpu()
+        return (difference.float() * total / steps).sum(-1).cpu()
 
 
 def attention_gradient(probe: Probe) -> Tensor:
     """Rollout of attention × gradient, for the start score and the end score: (2, S) float32 on the CPU.
 
-    No matrix of S × S is made: as in :mod:`longformer.explain.rollout` a vector is carried back along the band.
+    The token whose score it is begins with 1, for the way past all attention. No matrix of S × S is made: as in
+    :mod:`longformer.explain.rollout` a vector is carried back along the band.
     """
     seen: list[tuple[Layer, Tensor]] = []
     with torch.inference_mode(False), torch.enable_grad():
-        states = probe.states(torch.zeros_like(probe.removable)).clone().requires_grad_()
+        states = probe.states(torch.zeros_like(probe.removable)).requires_grad_()
         with observed(probe.model, lambda layer, output: seen.append((layer, output))):
             scores = probe.at(states[None])[0]
         outputs = [output for _, output in seen]
@@ -157,5 +159,4 @@ def attention_gradient(probe: Probe) -> Tensor:
         for (layer, _), slope in zip(reversed(seen), reversed(slopes[side]), strict=True):
             mean = mean_of_heads(layer.products(slope[0]))
             weights[side] += carried_back(weights[side : side + 1], mean)[0]
-        weights[side, token] -= 1  # the token itself, with which the rollout began
     return weights

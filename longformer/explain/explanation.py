@@ -14,8 +14,6 @@ from longformer.answering.settings import AnswerSettings, check_count
 from longformer.answering.spans import Answer
 from longformer.errors import LongformerError, unknown_name
 from longformer.explain.attribution import (
-    METHODS,
-    STEPS,
     Probe,
     attention_gradient,
     global_mask_of,
@@ -23,6 +21,7 @@ from longformer.explain.attribution import (
     integrated_gradients,
 )
 from longformer.explain.faithfulness import Curves, follow_orders
+from longformer.explain.methods import METHODS, STEPS
 from longformer.explain.packing import (
     ENTRIES,
     Candidates,

@@ -52,7 +52,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "kinds": passage.kinds,
         "globals": [mean.global_index.tolist() for mean in explanation.means],
         "windows": [pattern.window for pattern in explanation.patterns],
-        "dilations": [pattern.dilation for pattern in explanation.patterns],
+        "dilations": [pattern.gaps(len(explanation.packed[0].share)) for pattern in explanation.patterns],
         "heads": len(explanation.packed[0].share),
         "ratio": RATIO,
         "lengths": [packed.lengths for packed in explanation.packed],

@@ -24,6 +24,7 @@ from longformer.explain.page import page
 from longformer.explain.picture import full_rows, pattern_bins
 from longformer.explain.probabilities import Attention
 from longformer.explain.rollout import rollout
+from longformer.kernels import AttentionPattern
 
 QUESTION = " Who fell? "
 SHORT = "Dan fell.\n\nAnn did not. Ünï"
@@ -43,7 +44,7 @@ def answerer(checkpoint: Path) -> QuestionAnswerer:
 
 @pytest.fixture(scope="module")
 def short(answerer: QuestionAnswerer) -> Explanation:
-    return explain(answerer, QUESTION, SHORT)
+    return explain(answerer, QUESTION, SHORT, steps=2)
 
 
 DILATION = ((1, 3), 2)
@@ -56,10 +57,25 @@ def dilated(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
     return QuestionAnswerer.from_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "dilated"])
-def pair(request, answerer: QuestionAnswerer, dilated: QuestionAnswerer) -> tuple[QuestionAnswerer, Explanation]:
-    model = answerer if request.param == "plain" else dilated
-    return model, explain(model, QUESTION, SHORT)
+@pytest.fixture(scope="module")
+def others(checkpoint: Path) -> dict[str, QuestionAnswerer]:
+    """Answerers with other global tokens than the question, and with a layer that has no window."""
+    full = QuestionAnswerer.from_pretrained(checkpoint)
+    full.model.longformer.encoder.layer[1].attention.self.pattern = AttentionPattern(None)
+    model, tokenizer = (loaded := QuestionAnswerer.from_pretrained(checkpoint)).model, loaded.tokenizer
+    return {
+        "full": full,
+        "every fifth global": QuestionAnswerer(
+            model, tokenizer, global_mask=lambda ids: (torch.arange(ids.shape[1]) % 5 == 2).expand(ids.shape)
+        ),
+        "nothing global": QuestionAnswerer(model, tokenizer, global_mask=lambda ids: ids < 0),
+    }
+
+
+@pytest.fixture(scope="module", params=["plain", "dilated", "full", "every fifth global", "nothing global"])
+def pair(request, answerer, dilated, others) -> tuple[QuestionAnswerer, Explanation]:
+    model = {"plain": answerer, "dilated": dilated, **others}[request.param]
+    return model, explain(model, QUESTION, SHORT, methods=[])
 
 
 class TestAttention:
@@ -158,7 +174,11 @@ class TestRollout:
             total = band.sum(dim=1, keepdim=True) + columns.sum(dim=1, keepdim=True)
             total[index] = 1
             rows = rows / rows.sum(dim=1, keepdim=True)
-            layers.append(Attention(torch.tensor(index), offsets, band / total, columns / total, rows))
+            whole = torch.tensor(index)
+            layers.append(Attention(whole, offsets, band / total, columns / total, whole, rows))
+        every, nothing = torch.arange(seq_len), torch.zeros(seq_len, 0)
+        rows = torch.rand(seq_len, seq_len).softmax(dim=1)
+        layers.append(Attention(whole, every[:0], nothing, torch.zeros(seq_len, 2), every, rows))  # without a window
         targets = torch.zeros(2, seq_len)
         targets[0, 5:8] = 1 / 3
         targets[1, 9] = 1
@@ -282,8 +302,8 @@ class TestPage:
         _, found = pair
         about = data_of(page(found))["about"][1]
         gaps = " With gaps, one token in 2, are the windows of layer 2. With gaps, one token in 3, are the windows of"
-        assert (f"{gaps} layer 1 (heads 2)." in about) == any(set(p.dilation) != {1} for p in found.patterns)
-        assert ("gaps" in about) == (found.patterns[0].dilation == (1, 3))
+        assert (f"{gaps} layer 1 (heads 2)." in about) == any(set(p.gaps(2)) != {1} for p in found.patterns)
+        assert ("gaps" in about) == (found.patterns[0].gaps(2) == (1, 3))
 
     def test_rollout_in_the_page(self, short):
         import base64

@@ -100,6 +100,6 @@ def kept(found: Explanation, layer: int, head: int, token: int) -> tuple[dict[in
     if token not in index and pattern.window is not None:  # whose slots are the global tokens and then the band
         assert isinstance(pattern.dilation, tuple)
         in_band = token + (columns - len(index) - pattern.window[0]) * pattern.dilation[head]
-        columns = np.where(columns < len(index), index[np.minimum(columns, len(index) - 1)], in_band)
+        columns = np.where(columns < len(index), np.append(index, -1)[np.minimum(columns, len(index))], in_band)
     assert len(set(columns.tolist())) == len(columns)
     return dict(zip(columns.tolist(), rows.probability[span].tolist(), strict=True)), float(rows.share[row])
