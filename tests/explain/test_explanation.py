@@ -18,7 +18,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 
 from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer
 from longformer.cli import main
-from longformer.explain import Explanation, explain, write_page, write_picture
+from longformer.explain import METHODS, Explanation, explain, write_page, write_picture
 from longformer.explain.packing import FLOOR, STEP, Limits, small_numbers
 from longformer.explain.page import page
 from longformer.explain.picture import full_rows, pattern_bins
@@ -103,7 +103,7 @@ class TestAttention:
 
     @pytest.mark.parametrize("wanted", [400, 900])
     def test_the_largest_are_kept_and_their_share_is_true(self, answerer, wanted):
-        found = explain(answerer, QUESTION, SHORT, entries=wanted)
+        found = explain(answerer, QUESTION, SHORT, entries=wanted, methods=[])
         true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).numpy()
         total = sum(layer.entries for layer in found.packed)
         assert wanted * 0.9 <= total <= max(wanted, found.limits.least * true[..., 0].size)
@@ -149,7 +149,7 @@ class TestAttention:
     def test_a_dilation_beyond_the_document(self, tmp_path):
         folder = save_tiny_checkpoint(tmp_path, attention_dilation=((1, 10**9), 1000))
         answerer = QuestionAnswerer.from_pretrained(folder)
-        found = explain(answerer, QUESTION, SHORT)
+        found = explain(answerer, QUESTION, SHORT, methods=[])
         true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).mean(dim=1)
         for mean, expected in zip(found.means, true, strict=True):
             torch.testing.assert_close(dense(mean), expected)
@@ -157,7 +157,7 @@ class TestAttention:
     @pytest.mark.parametrize("dtype", ["bfloat16", "mixed", "int8"])
     def test_lower_precision(self, checkpoint, dtype):
         dtype = torch.bfloat16 if dtype == "bfloat16" else dtype
-        found = explain(QuestionAnswerer.from_pretrained(checkpoint, dtype=dtype), QUESTION, SHORT)
+        found = explain(QuestionAnswerer.from_pretrained(checkpoint, dtype=dtype), QUESTION, SHORT, methods=[])
         for mean in found.means:
             torch.testing.assert_close(dense(mean).sum(dim=1), torch.ones(len(found.passage.ids)))
 
@@ -212,7 +212,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize("document", [SHORT, LONG, EVIL])
     def test_the_text_is_the_documents(self, answerer, document):
-        found = explain(answerer, QUESTION, document, top_k=8, max_answer_tokens=10)
+        found = explain(answerer, QUESTION, document, top_k=8, max_answer_tokens=10, methods=[])
         passage = found.passage
         pieces = [gap + text for gap, text in zip(passage.gaps, passage.texts, strict=True)]
         inside = [i for i, kind in enumerate(passage.kinds) if kind == "d"]
@@ -227,7 +227,7 @@ class TestAnswers:
 
     def test_the_window_of_the_best_answer(self, answerer):
         # Tokens are letters here: completed to whole words, an answer is another span than the one that was scored.
-        found = explain(answerer, QUESTION, LONG, max_answer_tokens=10, inside_words=True)
+        found = explain(answerer, QUESTION, LONG, max_answer_tokens=10, inside_words=True, methods=[])
         passage, (best, *_) = found.passage, found.answers
         assert passage.windows > 2 and passage.stop - passage.first < passage.total == len(LONG)
         first, last = passage.spans[0]
@@ -243,14 +243,14 @@ class TestAnswers:
         assert f"window {passage.window + 1}" in page(found)
 
     def test_no_answer(self, answerer):
-        found = explain(answerer, QUESTION, SHORT, top_k=1, null_threshold=-1e9)
+        found = explain(answerer, QUESTION, SHORT, top_k=1, null_threshold=-1e9, methods=[])
         assert [answer.text for answer in found.answers] == [""]
         assert found.passage.spans == [(0, 0)]
         assert found.rollout.shape[1] == 1 and "no answer" in page(found)
 
     def test_entries(self, answerer):
         with pytest.raises(LongformerError, match="entries is 0"):
-            explain(answerer, QUESTION, SHORT, entries=0)
+            explain(answerer, QUESTION, SHORT, entries=0, methods=[])
 
 
 def rgb(colour: str) -> np.ndarray:
@@ -323,10 +323,10 @@ class TestPage:
         assert len(palette) >= 12
         answers = float(re.search(r"opacity: (\.\d+); background: var\(--answer\)", style)[1])
         targets = float(re.search(r"var\(--local\); opacity: (\.\d+)", style)[1])
-        bars = [("answer", answers), ("local", targets), ("global", targets), ("rolled", targets)]
+        bars = [("answer", answers), *((name, targets) for name in ("local", "global", "rolled", "against"))]
         behind = [(("text", "soft"), palette["card"]), (("text", "soft"), palette["back"])]
         behind += [(("text", "soft"), share * palette[name] + (1 - share) * palette["card"]) for name, share in bars]
-        behind += [(("text",), palette[name]) for name in ("local", "global", "rolled")]
+        behind += [(("text",), palette[name]) for name in ("local", "global", "rolled", "against")]
         for names, ground in behind:
             for name in names:
                 assert contrast(palette[name], ground) >= 4.5, (name, ground)
@@ -378,6 +378,16 @@ class TestCommand:
         out, err = capsys.readouterr()
         assert out == "" and "p.html" in err and "p.png" in err
 
+    def test_methods(self, checkpoint, tmp_path):
+        arguments = ["explain", QUESTION, "--text", SHORT, "-o", str(tmp_path / "p.html"), "--model", str(checkpoint)]
+        chosen = ["--method", "rollout", "--method", "integrated-gradients", "--steps", "3"]
+        for more, expected in ((chosen, ["rollout", "integrated-gradients"]), (["--steps", "1"], list(METHODS))):
+            with pytest.raises(SystemExit) as end:
+                main([*arguments, *more])
+            assert end.value.code == 0
+            data = data_of((tmp_path / "p.html").read_text(encoding="utf-8"))
+            assert [method["name"] for method in data["methods"]] == expected
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -395,6 +405,8 @@ class TestCommand:
             (["Who?", "d.txt", "-o", "p.html", "--png", "link.png"], "is the same file as p.html"),
             (["Who?", "link.png", "-o", "p.html", "--png", "link.png"], "is read by this command"),
             (["Who?", "d.txt"], "say what to write"),
+            (["Who?", "d.txt", "-o", "p.html", "--method", "lime"], "'lime' is not one of"),
+            (["Who?", "d.txt", "-o", "p.html", "--steps", "0"], "--steps"),
             (["Who?", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "-o", "p.html", "--revision", "main"], "--revision is of a --model"),
