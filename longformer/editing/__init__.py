@@ -10,9 +10,15 @@ from longformer.lazy import lazily
 
 if TYPE_CHECKING:
     from longformer.editing.changes import Edit, edit
-    from longformer.editing.effects import ablate_heads, patch_values
+    from longformer.editing.effects import Effects, ablate_heads, patch_values
 
-__all__ = ["Edit", "ablate_heads", "edit", "patch_values"]
+__all__ = ["Edit", "Effects", "ablate_heads", "edit", "patch_values"]
 
-_HOMES = {"Edit": "changes", "ablate_heads": "effects", "edit": "changes", "patch_values": "effects"}
+_HOMES = {
+    "Edit": "changes",
+    "Effects": "effects",
+    "ablate_heads": "effects",
+    "edit": "changes",
+    "patch_values": "effects",
+}
 __getattr__, __dir__ = lazily(__name__, globals(), _HOMES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -119,6 +120,31 @@ class Edit:
 
         self._add(name, change, head, tokens, batch)
 
+    def mask_heads(self, mask: Tensor) -> None:
+        """Multiply what each head gives, to all tokens, by its entry of ``mask``: 0 takes the head out, 1 leaves it.
+
+        Gradients go to the mask: they say what each head is worth (Michel et al. 2019, arXiv 1905.10650, §4.1).
+
+        Args:
+            mask: (L, H), or (H,) for all layers alike.
+
+        Raises:
+            LongformerError: another shape, or a model whose table names no attention.
+        """
+        layers = [name for name, (_, value) in self._places.items() if value.kind == "attention"]
+        layers = [name for name in layers if not name.endswith(GLOBAL_ROWS)]
+        if not layers:
+            raise LongformerError("this model has no attention by its table, so there are no heads to mask")
+        shape = (len(layers), self._layout.table.heads or 1)
+        if not isinstance(mask, Tensor) or tuple(mask.shape) not in (shape, shape[1:]):
+            what = f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"{mask!r}"
+            raise LongformerError(
+                f"the mask of heads is {what}; it must be a tensor of shape (L, H) = {shape} or (H,) = {shape[1:]}"
+            )
+        for name, weights in zip(layers, mask.expand(shape), strict=True):
+            for part in (name, name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS):
+                self.apply(part, partial(_weighted, weights))
+
     def _add(
         self, name: str, change: Callable[[Tensor, Tokens], Tensor], head: Where, tokens: Where, batch: Where
     ) -> None:
@@ -127,6 +153,8 @@ class Edit:
         path, value = self._places[name]
         if head is not None and value.kind not in ("heads", "attention"):
             raise LongformerError(f"head is {head!r}, but {name} has no heads; leave it out")
+        if head is not None:
+            _chosen(head, self._layout.table.heads or 1, name, "head")
         if tokens is not None and value.kind == "plain":
             raise LongformerError(f"tokens is {tokens!r}, but {name} has no tokens; leave it out")
         self._steps.setdefault(path, []).append(_Step(change, head, tokens, batch, self._which(name)))
@@ -179,6 +207,11 @@ class Edit:
         return value.axes == "sbc" and not isinstance(self._layout, OurLayout)
 
 
+def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, H, S, D) times weights (H,)."""
+    return rows * weights.to(rows)[:, None, None]
+
+
 def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
     """The rows after one step."""
     try:
@@ -187,11 +220,11 @@ def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
         raise LongformerError(f"what the function made of {name} is no tensor; it must return one") from None
     except RuntimeError as error:
         raise LongformerError(f"what is put into {name}, {tuple(rows.shape)}, does not fit: {error}") from None
-    chosen = _chosen(step.batch, rows, 0, name, "batch")
+    chosen = _along(_chosen(step.batch, len(rows), name, "batch"), rows, 0)
     if step.tokens is not None:
-        chosen = chosen & _chosen(step.tokens, rows, rows.dim() - 2, name, "tokens")
+        chosen = chosen & _along(_chosen(step.tokens, rows.shape[-2], name, "tokens"), rows, rows.dim() - 2)
     if step.head is not None:
-        chosen = chosen & _chosen(step.head, rows, 1, name, "head")
+        chosen = chosen & _along(_chosen(step.head, rows.shape[1], name, "head"), rows, 1)
     if step.is_global is not None:
         is_global = torch.zeros(rows.shape[0], rows.shape[-2], dtype=torch.bool, device=rows.device)
         if known.is_global is not None:
@@ -200,10 +233,9 @@ def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
     return torch.where(chosen, new, rows)
 
 
-def _chosen(where: Where, rows: Tensor, dim: int, name: str, what: str) -> Tensor:
-    """True at the chosen places of one dimension, in a shape that broadcasts to ``rows``."""
-    size = rows.shape[dim]
-    chosen = torch.zeros(size, dtype=torch.bool, device=rows.device)
+def _chosen(where: Where, size: int, name: str, what: str) -> Tensor:
+    """Which of ``size`` places are chosen: (size,) bool."""
+    chosen = torch.zeros(size, dtype=torch.bool)
     try:
         if isinstance(where, bool):
             raise TypeError("it must be an index")
@@ -211,8 +243,13 @@ def _chosen(where: Where, rows: Tensor, dim: int, name: str, what: str) -> Tenso
         if isinstance(where, slice) and not chosen.any():
             raise IndexError("it chooses none")
     except (IndexError, TypeError) as error:
-        raise LongformerError(f"{what} is {where!r}, but {name} has {size} of them: {error}") from None
-    return chosen.view([size if i == dim else 1 for i in range(rows.dim())])
+        raise LongformerError(f"{what} is {where!r}, but {name} has {size} of them, 0 to {size - 1}: {error}") from None
+    return chosen
+
+
+def _along(chosen: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """``chosen`` in a shape that broadcasts to ``rows`` along one dimension, on its device."""
+    return chosen.to(rows.device).view([len(chosen) if i == dim else 1 for i in range(rows.dim())])
 
 
 def _lengthened(mask: Tensor, rows: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from longformer.answering.options import (
     model_options,
     take_settings,
 )
+from longformer.explain.methods import METHODS, STEPS
 from longformer.files import check_outputs, check_suffix
 from longformer.options import COUNT
 
@@ -25,15 +26,31 @@ from longformer.options import COUNT
 @click.option("-o", "--output", metavar="PAGE.html", help="The page to write; - is standard output.")
 @click.option("--png", metavar="PICTURE.png", help="Write a still picture; needs matplotlib, the extra `plot`.")
 @click.option("--top-k", type=COUNT, default=5, show_default=True, metavar="N", help="How many answers.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS),
+    help="How to say which tokens count; may be given again. All that the model can compute, unless given.",
+)
+@click.option("--steps", type=COUNT, default=STEPS, show_default=True, metavar="N", help="Of integrated gradients.")
 @answer_options
 @model_options
 def explain(
-    question: str, document: str | None, text: str | None, output: str | None, png: str | None, **options: Any
+    question: str,
+    document: str | None,
+    text: str | None,
+    output: str | None,
+    png: str | None,
+    methods: tuple[str, ...],
+    steps: int,
+    **options: Any,
 ) -> None:
     """Show why an answer to QUESTION was chosen in the file DOCUMENT (- for standard input).
 
     PAGE.html opens in any browser and needs nothing else: the document with the answer and its runners-up marked, and
-    for every token where it attends in each layer and head, the attention rollout, start and end scores.
+    for every token where it attends in each layer and head, the attention rollout, start and end scores; and which
+    tokens count for the best answer, by three methods, with curves of how its score falls where these are taken out.
 
     \b
     longformer explain "How old must a person be to become President?" constitution.txt -o page.html
@@ -59,7 +76,8 @@ def explain(
     from longformer.explain.page import write_page
 
     settings = take_settings(options)
-    found = run(load_answerer(**options), question, text, settings=settings)
+    answerer = load_answerer(**options)
+    found = run(answerer, question, text, methods=list(methods) or None, steps=steps, settings=settings, progress=None)
     if output is not None:
         write_page(output, found)
         click.echo(f"wrote {output}", err=True)

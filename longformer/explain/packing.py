@@ -1,7 +1,8 @@
 """Attention of all layers and heads, small enough for a page: each row's largest entries, kept by band, in one byte.
 
 The entries of a row are numbered by *slots*, the tokens that the row may attend to. A token that is not global has the
-G global tokens first and then the W columns of its band. A global token has all S tokens.
+G global tokens first and then the W columns of its band. A global token, and any token of a layer without a window, has
+all S tokens.
 
 Each row keeps its entries above a threshold, but at least ``least`` and at most ``most`` of them. The threshold is the
 same for all rows, so that the entries that are left out are the smallest ones (apart from the two limits). It is chosen
@@ -91,10 +92,14 @@ def candidates(attention: Attention, limits: Limits) -> list[Candidates]:
     """One head's candidates: those of the tokens that are not global, and those of the global tokens."""
     index = attention.global_index.numpy()
     local = np.setdiff1d(np.arange(len(attention.band)), index)
-    slots = np.concatenate([attention.columns.numpy(), attention.band.numpy()], axis=1)[local]
+    rows = attention.rows.numpy()
+    if len(attention.row_index) == len(index):
+        slots, of_global = np.concatenate([attention.columns.numpy(), attention.band.numpy()], axis=1)[local], rows
+    else:
+        slots, of_global = rows[local], rows[index]
     return [
         _largest(local, slots, limits.most, limits.least),
-        _largest(index, attention.rows.numpy(), limits.most_global, limits.most_global),
+        _largest(index, of_global, limits.most_global, limits.most_global),
     ]
 
 

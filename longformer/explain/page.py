@@ -11,11 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longformer.explain.explanation import Explanation
+from longformer.explain.faithfulness import RANDOM, Curves
 from longformer.explain.packing import RATIO, STEP, levels
 from longformer.files import write_text
+
+TITLES = {
+    "integrated-gradients": "integrated gradients",
+    "attention-gradient": "attention × gradient",
+    "rollout": "rollout",
+}
 
 
 def write_page(path: str | Path, explanation: Explanation) -> None:
@@ -52,9 +57,9 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "gaps": passage.gaps,
         "tail": passage.tail,
         "kinds": passage.kinds,
-        "globals": explanation.means[0].global_index.tolist(),
+        "globals": [mean.global_index.tolist() for mean in explanation.means],
         "windows": [pattern.window for pattern in explanation.patterns],
-        "dilations": [pattern.dilation for pattern in explanation.patterns],
+        "dilations": [pattern.gaps(len(explanation.packed[0].share)) for pattern in explanation.patterns],
         "heads": len(explanation.packed[0].share),
         "ratio": RATIO,
         "lengths": [packed.lengths for packed in explanation.packed],
@@ -64,6 +69,10 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         ],
         "start": [round(x, 3) for x in explanation.start_logits.tolist()],
         "end": [round(x, 3) for x in explanation.end_logits.tolist()],
+        "asked": explanation.default_globals,
+        "methods": [_method(explanation, name) for name in explanation.attributions],
+        "curves": None if explanation.curves is None else _curves(explanation.curves),
+        "verdict": "" if explanation.curves is None else _verdict(explanation.curves),
         "window": _window(explanation),
         "about": _about(explanation),
     }
@@ -85,7 +94,7 @@ def _window(explanation: Explanation) -> str:
 def _about(explanation: Explanation) -> list[str]:
     packed, limits = explanation.packed, explanation.limits
     share = sum(sum(layer.share) / len(layer.share) for layer in packed) / len(packed)
-    kept, every = sum(layer.entries for layer in packed), entries(explanation)
+    kept, every = sum(layer.entries for layer in packed), explanation.count
     threshold = RATIO**-explanation.lowest
     return [
         f"Attention: of {every:,} probabilities this page holds the {kept:,} that matter most, which carry "
@@ -93,30 +102,77 @@ def _about(explanation: Explanation) -> list[str]:
         f"each head no fewer than {limits.least} and no more than {limits.most}; for a global token it keeps the "
         f"largest {limits.most_global:,}. Each is rounded by at most {STEP:.1%}. A mean is taken over what is kept.",
         "A token sees its window, which includes the token itself, and the global tokens, in one softmax. A global "
-        f"token sees every token. The question's tokens and the first token are global.{_dilated(explanation)}",
+        f"token sees every token. {_globals(explanation)}{_dilated(explanation)}",
         "Rollout (Abnar and Zuidema 2020): each layer counts as half its attention, the mean of its heads, and half "
         "the residual connection, and the layers are multiplied. Rollout says from where something could have come, "
         "not that it decided. Attention by itself explains nothing either: it is what the model computed with.",
+        "Which tokens count: integrated gradients (Sundararajan et al. 2017) divide the score among the tokens. "
+        "Attention × gradient (Chefer et al. 2021) is a rollout of each probability times what it does to the score. "
+        "Whether they are right is tried: the tokens that count most are taken out, by the padding token in their "
+        "place, or put in where all are taken out. A good method makes the score fall and rise at once.",
         "Scores are logits. An answer's probability is that of its span among all spans: a span's score is its start "
         "score plus its end score, and one softmax is taken over the whole document. An answer that was completed to "
         "whole words has the probability of the span that it was made of.",
     ]
 
 
-def entries(explanation: Explanation) -> int:
-    """How many attention probabilities there are, over all layers and heads."""
-    total, seq_len, index = 0, len(explanation.passage.ids), explanation.means[0].global_index
-    distance = torch.arange(seq_len) - index[:, None]  # (G, S), from a global token to every token
-    for pattern, packed in zip(explanation.patterns, explanation.packed, strict=True):
-        heads = len(packed.share)
-        # The global tokens are the first ones, as the cost wants it. It counts their rows like all others, by the
-        # window, but they see every token.
-        total += pattern.cost(seq_len, len(index), heads=heads).pairs
-        for run, gap in pattern.head_runs(heads):
-            unseen = pattern.beside_band(distance, gap)
-            unseen[:, index] = False
-            total += int(unseen.sum()) * (run.stop - run.start)
-    return total
+def _globals(explanation: Explanation) -> str:
+    """A sentence that says which tokens are global."""
+    if explanation.default_globals:
+        return "The question's tokens and the first token are global."
+    count = len(explanation.global_index)
+    chosen = {0: "No token is", 1: "One token is"}.get(count, f"{count:,} tokens are")
+    return f"{chosen} global, as this answerer chooses; they are underlined."
+
+
+def _method(explanation: Explanation, name: str) -> dict[str, Any]:
+    """What the page holds of one attribution: its name, its unit, a note, and the numbers of start and end."""
+    both, curves = explanation.attributions[name], explanation.curves
+    assert curves is not None
+    difference = curves.of[name].deletion[0] - curves.of[name].deletion[-1]
+    notes = {
+        "integrated-gradients": f"Its parts sum to {float(both.sum()):.2f}; all tokens together make {difference:.2f}.",
+        "attention-gradient": "It sees what goes through attention and raises the score.",
+        "rollout": "It does not look at the score.",
+    }
+    return {
+        "name": name,
+        "title": TITLES[name],
+        "unit": "score" if name == "integrated-gradients" else "share",
+        "note": notes[name],
+        "values": [[float(f"{x:.3g}") for x in side] for side in both.tolist()],
+    }
+
+
+def _curves(curves: Curves) -> dict[str, Any]:
+    def rounded(values: list[float]) -> list[float]:
+        return [round(x, 3) for x in values]
+
+    each = {
+        name: {"deletion": rounded(curve.deletion), "insertion": rounded(curve.insertion)}
+        for name, curve in curves.of.items()
+    }
+    return {"counts": curves.counts, "of": each}
+
+
+def _verdict(curves: Curves) -> str:
+    """Sentences that say which method names best what the answer's score hangs on."""
+    place = min(2, len(curves.counts) - 2)
+    without = {name: curve.deletion[place] for name, curve in curves.of.items()}
+    by_method = ", ".join(f"{score:.1f} by {TITLES[name]}" for name, score in without.items() if name != RANDOM)
+    whole, nothing = curves.of[RANDOM].deletion[0], curves.of[RANDOM].deletion[-1]
+    count = curves.counts[place]
+    tokens = f"the {count:,} tokens" if count > 1 else "the token"
+    found = (
+        "No method does better than chance: none of them says what this answer hangs on."
+        if curves.best == RANDOM
+        else f"Best at naming what this answer hangs on, over both curves, is {TITLES[curves.best]}."
+    )
+    return (
+        f"The best answer scores {whole:.1f}, and {nothing:.1f} without any token of question and document. Without "
+        f"{tokens} that count most it scores {by_method}; without as many drawn by chance {without[RANDOM]:.1f}. "
+        f"{found}"
+    )
 
 
 def _dilated(explanation: Explanation) -> str:

@@ -109,12 +109,13 @@ def pattern_bins(attention: Attention, most: int) -> np.ndarray:
     column = row + attention.offsets.numpy()
     inside = (column >= 0) & (column < seq_len)
     index = attention.global_index.numpy()
+    whole = attention.row_index.numpy()
     parts = (
         (np.broadcast_to(row, column.shape)[inside], column[inside], attention.band.numpy()[inside]),
         (np.repeat(row, len(index), axis=1), np.broadcast_to(index, (seq_len, len(index))), attention.columns.numpy()),
         (
-            np.repeat(index[:, None], seq_len, axis=1),
-            np.broadcast_to(row.T, (len(index), seq_len)),
+            np.repeat(whole[:, None], seq_len, axis=1),
+            np.broadcast_to(row.T, (len(whole), seq_len)),
             attention.rows.numpy(),
         ),
     )
@@ -131,7 +132,7 @@ def _draw_answer(figure: Any, explanation: Explanation) -> None:
     number = next((n for n, span in enumerate(passage.spans) if span is not None), 0)
     first, last = passage.spans[number] or (0, 0)
     last = min(last, first + NEAR)
-    index = explanation.means[0].global_index.tolist()[: 2 * NEAR]
+    index = explanation.global_index.tolist()[: 2 * NEAR]
     near = [i for i in range(max(0, first - NEAR), min(len(passage.ids), last + NEAR + 1)) if i not in index]
     shown = np.array(index + near)
     rows = [full_rows(attention, first, last)[shown] for attention in explanation.means]
@@ -154,12 +155,12 @@ def _draw_answer(figure: Any, explanation: Explanation) -> None:
 
 def full_rows(attention: Attention, first: int, last: int) -> np.ndarray:
     """Mean of the rows ``first`` to ``last`` of a layer's attention: (S,)."""
-    index = attention.global_index.tolist()
+    index, whole = attention.global_index.tolist(), attention.row_index.tolist()
     seq_len = len(attention.band)
     total = np.zeros(seq_len)
     for i in range(first, last + 1):
-        if i in index:
-            total += attention.rows[index.index(i)].numpy()
+        if i in whole:
+            total += attention.rows[whole.index(i)].numpy()
             continue
         columns = i + attention.offsets.numpy()
         inside = (columns >= 0) & (columns < seq_len)

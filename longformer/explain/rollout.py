@@ -38,15 +38,16 @@ def rollout(layers: Sequence[Attention], targets: Tensor) -> Tensor:
 
 def carried_back(weights: Tensor, attention: Attention) -> Tensor:
     """``weights`` (A, S) times the S × S matrix of ``attention``, without making that matrix: (A, S)."""
-    index, offsets, seq_len = attention.global_index, attention.offsets, len(attention.band)
-    left, right = max(0, -int(offsets[0])), max(0, int(offsets[-1]))
-    # Row i gives column c of its band to token i + offsets[c]. `padded` is longer by left and right, so that it has a
-    # place for tokens outside the sequence too, whose probability is 0.
-    place = (torch.arange(left, left + seq_len)[:, None] + offsets).flatten()
-    result = torch.empty_like(weights)
-    for row, out in zip(weights, result, strict=True):
-        padded = weights.new_zeros(left + seq_len + right)
-        padded.index_add_(0, place, (row[:, None] * attention.band).flatten())
-        out.copy_(padded[left : left + seq_len])
-    result.index_add_(1, index, weights @ attention.columns)
-    return result + weights[:, index] @ attention.rows
+    offsets, seq_len = attention.offsets, len(attention.band)
+    result = torch.zeros_like(weights)
+    if len(offsets):
+        left, right = max(0, -int(offsets[0])), max(0, int(offsets[-1]))
+        # Row i gives column c of its band to token i + offsets[c]. `padded` is longer by left and right, so that it has
+        # a place for tokens outside the sequence too, whose probability is 0.
+        place = (torch.arange(left, left + seq_len)[:, None] + offsets).flatten()
+        for row, out in zip(weights, result, strict=True):
+            padded = weights.new_zeros(left + seq_len + right)
+            padded.index_add_(0, place, (row[:, None] * attention.band).flatten())
+            out.copy_(padded[left : left + seq_len])
+    result.index_add_(1, attention.global_index, weights @ attention.columns)
+    return result + weights[:, attention.row_index] @ attention.rows

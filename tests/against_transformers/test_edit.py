@@ -9,8 +9,8 @@ import torch
 from tiny_heads import batch, build_class
 from torch import Tensor
 
-from longformer import LongformerModel, edit
-from longformer.editing import Edit
+from longformer import LongformerForQuestionAnswering, LongformerModel, edit
+from longformer.editing import Edit, ablate_heads, patch_values
 
 pytest.importorskip("transformers")
 
@@ -59,3 +59,76 @@ def test_equal_to_hooks_by_hand() -> None:
             e.zero("layer.1.local_output", head=2)
             e.zero("layer.1.global_rows", head=2)
             torch.testing.assert_close(model(**inputs)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_ablation_equals_hooks_by_hand() -> None:
+    """Each entry of the table is what a hook of one's own on their model makes of the metric; and ours is the same."""
+    ours = build_class(LongformerForQuestionAnswering)
+    theirs: Any = ours.to_transformers()
+    ids, mask, global_mask = batch()
+    inputs = {"input_ids": ids, "attention_mask": mask, "global_attention_mask": global_mask}
+
+    def metric(output: Any) -> Tensor:
+        return output.start_logits[0, 5] - output.end_logits[2, 7]
+
+    expected = torch.zeros(2, 4, dtype=torch.float64)
+    with torch.no_grad():
+        before = metric(theirs(**inputs))
+        for layer in range(2):
+            for head in range(4):
+
+                def hook(module: Any, given: Any, output: tuple[Tensor, ...], head: int = head) -> tuple[Tensor, ...]:
+                    first = output[0].clone()
+                    first[..., 8 * head : 8 * head + 8] = 0
+                    return first, *output[1:]
+
+                attention = theirs.longformer.encoder.layer[layer].attention.self
+                handle = attention.register_forward_hook(hook)
+                expected[layer, head] = metric(theirs(**inputs)) - before
+                handle.remove()
+    found = ablate_heads(theirs, inputs, metric, progress=False)
+    torch.testing.assert_close(found.table, expected, rtol=0, atol=1e-12)
+    of_ours = ablate_heads(ours, inputs, metric, progress=False)
+    torch.testing.assert_close(of_ours.table, expected, rtol=0, atol=2e-5)  # its softmax is float32's
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_patching_equals_hooks_by_hand(direction: Any) -> None:
+    ours = build_class(LongformerForQuestionAnswering)
+    theirs: Any = ours.to_transformers()
+    ids, mask, global_mask = batch()
+    other = ids.where(mask == 0, 3 + (ids * 7) % 50)
+    given = {"attention_mask": mask, "global_attention_mask": global_mask}
+    clean, corrupted = {"input_ids": ids, **given}, {"input_ids": other, **given}
+    into, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    layer, tokens = theirs.longformer.encoder.layer[0], (2, 5, 30)
+
+    def metric(output: Any) -> Tensor:
+        return output.start_logits[0, 5]
+
+    def patched(token: int) -> Tensor:
+        """The source's state of one token in every row, put in by a hook."""
+
+        def hook(module: Any, given: Any, output: Any) -> Any:
+            first = (output[0] if isinstance(output, tuple) else output).clone()
+            first[:, token] = kept[0][:, token]
+            return (first, *output[1:]) if isinstance(output, tuple) else first
+
+        handle = layer.register_forward_hook(hook)
+        result = metric(theirs(**into))
+        handle.remove()
+        return result
+
+    kept: list[Tensor] = []
+    with torch.no_grad():
+        handle = layer.register_forward_hook(
+            lambda module, given, output: kept.append((output[0] if isinstance(output, tuple) else output).clone())
+        )
+        theirs(**source)
+        handle.remove()
+        expected = torch.stack([patched(token) for token in tokens]) - metric(theirs(**into))
+    for model, atol in ((theirs, 1e-12), (ours, 2e-5)):
+        arguments = (clean, corrupted, metric, ["layer.0.output"])
+        found = patch_values(model, *arguments, direction=direction, tokens=tokens, progress=False)
+        torch.testing.assert_close(found.table[0], expected, rtol=0, atol=atol)
+    assert expected.abs().min() > 0

@@ -10,8 +10,8 @@ import torch
 from tiny_heads import CLASSES, batch, build_class
 from torch import Tensor, nn
 
-from longformer import LongformerError, LongformerForQuestionAnswering, LongformerModel, edit, trace
-from longformer.editing import Edit, ablate_heads, patch_values
+from longformer import LongformerError, LongformerModel, edit, trace
+from longformer.editing import Edit
 from longformer.parity import Table, Value
 
 LOCAL, GLOBAL = "layer.1.local_output", "layer.1.global_rows"
@@ -147,7 +147,9 @@ def test_nothing_stays_behind(model: LongformerModel) -> None:
         (lambda e: e.zero("layer.7.output"), r"'layer\.7\.output' is no value of this model"),
         (lambda e: e.zero("layer.1.output", head=1), r"head is 1, but layer\.1\.output has no heads"),
         (lambda e: e.zero("pooler_output", tokens=1), r"tokens is 1, but pooler_output has no tokens"),
-        (lambda e: e.zero(LOCAL, head=4), r"head is 4, but layer\.1\.local_output has 4 of them"),
+        (lambda e: e.zero(LOCAL, head=4), r"head is 4, but layer\.1\.local_output has 4 of them, 0 to 3"),
+        (lambda e: e.mask_heads(torch.ones(3)), r"shape \(3,\); it must be a tensor of shape \(L, H\) = \(2, 4\)"),
+        (lambda e: e.mask_heads([1, 1, 1, 0]), r"the mask of heads is \[1, 1, 1, 0\]; it must be a tensor"),
         (lambda e: e.zero(LOCAL, tokens=48), r"tokens is 48, but layer\.1\.local_output has 48 of them"),
         (lambda e: e.zero(LOCAL, batch=[0, 9]), r"batch is \[0, 9\], but layer\.1\.local_output has 4"),
         (lambda e: e.zero(LOCAL, tokens=slice(50, 60)), r"tokens is slice\(50, 60, None\), but .* it chooses none"),
@@ -166,59 +168,43 @@ def test_what_is_not_there(model: LongformerModel, change: Callable[[Edit], None
         run(model)
 
 
+def test_a_wrong_head_is_said_before_the_model_runs(model: LongformerModel) -> None:
+    with edit(model) as e, pytest.raises(LongformerError, match="head is -5"):
+        e.zero(LOCAL, head=-5)
+
+
+def test_a_mask_of_heads(model: LongformerModel) -> None:
+    """0 takes a head out, 1 leaves it, and the gradient is that of the head's part in the result."""
+    mask = torch.ones(2, 4)
+    mask[1, 2] = 0
+    with edit(model) as e:
+        e.mask_heads(mask)
+        changed = run(model)
+    assert torch.equal(changed, with_hook(model, "encoder.layer.1.attention.self", lambda out: zero_head(out, 2)))
+    with edit(model) as e:
+        e.mask_heads(torch.tensor([1.0, 1, 1, 0]))  # of all layers
+        every = run(model)
+        e.mask_heads(torch.tensor([1.0, 1, 1, 0]))
+        assert torch.equal(run(model), every)
+    worth = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
+    with edit(model) as e:
+        e.mask_heads(worth)
+        run(model).square().sum().backward()
+    assert worth.grad is not None
+    step = 1e-6
+    with torch.no_grad(), edit(model) as e:
+        e.mask_heads(torch.ones(2, 4, dtype=torch.float64) + step * torch.eye(2, 4))
+        difference = run(model).square().sum()
+    with torch.no_grad():
+        difference = (difference - run(model).square().sum()) / step
+    torch.testing.assert_close(worth.grad[[0, 1], [0, 1]].sum(), difference, rtol=1e-4, atol=0)
+
+
 def test_a_module_with_a_table_of_its_own() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     with edit(model, table=Table({"0": Value("first"), "1": Value("second")})) as e:
+        with pytest.raises(LongformerError, match="there are no heads to mask"):
+            e.mask_heads(torch.ones(1))
+    with edit(model, table=Table({"0": Value("first"), "1": Value("second")})) as e:
         e.zero("first")
         assert torch.equal(model(torch.randn(5, 3)), model[1].bias.expand(5, 2))
-
-
-def test_heads_one_by_one() -> None:
-    model = build_class(LongformerForQuestionAnswering)
-    ids, mask, global_mask = batch()
-    inputs = {"input_ids": ids, "attention_mask": mask, "global_attention_mask": global_mask}
-
-    def metric(output: Any) -> Tensor:
-        return output.start_logits[0, 5]
-
-    table = ablate_heads(model, inputs, metric, progress=False)
-    path = "longformer.encoder.layer.0.attention.self"
-    with torch.no_grad():
-        base = metric(model(**inputs))
-        handle = model.get_submodule(path).register_forward_hook(lambda module, given, out: zero_head(out.clone(), 3))
-        changed = metric(model(**inputs))
-        handle.remove()
-    assert table.shape == (2, 4)
-    torch.testing.assert_close(table[0, 3], changed - base, rtol=0, atol=1e-12)
-    assert ablate_heads(model, inputs, metric, by="mean", progress=False).abs().max() > 0
-    with pytest.raises(LongformerError, match="by is 'noise'"):
-        ablate_heads(model, inputs, metric, by="noise")  # type: ignore[arg-type]
-    with pytest.raises(LongformerError, match=r"the metric gives a tensor of shape \(4, 48\)"):
-        ablate_heads(model, inputs, lambda output: output.start_logits)
-
-
-def test_patching_finds_the_token_on_which_the_result_hangs() -> None:
-    """Two inputs that differ in one token far from the others: only patching that token's states changes anything."""
-    model = build_class(LongformerForQuestionAnswering)
-    good = torch.full((1, 60), 7)
-    bad = good.clone()
-    bad[0, 30] = 50
-    mask = torch.zeros_like(good)
-    runs = [{"input_ids": ids, "global_attention_mask": mask} for ids in (bad, good)]
-
-    def metric(output: Any) -> Tensor:
-        return output.start_logits[0, 30]
-
-    table = patch_values(model, *runs, metric, ["embeddings", "layer.0.output"], tokens=range(60), progress=False)
-    assert table.shape == (2, 60)
-    with torch.no_grad():
-        difference = metric(model(**runs[1])) - metric(model(**runs[0]))
-    torch.testing.assert_close(table[0, 30], difference, rtol=0, atol=1e-12)
-    assert not table[0, [*range(30), *range(31, 60)]].any()
-    assert table[1, 26:35].abs().min() > 0 and not table[1, [*range(26), *range(35, 60)]].any()
-    everywhere = patch_values(model, *runs, metric, ["layer.1.output"], progress=False)
-    torch.testing.assert_close(everywhere, difference.view(1, 1), rtol=0, atol=1e-12)
-    with pytest.raises(LongformerError, match="patching needs the same shapes"):
-        patch_values(model, {**runs[0], "input_ids": bad[:, :50]}, runs[1], metric, ["embeddings"])
-    with pytest.raises(LongformerError, match="is no value of this model"):
-        patch_values(model, *runs, metric, ["embedding"])

@@ -18,12 +18,13 @@ from tiny_checkpoint import save_tiny_checkpoint
 
 from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer
 from longformer.cli import main
-from longformer.explain import Explanation, explain, write_page, write_picture
+from longformer.explain import METHODS, Explanation, explain, write_page, write_picture
 from longformer.explain.packing import FLOOR, STEP, Limits, small_numbers
-from longformer.explain.page import entries, page
+from longformer.explain.page import page
 from longformer.explain.picture import full_rows, pattern_bins
 from longformer.explain.probabilities import Attention
 from longformer.explain.rollout import rollout
+from longformer.kernels import AttentionPattern
 
 QUESTION = " Who fell? "
 SHORT = "Dan fell.\n\nAnn did not. Ünï"
@@ -43,7 +44,7 @@ def answerer(checkpoint: Path) -> QuestionAnswerer:
 
 @pytest.fixture(scope="module")
 def short(answerer: QuestionAnswerer) -> Explanation:
-    return explain(answerer, QUESTION, SHORT)
+    return explain(answerer, QUESTION, SHORT, steps=2)
 
 
 DILATION = ((1, 3), 2)
@@ -56,10 +57,25 @@ def dilated(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
     return QuestionAnswerer.from_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "dilated"])
-def pair(request, answerer: QuestionAnswerer, dilated: QuestionAnswerer) -> tuple[QuestionAnswerer, Explanation]:
-    model = answerer if request.param == "plain" else dilated
-    return model, explain(model, QUESTION, SHORT)
+@pytest.fixture(scope="module")
+def others(checkpoint: Path) -> dict[str, QuestionAnswerer]:
+    """Answerers with other global tokens than the question, and with a layer that has no window."""
+    full = QuestionAnswerer.from_pretrained(checkpoint)
+    full.model.longformer.encoder.layer[1].attention.self.pattern = AttentionPattern(None)
+    model, tokenizer = (loaded := QuestionAnswerer.from_pretrained(checkpoint)).model, loaded.tokenizer
+    return {
+        "full": full,
+        "every fifth global": QuestionAnswerer(
+            model, tokenizer, global_mask=lambda ids: (torch.arange(ids.shape[1]) % 5 == 2).expand(ids.shape)
+        ),
+        "nothing global": QuestionAnswerer(model, tokenizer, global_mask=lambda ids: ids < 0),
+    }
+
+
+@pytest.fixture(scope="module", params=["plain", "dilated", "full", "every fifth global", "nothing global"])
+def pair(request, answerer, dilated, others) -> tuple[QuestionAnswerer, Explanation]:
+    model = {"plain": answerer, "dilated": dilated, **others}[request.param]
+    return model, explain(model, QUESTION, SHORT, methods=[])
 
 
 class TestAttention:
@@ -87,7 +103,7 @@ class TestAttention:
 
     @pytest.mark.parametrize("wanted", [400, 900])
     def test_the_largest_are_kept_and_their_share_is_true(self, answerer, wanted):
-        found = explain(answerer, QUESTION, SHORT, entries=wanted)
+        found = explain(answerer, QUESTION, SHORT, entries=wanted, methods=[])
         true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).numpy()
         total = sum(layer.entries for layer in found.packed)
         assert wanted * 0.9 <= total <= max(wanted, found.limits.least * true[..., 0].size)
@@ -133,7 +149,7 @@ class TestAttention:
     def test_a_dilation_beyond_the_document(self, tmp_path):
         folder = save_tiny_checkpoint(tmp_path, attention_dilation=((1, 10**9), 1000))
         answerer = QuestionAnswerer.from_pretrained(folder)
-        found = explain(answerer, QUESTION, SHORT)
+        found = explain(answerer, QUESTION, SHORT, methods=[])
         true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).mean(dim=1)
         for mean, expected in zip(found.means, true, strict=True):
             torch.testing.assert_close(dense(mean), expected)
@@ -141,7 +157,8 @@ class TestAttention:
     @pytest.mark.parametrize("dtype", ["bfloat16", "mixed", "int8"])
     def test_lower_precision(self, checkpoint, dtype):
         dtype = torch.bfloat16 if dtype == "bfloat16" else dtype
-        found = explain(QuestionAnswerer.from_pretrained(checkpoint, dtype=dtype), QUESTION, SHORT)
+        found = explain(QuestionAnswerer.from_pretrained(checkpoint, dtype=dtype), QUESTION, SHORT, steps=1)
+        assert list(found.attributions) == (list(METHODS) if dtype != "int8" else ["rollout"])
         for mean in found.means:
             torch.testing.assert_close(dense(mean).sum(dim=1), torch.ones(len(found.passage.ids)))
 
@@ -158,7 +175,11 @@ class TestRollout:
             total = band.sum(dim=1, keepdim=True) + columns.sum(dim=1, keepdim=True)
             total[index] = 1
             rows = rows / rows.sum(dim=1, keepdim=True)
-            layers.append(Attention(torch.tensor(index), offsets, band / total, columns / total, rows))
+            whole = torch.tensor(index)
+            layers.append(Attention(whole, offsets, band / total, columns / total, whole, rows))
+        every, nothing = torch.arange(seq_len), torch.zeros(seq_len, 0)
+        rows = torch.rand(seq_len, seq_len).softmax(dim=1)
+        layers.append(Attention(whole, every[:0], nothing, torch.zeros(seq_len, 2), every, rows))  # without a window
         targets = torch.zeros(2, seq_len)
         targets[0, 5:8] = 1 / 3
         targets[1, 9] = 1
@@ -192,7 +213,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize("document", [SHORT, LONG, EVIL])
     def test_the_text_is_the_documents(self, answerer, document):
-        found = explain(answerer, QUESTION, document, top_k=8, max_answer_tokens=10)
+        found = explain(answerer, QUESTION, document, top_k=8, max_answer_tokens=10, methods=[])
         passage = found.passage
         pieces = [gap + text for gap, text in zip(passage.gaps, passage.texts, strict=True)]
         inside = [i for i, kind in enumerate(passage.kinds) if kind == "d"]
@@ -207,7 +228,7 @@ class TestAnswers:
 
     def test_the_window_of_the_best_answer(self, answerer):
         # Tokens are letters here: completed to whole words, an answer is another span than the one that was scored.
-        found = explain(answerer, QUESTION, LONG, max_answer_tokens=10, inside_words=True)
+        found = explain(answerer, QUESTION, LONG, max_answer_tokens=10, inside_words=True, methods=[])
         passage, (best, *_) = found.passage, found.answers
         assert passage.windows > 2 and passage.stop - passage.first < passage.total == len(LONG)
         first, last = passage.spans[0]
@@ -223,19 +244,14 @@ class TestAnswers:
         assert f"window {passage.window + 1}" in page(found)
 
     def test_no_answer(self, answerer):
-        found = explain(answerer, QUESTION, SHORT, top_k=1, null_threshold=-1e9)
+        found = explain(answerer, QUESTION, SHORT, top_k=1, null_threshold=-1e9, methods=[])
         assert [answer.text for answer in found.answers] == [""]
         assert found.passage.spans == [(0, 0)]
         assert found.rollout.shape[1] == 1 and "no answer" in page(found)
 
     def test_entries(self, answerer):
         with pytest.raises(LongformerError, match="entries is 0"):
-            explain(answerer, QUESTION, SHORT, entries=0)
-
-    def test_global_tokens_of_ones_own(self, answerer):
-        nothing = QuestionAnswerer(answerer.model, answerer.tokenizer, global_mask=lambda ids: ids < 0)
-        with pytest.raises(LongformerError, match="has a global_mask; only answers with the question global"):
-            explain(nothing, QUESTION, SHORT)
+            explain(answerer, QUESTION, SHORT, entries=0, methods=[])
 
 
 def rgb(colour: str) -> np.ndarray:
@@ -276,7 +292,7 @@ class TestPage:
         found = explain(answerer, QUESTION, SHORT, entries=900)
         seq_len, about = len(found.passage.ids), data_of(page(found))["about"][0]
         pairs = (dense_of_model(answerer, torch.from_numpy(found.passage.ids)) > 0).sum()
-        assert entries(found) == pairs  # none is so small that it is 0
+        assert found.count == pairs  # none is so small that it is 0
         share = np.mean([unpack(layer).share.mean() for layer in found.packed])
         said = re.search(r"of ([\d,]+) probabilities this page holds the ([\d,]+) .* carry ([\d.]+)%", about)
         assert int(said[1].replace(",", "")) == pairs <= 4 * seq_len * seq_len
@@ -287,8 +303,8 @@ class TestPage:
         _, found = pair
         about = data_of(page(found))["about"][1]
         gaps = " With gaps, one token in 2, are the windows of layer 2. With gaps, one token in 3, are the windows of"
-        assert (f"{gaps} layer 1 (heads 2)." in about) == any(set(p.dilation) != {1} for p in found.patterns)
-        assert ("gaps" in about) == (found.patterns[0].dilation == (1, 3))
+        assert (f"{gaps} layer 1 (heads 2)." in about) == any(set(p.gaps(2)) != {1} for p in found.patterns)
+        assert ("gaps" in about) == (found.patterns[0].gaps(2) == (1, 3))
 
     def test_rollout_in_the_page(self, short):
         import base64
@@ -308,10 +324,10 @@ class TestPage:
         assert len(palette) >= 12
         answers = float(re.search(r"opacity: (\.\d+); background: var\(--answer\)", style)[1])
         targets = float(re.search(r"var\(--local\); opacity: (\.\d+)", style)[1])
-        bars = [("answer", answers), ("local", targets), ("global", targets), ("rolled", targets)]
+        bars = [("answer", answers), *((name, targets) for name in ("local", "global", "rolled", "against"))]
         behind = [(("text", "soft"), palette["card"]), (("text", "soft"), palette["back"])]
         behind += [(("text", "soft"), share * palette[name] + (1 - share) * palette["card"]) for name, share in bars]
-        behind += [(("text",), palette[name]) for name in ("local", "global", "rolled")]
+        behind += [(("text",), palette[name]) for name in ("local", "global", "rolled", "against")]
         for names, ground in behind:
             for name in names:
                 assert contrast(palette[name], ground) >= 4.5, (name, ground)
@@ -363,6 +379,16 @@ class TestCommand:
         out, err = capsys.readouterr()
         assert out == "" and "p.html" in err and "p.png" in err
 
+    def test_methods(self, checkpoint, tmp_path):
+        arguments = ["explain", QUESTION, "--text", SHORT, "-o", str(tmp_path / "p.html"), "--model", str(checkpoint)]
+        chosen = ["--method", "rollout", "--method", "integrated-gradients", "--steps", "3"]
+        for more, expected in ((chosen, ["rollout", "integrated-gradients"]), (["--steps", "1"], list(METHODS))):
+            with pytest.raises(SystemExit) as end:
+                main([*arguments, *more])
+            assert end.value.code == 0
+            data = data_of((tmp_path / "p.html").read_text(encoding="utf-8"))
+            assert [method["name"] for method in data["methods"]] == expected
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -380,6 +406,8 @@ class TestCommand:
             (["Who?", "d.txt", "-o", "p.html", "--png", "link.png"], "is the same file as p.html"),
             (["Who?", "link.png", "-o", "p.html", "--png", "link.png"], "is read by this command"),
             (["Who?", "d.txt"], "say what to write"),
+            (["Who?", "d.txt", "-o", "p.html", "--method", "lime"], "'lime' is not one of"),
+            (["Who?", "d.txt", "-o", "p.html", "--steps", "0"], "--steps"),
             (["Who?", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "--text", "x", "-o", "p.html"], "give the document"),
             (["Who?", "d.txt", "-o", "p.html", "--revision", "main"], "--revision is of a --model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from longformer import QuestionAnswerer
 from longformer.explain import Explanation, explain, write_page
 from longformer.explain.packing import FLOOR, STEP
+from longformer.kernels import AttentionPattern
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
 
@@ -45,7 +47,7 @@ def answerer(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswerer:
 
 @pytest.fixture(scope="module")
 def found(answerer: QuestionAnswerer) -> Explanation:
-    return explain(answerer, QUESTION, DOCUMENT, entries=1500)
+    return explain(answerer, QUESTION, DOCUMENT, entries=1500, steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,100 @@ def test_rollout(browser, found, path):
         assert page.locator(".rolled").count() == 0 and page.locator("#grid").is_visible()
 
 
+def test_which_tokens_count(browser, found, path):
+    """What is drawn is the attribution, with its sign; the curves' numbers are in a table."""
+    titles = {"integrated-gradients": "integrated gradients", "attention-gradient": "attention × gradient"}
+    with opened(browser, path) as page:
+        page.get_by_label("which tokens count").check()
+        for name, title in {**titles, "rollout": "rollout"}.items():
+            both, curve = found.attributions[name], found.curves.of[name]
+            page.select_option("#method", label=title)
+            for side, label in ((0, "the start score"), (1, "the end score"), (2, "start and end")):
+                page.select_option("#side", label=label)
+                together = both.sum(0) if name == "integrated-gradients" else both.mean(0)
+                true, drawn = (together if side == 2 else both[side]).numpy(), np.zeros(both.shape[1])
+                for i, p in shown(page).items():
+                    drawn[i] = p
+                np.testing.assert_allclose(drawn, true, rtol=0.01, atol=0.002 * np.abs(both.numpy()).max())
+                order = page.locator("#targets button").evaluate_all("all => all.map(e => +e.dataset.go)")
+                assert order == np.abs(drawn).argsort(kind="stable")[::-1][:8].tolist()
+                assert title in page.inner_text("#summary") and label in page.inner_text("#summary")
+            if name == "integrated-gradients":
+                assert page.locator(".against").count() > 0 and "−" in page.inner_text("#targets")
+                said = re.search(
+                    r"parts sum to (-?\d+\.\d+); all tokens together make (-?\d+\.\d+)", page.inner_text("#summary")
+                )
+                assert float(said[1]) == pytest.approx(float(both.sum()), abs=0.006)
+                assert float(said[2]) == pytest.approx(curve.deletion[0] - curve.deletion[-1], abs=0.006)
+            rows = page.locator("#figures tbody tr").evaluate_all(
+                "rows => rows.map(r => [...r.children].map(c => c.textContent))"
+            )
+            chance = found.curves.of["random"]
+            series = (found.curves.counts, curve.deletion, curve.insertion, chance.deletion, chance.insertion)
+            for row, numbers in zip(rows, zip(*series, strict=True), strict=True):
+                assert [float(cell) for cell in row] == pytest.approx(numbers, abs=0.006)
+            assert page.locator("#trials polyline").count() == 4
+            assert title in page.locator("#trials").get_attribute("aria-label")
+        assert page.locator(".local, .global").count() == 0 and page.locator("#grid").is_hidden()
+        verdict = page.inner_text("#verdict")
+        best = {**titles, "rollout": "rollout", "random": "No method does better than chance"}[found.curves.best]
+        assert best in verdict.split(". ", 2)[-1]
+        page.locator(f'[data-i="{found.passage.kinds.index("d")}"]').click()
+        assert page.locator(".against").count() == 0 and page.locator("#for-attribution").is_hidden()
+
+
+def test_which_tokens_count_by_keyboard(browser, path):
+    with opened(browser, path) as page:
+        page.get_by_label("a token’s attention").focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        assert page.locator("#for-attribution").is_visible()
+        reached = []
+        for _ in range(3):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        assert reached == ["method", "side", "SUMMARY"]
+        page.keyboard.press("Enter")
+        assert page.locator("#figures").is_visible()
+        page.locator("#method").focus()
+        page.keyboard.press("ArrowDown")
+        assert page.evaluate("state.method") == 1
+        assert "attention × gradient" in page.locator('[aria-live="polite"]').inner_text()
+
+
+def test_without_attributions_none_are_offered(browser, answerer, tmp_path):
+    write_page(tmp_path / "page.html", explain(answerer, QUESTION, DOCUMENT, methods=[]))
+    with opened(browser, tmp_path / "page.html") as page:
+        assert page.locator("#offer").is_hidden() and page.get_by_label("the answer’s rollout").is_visible()
+
+
+def test_other_global_tokens_and_a_layer_without_a_window(browser, tmp_path):
+    answerer = QuestionAnswerer.from_pretrained(save_tiny_checkpoint(tmp_path / "checkpoint"))
+    answerer.global_mask = lambda ids: (torch.arange(ids.shape[1]) % 7 == 3).expand(ids.shape)
+    answerer.model.longformer.encoder.layer[1].attention.self.pattern = AttentionPattern(None)
+    found = explain(answerer, QUESTION, DOCUMENT, methods=[])
+    true = dense_of_model(answerer, torch.from_numpy(found.passage.ids)).numpy()
+    write_page(tmp_path / "page.html", found)
+    last = len(found.passage.ids) - 1
+    with opened(browser, tmp_path / "page.html") as page:
+        assert page.locator("#asked").get_attribute("aria-label") == "Question"
+        assert f"{(last + 4) // 7} tokens are global, as this answerer chooses" in page.inner_text("#about")
+        for token in (17, 22):  # the first is global
+            page.locator(f'[data-i="{token}"]').click()
+            for layer in (1, 2, None):
+                page.select_option("#layer", label=str(layer) if layer else "mean of 2")
+                layers, drawn = [layer - 1] if layer else [0, 1], np.zeros(last + 1)
+                for i, p in shown(page).items():
+                    drawn[i] = p
+                np.testing.assert_allclose(
+                    drawn, true[layers, :, token].mean(axis=(0, 1)), rtol=STEP + 1e-4, atol=1.1 * FLOOR
+                )
+                if token == 22:
+                    assert page.locator(".from").count() == (layer == 1)  # without a window there is no edge
+                expected = " in the window" if token == 22 and layer == 1 else " on others"
+                assert expected in page.inner_text("#summary")
+
+
 def test_keyboard(browser, found, path):
     with opened(browser, path) as page:
         first = found.passage.spans[0][0]
@@ -292,12 +388,22 @@ def test_narrow(browser, path):
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         assert page.evaluate("calm.matches")
         assert page.locator("#panel").is_visible() and page.locator("#text").is_visible()
+        page.get_by_label("which tokens count").check()
+        page.get_by_text("The curves in numbers").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert page.locator("#trials").bounding_box()["width"] > 250
+        assert page.evaluate(
+            "document.getElementById('panel').scrollWidth <= document.getElementById('panel').clientWidth"
+        )
 
 
 def test_4096_tokens_of_the_shipped_checkpoint(browser, pretrained_dir, tmp_path):
     document = (pretrained_dir.parent / "data" / "constitution.txt").read_text(encoding="utf-8")
     found = explain(
-        QuestionAnswerer.from_pretrained(pretrained_dir), "How old must a person be to become President?", document
+        QuestionAnswerer.from_pretrained(pretrained_dir),
+        "How old must a person be to become President?",
+        document,
+        methods=["rollout"],
     )
     assert len(found.passage.ids) == 4096
     write_page(tmp_path / "page.html", found)

@@ -31,6 +31,7 @@ TRAIN = ("--max-steps", "1", "--batch-size", "2")
 SHAPE = ("--heads", "2", "--head-dim", "8", "--window", "4", "--rounds", "1")
 CONFIG = ("--config", "bench.json", "--rounds", "1", "--threads", "1")
 LIMITS = {
+    ("explain",): ("--steps", "1"),
     ("export",): ("--no-check",),
     ("train", "qa"): TRAIN,
     ("train", "classification"): TRAIN,

@@ -28,13 +28,14 @@ def dense(attention: Attention) -> Tensor:
             if 0 <= j < seq_len:
                 matrix[i, j] += attention.band[i, c]
         matrix[i, attention.global_index] += attention.columns[i]
-    matrix[attention.global_index] = attention.rows
+    matrix[attention.row_index] = attention.rows
     return matrix
 
 
 def dense_of_model(answerer: QuestionAnswerer, ids: Tensor) -> Tensor:
     """(L, H, S, S) attention probabilities of a model over one row of ids, each from a dense masked softmax."""
-    matrices, global_mask = [], answerer.model.automatic_global_mask(ids[None])[0]
+    choose = answerer.global_mask or answerer.model.automatic_global_mask
+    matrices, global_mask = [], choose(ids[None])[0]
 
     def hook(module: LongformerSelfAttention, arguments: tuple) -> None:
         def heads(layer):
@@ -51,7 +52,7 @@ def dense_of_model(answerer: QuestionAnswerer, ids: Tensor) -> Tensor:
     modules = [module for module in answerer.model.modules() if isinstance(module, LongformerSelfAttention)]
     handles = [module.register_forward_pre_hook(hook) for module in modules]
     with torch.no_grad():
-        answerer.model(ids[None])
+        answerer.model(ids[None], global_attention_mask=global_mask[None].long())
     for handle in handles:
         handle.remove()
     return torch.stack(matrices)
@@ -96,9 +97,9 @@ def kept(found: Explanation, layer: int, head: int, token: int) -> tuple[dict[in
     row = head * len(found.passage.ids) + token
     span = slice(rows.first[row], rows.first[row + 1])
     columns = rows.slot[span]
-    if token not in index:  # whose slots are the global tokens and then the band
-        assert pattern.window is not None and isinstance(pattern.dilation, tuple)
+    if token not in index and pattern.window is not None:  # whose slots are the global tokens and then the band
+        assert isinstance(pattern.dilation, tuple)
         in_band = token + (columns - len(index) - pattern.window[0]) * pattern.dilation[head]
-        columns = np.where(columns < len(index), index[np.minimum(columns, len(index) - 1)], in_band)
+        columns = np.where(columns < len(index), np.append(index, -1)[np.minimum(columns, len(index))], in_band)
     assert len(set(columns.tolist())) == len(columns)
     return dict(zip(columns.tolist(), rows.probability[span].tolist(), strict=True)), float(rows.share[row])
