@@ -22,7 +22,7 @@ from longformer.kernels import choose
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
-from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
+from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout, global_name
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
 
 Sink = Callable[[str, Tensor], None]
@@ -137,7 +137,7 @@ class Recorder:
         for name, value in self._value_of.items():
             yield name
             if value.kind == "attention":
-                yield name.removesuffix("local_output") + GLOBAL_ROWS
+                yield global_name(name)
 
     def possible_names(self) -> list[str]:
         """Names of all tensors that this recording may give."""
@@ -220,7 +220,7 @@ class Recorder:
             if last_of_layer or isinstance(self.layout, PlainLayout):
                 self._flush()
             if self.gradients and first.requires_grad:
-                return _with_first(output, self._with_gradient(value, first))
+                return with_first(output, self._with_gradient(value, first))
             return None
 
         return record
@@ -231,19 +231,13 @@ class Recorder:
             self._emit(self._value_of[name], self.layout.rows(self._pieces.pop(name), self._value_of[name]), "")
 
     def _emit(self, value: Value, rows: Tensor, prefix: str) -> None:
-        if value.kind == "heads" or value.kind == "attention":
-            if self.layout.table.heads is None:
-                raise LongformerError(f"the table records {value.name} by heads, but does not say how many")
-            rows = rows.unflatten(-1, (self.layout.table.heads, -1)).transpose(1, 2)  # (B, H, S, D)
-        tokens = self.layout.tokens
-        if prefix and value.kind != "plain" and tokens.keep is not None:
-            padding = ~tokens.keep
-            rows = rows.masked_fill(padding[:, None, :, None] if rows.dim() == 4 else padding[..., None], 0)
-        if value.kind == "attention" and tokens.is_global is not None and tokens.global_index is not None:
-            global_name = value.name.removesuffix("local_output") + GLOBAL_ROWS
-            self._give(prefix + global_name, probs.global_rows(rows, tokens.global_index))
-            rows = rows.masked_fill(tokens.is_global[:, None, :, None], 0)
-        self._give(prefix + value.name, rows)
+        keep = self.layout.tokens.keep
+        for name, tensor in self.layout.split(value, rows):
+            # Global rows are no padding, and filled up with 0.
+            if prefix and value.kind != "plain" and keep is not None and not name.endswith(GLOBAL_ROWS):
+                padding = ~keep
+                tensor = tensor.masked_fill(padding[:, None, :, None] if tensor.dim() == 4 else padding[..., None], 0)
+            self._give(prefix + name, tensor)
 
     def _give(self, name: str, tensor: Tensor) -> None:
         if name in self._given:
@@ -306,7 +300,7 @@ class Recorder:
                 self._give(PARAMETER + todays_name(name), gradient.detach().cpu())
 
 
-def _with_first(output: Any, first: Tensor) -> Any:
+def with_first(output: Any, first: Tensor) -> Any:
     """A module's output with ``first`` in place of its tensor, or of the first of its tensors."""
     if isinstance(output, Tensor):
         return first

@@ -1,0 +1,313 @@
+"""Modules one by one: each value computed again, in float64, from what the run itself recorded just before it.
+
+From end to end an error is handed on, so that only the first mistake is seen, and a small one is buried. Here nothing is
+handed on. The float64 model runs once more, and whenever one of its modules has given its result, the run's recorded
+value is put in its place. So each value is computed from recorded values alone, and its distance from the recorded one
+is the error of the operations between them. For gradients the recorded values are leaves of the graph, and the recorded
+gradients what the backward pass begins with: each gradient is computed from those of the operations that use its value.
+
+What rounding costs such a step, its local noise, is found in the same way, with every operation rounded by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from longformer.errors import LongformerError
+from longformer.parity.layout import Layout
+from longformer.parity.local import Spread, Standing, judge
+from longformer.parity.recorder import with_first
+from longformer.parity.stochastic import round_stochastically, stochastic_rounding
+from longformer.parity.table import GRADIENT, PARAMETER
+
+RUNS = 2  # with every operation rounded by chance; what they give is pooled
+
+
+class Naming(Protocol):
+    """What a model's modules give, as values with names, and back."""
+
+    def paths(self) -> list[str]:
+        """The modules that give values."""
+
+    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """A run begins with these arguments of the root."""
+
+    def root(self) -> nn.Module:
+        """The module whose call begins a run."""
+
+    def split(self, path: str, output: Any) -> dict[str, Tensor]:
+        """The values that the module at ``path`` gives with ``output``, by name."""
+
+    def join(self, path: str, output: Any, given: Mapping[str, Tensor]) -> Any:
+        """``output`` with the values ``given`` in place of its own."""
+
+
+class TableNaming:
+    """The values of a table, laid out as a model of this kind lays them out."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.layout, self.values = layout, layout.table.fit(model)
+
+    def paths(self) -> list[str]:
+        return list(self.values)
+
+    def root(self) -> nn.Module:
+        return self.layout.root
+
+    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.layout.begin(arguments, keywords)
+
+    def split(self, path: str, output: Any) -> dict[str, Tensor]:
+        return dict(self.layout.split(self.values[path], self._rows(path, output)))
+
+    def join(self, path: str, output: Any, given: Mapping[str, Tensor]) -> Any:
+        value = self.values[path]
+        joined = self.layout.join(value, self._rows(path, output), given)
+        return with_first(output, self.layout.result(joined, value))
+
+    def _rows(self, path: str, output: Any) -> Tensor:
+        return self.layout.rows([output if isinstance(output, Tensor) else output[0]], self.values[path])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value of a run beside what follows from the values that the run recorded before it.
+
+    Args:
+        name: of the value; ``gradient.`` before it for gradients.
+        standing: where its error stands out most.
+        operation: what computes it: for a value its module's path, for a gradient the values whose backward pass it is.
+        factor: by which the recorded value is the right one times a number, if it is; None otherwise.
+    """
+
+    name: str
+    standing: Standing
+    operation: str
+    factor: float | None = None
+
+
+@dataclass
+class Walk:
+    """What one run of the float64 model over recorded values gave.
+
+    values: what follows from the recorded values, and gradients where they are asked for.
+    uses: for each gradient, the values whose backward pass it comes from.
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    uses: dict[str, list[str]] = field(default_factory=dict)
+    modules: dict[str, str] = field(default_factory=dict)
+
+
+class Replay:
+    """A float64 model that goes from recorded value to recorded value.
+
+    Args:
+        model: in float64, with the true weights.
+        naming: of its values.
+        call: runs it on the input and returns what it gives.
+        loss: makes a loss of that, for gradients; None is no gradients.
+        parameter_name: what a trace calls the gradient of a parameter, without ``gradient.parameter.``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        naming: Naming,
+        call: Callable[[], Any],
+        *,
+        loss: Callable[[Any], Tensor] | None = None,
+        parameter_name: Callable[[str], str] = str,
+    ) -> None:
+        self.model, self.naming, self.call, self.loss = model, naming, call, loss
+        self.parameter_name = parameter_name
+
+    def steps(self, run: Mapping[str, Tensor], *, dtype: torch.dtype, runs: int = RUNS) -> list[Step]:
+        """Each value of ``run`` judged alone, in the order in which it is computed; gradients in that of the way back.
+
+        Args:
+            run: the values by name. A value that it lacks is computed from those before it, and judged nowhere.
+            dtype: the precision in which it was computed; of several the coarsest.
+            runs: how often every operation is rounded by chance.
+        """
+        given = {name: value for name, value in run.items() if value.is_floating_point()}
+        walk = self.walk(given)
+        # In float32, since both runs are near the recorded values: what is kept is small beside them.
+        off = {name: (value - given[name].double()).float() for name, value in walk.values.items() if name in given}
+        factors = {name: _factor(given[name], walk.values[name]) for name in off if name.startswith(GRADIENT)}
+        walk.values.clear()
+        spreads = {name: Spread(tuple(value.shape)) for name, value in off.items()}
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(runs):
+            for name, value in self.walk(given, rounding=(dtype, generator)).values.items():
+                if name in off:
+                    spreads[name].add(value - given[name].double() - off[name])
+        found = []
+        for name in self._ordered(list(off)):
+            variance = spreads[name].variance(given[name], given[name].dtype)
+            standing = judge(off[name], variance)
+            factor, left = factors.get(name, (None, None))
+            if factor is not None and left is not None:
+                factor = factor if not judge(left, variance * factor**2 + variance).is_wrong else None
+            operation = walk.modules[name] if name in walk.modules else ", ".join(walk.uses.get(name, []))
+            found.append(Step(name, standing, operation, factor))
+        return found
+
+    def walk(self, given: Mapping[str, Tensor], *, rounding: tuple[torch.dtype, torch.Generator] | None = None) -> Walk:
+        """Run the model once over the recorded values ``given``."""
+        result, leaves, computed = Walk(), dict[str, Tensor](), dict[str, Tensor]()
+        graded = self.loss is not None
+
+        def visit(path: str, output: Any) -> Any:
+            own = self.naming.split(path, output)
+            taken = {}
+            for name, value in own.items():
+                result.modules[name] = path
+                if name in given and name not in leaves and given[name].shape == value.shape:
+                    computed[name] = value if graded else value.detach()
+                    taken[name] = leaves[name] = given[name].to(value.device, value.dtype).requires_grad_(graded)
+            if not taken:
+                return None
+            # A copy of the leaf, since the model may go on to change its result in place.
+            copies = {name: leaf.clone() if graded else leaf.clone().detach() for name, leaf in taken.items()}
+            return self.naming.join(path, output, copies)
+
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(graded))
+            if rounding is not None:
+                stack.enter_context(rounded_weights(self.model, *rounding))
+            stack.enter_context(visited(self.model, self.naming, visit))
+            stack.enter_context(stochastic_rounding(*rounding) if rounding is not None else nullcontext())
+            output = self.call()
+            if self.loss is not None:
+                self._backward(self.loss(output), given, leaves, computed, result)
+        result.values.update({name: value.detach() for name, value in computed.items()})
+        return result
+
+    def _backward(
+        self,
+        loss: Tensor,
+        given: Mapping[str, Tensor],
+        leaves: Mapping[str, Tensor],
+        computed: Mapping[str, Tensor],
+        result: Walk,
+    ) -> None:
+        """Add the gradients: each from the recorded gradients of the values that it goes into."""
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        ends = {"the loss": (loss, torch.ones_like(loss))} if loss.requires_grad else {}
+        for name, value in computed.items():
+            if value.requires_grad and GRADIENT + name in given:
+                ends[name] = (value, given[GRADIENT + name].to(value.device, value.dtype))
+        # Only where all that a value goes into has a recorded gradient is its own one known.
+        sources = {GRADIENT + name: leaf for name, leaf in leaves.items()}
+        sources |= {PARAMETER + self.parameter_name(name): p for name, p in parameters.items()}
+        unknown: set[int] = set()
+        names = {id(tensor): name for name, tensor in sources.items()}
+        for name, value in {"the loss": loss, **computed}.items():
+            if not value.requires_grad:
+                continue
+            reached = leaves_of(value)
+            if name not in ends:
+                unknown |= reached
+            for source in reached:
+                if source in names:
+                    result.uses.setdefault(names[source], []).append(name)
+        wanted = {name: tensor for name, tensor in sources.items() if name in given and id(tensor) not in unknown}
+        if not ends or not wanted:
+            return
+        outputs, gradients = zip(*ends.values(), strict=True)
+        found = torch.autograd.grad(outputs, list(wanted.values()), gradients, allow_unused=True)
+        for (name, tensor), gradient in zip(wanted.items(), found, strict=True):
+            result.values[name] = torch.zeros_like(tensor) if gradient is None else gradient
+
+    def _ordered(self, names: list[str]) -> list[str]:
+        """Values as they are computed, then gradients from the last to the first, a parameter's with its module."""
+        forward = [name for name in names if not name.startswith(GRADIENT)]
+        paths = self.naming.paths()
+        depth = {self.parameter_name(name): _place(name, paths) for name, _ in self.model.named_parameters()}
+        of_value = {name: i for i, name in enumerate(forward)}
+
+        def place(name: str) -> float:
+            if name.startswith(PARAMETER):
+                return -depth[name.removeprefix(PARAMETER)] + 0.5
+            return -of_value.get(name.removeprefix(GRADIENT), -1)
+
+        backward = [name for name in names if name.startswith(GRADIENT)]
+        return forward + sorted(backward, key=place)
+
+
+def _place(parameter: str, paths: list[str]) -> int:
+    """The place, among the modules that give values, of the innermost one that holds a parameter."""
+    holders = [path for path in paths if path == "" or parameter.startswith(f"{path}.")]
+    return paths.index(max(holders, key=len)) if holders else len(paths)
+
+
+def leaves_of(value: Tensor) -> set[int]:
+    """The ids of the leaves of the graph that ``value`` depends on."""
+    if value.grad_fn is None:
+        return {id(value)}
+    seen, stack, found = set(), [value.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        stack += [before for before, _ in node.next_functions if before is not None]
+    return found
+
+
+def _factor(given: Tensor, right: Tensor) -> tuple[float | None, Tensor | None]:
+    """The number c of the best fit ``given = c · right``, and what is left of ``given`` then."""
+    x, y = given.double(), right.double()
+    size = float(y.square().sum())
+    if not size or not bool(torch.isfinite(x).all()):
+        return None, None
+    factor = float((x * y).sum()) / size
+    return factor, (x - factor * y).float()
+
+
+@contextmanager
+def visited(model: nn.Module, naming: Naming, visit: Callable[[str, Any], Any]) -> Iterator[None]:
+    """While this is open, ``visit`` is told of each module's result, and may return another one."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    with ExitStack() as stack:
+
+        def begin(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            naming.begin(arguments, keywords)
+
+        stack.callback(naming.root().register_forward_pre_hook(begin, with_kwargs=True).remove)
+        for path in naming.paths():
+
+            def hook(module: nn.Module, arguments: Any, output: Any, path: str = path) -> Any:
+                return visit(path, output)
+
+            if path not in modules:
+                raise LongformerError(f"the model has no module {path}")
+            stack.callback(modules[path].register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def rounded_weights(model: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Iterator[None]:
+    """While this is open, weights that ``dtype`` does not have are rounded by chance to numbers that it has."""
+    kept = {}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not torch.equal(weight.to(dtype).to(weight.dtype), weight):
+                kept[name] = weight.clone()
+                weight.copy_(round_stochastically(weight, dtype, generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in kept:
+                    weight.copy_(kept[name])
