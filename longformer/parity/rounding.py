@@ -11,22 +11,53 @@ value. It depends on the depth, the weights and the input, and on nothing in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.encoder import LongformerModel
 from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer, choose_layout
+from longformer.parity.operations import Rounding
 from longformer.parity.recorder import Recorder, trace
 from longformer.parity.table import PARAMETER
 
 Inputs = Mapping[str, Tensor]
+
+
+@contextmanager
+def stochastic_rounding(dtypes: torch.dtype | Iterable[torch.dtype], generator: torch.Generator) -> Iterator[Rounding]:
+    """While this is open, what is computed in float64 is rounded, operation by operation, as a coarser dtype would.
+
+    Each result is rounded up or down by chance, and sums get the error of adding their terms one after another: see
+    :mod:`longformer.parity.operations`. A model in float64 whose weights and inputs are rounded too then computes what
+    a clean implementation in that precision might. Several such runs show how far rounding moves each value.
+
+        with stochastic_rounding(torch.float32, generator):
+            output = module(*inputs)  # module and inputs in float64
+
+    Args:
+        dtypes: the precision, or several, such as those of a module's inputs and output: the coarsest counts.
+        generator: of the random numbers.
+
+    Yields:
+        the mode, whose ``dtype`` may be changed meanwhile.
+    """
+    mode = Rounding(coarsest([dtypes] if isinstance(dtypes, torch.dtype) else dtypes), generator)
+    with sdpa_kernel(SDPBackend.MATH), mode:
+        yield mode
+
+
+def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Of floating-point dtypes the one with the fewest digits."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
 
 RUNS = 4  # perturbed runs: with 64 numbers in a row, 4 runs give its noise to 6%
 DENSE = 1024  # tokens up to which the truth's attention is dense: beyond that, S² numbers in float64 are too many
