@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from longformer.parity.layout import TARGETS
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
 from longformer.parity.places import Places, Position, config_of, worst
 from longformer.parity.rounding import Truth
+
+if TYPE_CHECKING:
+    from longformer.parity.modules import Finding
 
 IDENTICAL, ROUNDING, DIFFERENT, NON_FINITE = "identical", "rounding", "different", "non-finite"
 
@@ -64,6 +67,7 @@ class Comparison:
         departed: the names of the runs that are away from the truth in this value.
         hints: known slips that reproduce the departed run's numbers, or what else is known of the cause.
         unjudged: values that differ and that the truth does not have.
+        modules: wrong by themselves, from the values that their run recorded before them.
         missing: for each run, the values that it alone lacks.
     """
 
@@ -74,6 +78,7 @@ class Comparison:
     hints: list[str]
     values: list[Compared]
     unjudged: list[str] = field(default_factory=list)
+    modules: list[Finding] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)

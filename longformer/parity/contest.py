@@ -21,6 +21,7 @@ from longformer.models.kinds import kind_of
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import Trace, metadata_object, read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
+from longformer.parity.modules import judge_modules
 from longformer.parity.rounding import Truth
 from longformer.parity.runs import Contender, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
@@ -109,6 +110,8 @@ def contest(
         )
         say("judging, by runs moved by one rounding")
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
+        say("judging modules one by one")
+        judge_modules(comparison, *traces, truth)
         if left_out:
             comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)

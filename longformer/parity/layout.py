@@ -78,7 +78,7 @@ class Layout(ABC):
     def join(self, value: Value, rows: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`split`: a module's result with the values ``given`` in place of its own.
 
-        What is not given stays, and so do the rows of padding, of which a trace has no gradients.
+        What is not given stays.
         """
         own = dict(self.split(value, rows))
         taken = {name: given.get(name, tensor) for name, tensor in own.items()}
@@ -92,9 +92,14 @@ class Layout(ABC):
             )
         if value.kind in ("heads", "attention"):
             result = result.transpose(1, 2).flatten(2)
-        if value.kind != "plain" and tokens.keep is not None:
-            result = torch.where(tokens.keep[..., None], result, rows)
         return result
+
+    def counted(self, value: Value, x: Tensor) -> Tensor:
+        """A value of a trace with 0 at padding, whose rows do not count. What attention itself gives is 0 there."""
+        keep = self.tokens.keep
+        if keep is None or value.kind not in ("tokens", "heads"):
+            return x
+        return x.masked_fill(~keep[:, None, :, None] if value.kind == "heads" else ~keep[..., None], 0)
 
 
 def global_name(name: str) -> str:

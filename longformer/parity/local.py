@@ -1,21 +1,21 @@
 """Is an error rounding, where every part of a value has a noise of its own? Used where one module is judged alone.
 
 The noise of a number is estimated from few runs, so it is pooled: mean square of its row (the last axis), times that of
-its channel, over that of all. Errors are pooled too: over all numbers, each index of each axis (a token, a head, a
+its channel, over that of all; or, if larger, that of the numbers of its size. Errors are pooled too: over all numbers, each index of each axis (a token, a head, a
 channel), each row, and not at all. Each pool has a limit, in multiples of the noise.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Limits, in multiples of the noise. The more numbers are pooled, the less a clean pool can stray.
-ALL, AXIS, ROW, NUMBER = 5.0, 8.0, 12.0, 14.0
+# Limits, in multiples of the noise. The fewer numbers are pooled, the further a clean pool can stray.
+ALL, AXIS, ROW, NUMBER = 5.0, 8.0, 12.0, 18.0
+LEVELS = 256  # sizes of a number, by which its noise may differ: a function of one number is not as exact everywhere
 PRIOR = 4.0  # numbers of average noise that are added to each row and channel, of which few runs say little
 
 
@@ -42,36 +42,46 @@ class Standing:
 
 
 class Spread:
-    """How far rounding moves a value: mean squares by row and by channel, from several runs.
+    """How far rounding moves a value: mean squares by row, by channel and by the number's size, from several runs.
 
     Args:
-        shape: of the value.
+        value: as it was recorded.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape, self.runs = shape, 0
+    def __init__(self, value: Tensor) -> None:
+        flat = value.detach().flatten()
+        some = flat[:: max(1, len(flat) // 8192)].float().sort().values
+        self._edges = some[torch.linspace(0, max(0, len(some) - 1), LEVELS + 1).long()[1:-1]] if len(some) else some
+        self.runs = 0
         self._rows = self._channels = torch.zeros((), dtype=torch.float64)
+        self._levels, self._counts = torch.zeros(2, LEVELS, dtype=torch.float64)
 
-    def add(self, moved: Tensor) -> None:
+    def add(self, moved: Tensor, value: Tensor) -> None:
         """Take in how far one run moved the value."""
         square = moved.double().square()
         self.runs += 1
-        self._rows = self._rows + square.mean(dim=-1, keepdim=True) if square.dim() else self._rows + square
+        self._rows = self._rows + (square.mean(dim=-1, keepdim=True) if square.dim() else square)
         self._channels = self._channels + square.mean(dim=_of_channel(square), keepdim=True)
+        level = self._level(value).flatten()
+        self._levels.index_add_(0, level, square.flatten())
+        self._counts += torch.bincount(level, minlength=LEVELS)
 
-    def variance(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mean square of each number's noise, in float64; at least what storing ``value`` in ``dtype`` costs."""
-        info = torch.finfo(dtype)
+    def _level(self, value: Tensor) -> Tensor:
+        return torch.bucketize(value.float(), self._edges)
+
+    def variance(self, value: Tensor) -> Tensor:
+        """The mean square of each number's noise, in float64; at least what storing ``value`` in its dtype costs."""
+        info, shape = torch.finfo(value.dtype), value.shape
         stored = (value.double().abs() * info.eps).clamp(min=info.tiny * info.eps).square() / 12
-        if not self.runs:
+        if not self.runs or not value.numel():
             return stored
         rows, channels = self._rows / self.runs, self._channels / self.runs
         average = rows.mean()
-        width = self.shape[-1] if self.shape else 1
-        tall = max(1, math.prod(self.shape) // max(1, channels.numel()))
+        width, tall = shape[-1] if shape else 1, max(1, value.numel() // channels.numel())
         rows = (rows * (self.runs * width) + average * PRIOR) / (self.runs * width + PRIOR)
         channels = (channels * (self.runs * tall) + average * PRIOR) / (self.runs * tall + PRIOR)
-        return rows * channels / average + stored if float(average) else stored.expand(self.shape)
+        levels = (self._levels / self._counts.clamp(min=1))[self._level(value)]
+        return torch.maximum(rows * channels / average, levels) + stored if float(average) else stored
 
 
 def judge(off: Tensor, variance: Tensor) -> Standing:
@@ -83,11 +93,17 @@ def judge(off: Tensor, variance: Tensor) -> Standing:
         ratios = (_mean(square, dims) / _mean(variance, dims)).sqrt()
         place = int(ratios.argmax())
         ratio = float(ratios.flatten()[place])
+        limit = max(limit, _limit(square.numel() // ratios.numel()))
         if not ratio / limit <= best.ratio / best.limit:
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), ratios.shape)) if ratios.dim() else ()
             kept = [i for i in range(square.dim()) if i not in dims]
             best = Standing(ratio, limit, pool, tuple(index[i] for i in kept))
     return best
+
+
+def _limit(count: int) -> float:
+    """The limit of a pool of so few numbers."""
+    return NUMBER if count < 8 else ROW if count < 64 else 0.0
 
 
 def _mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -111,3 +127,4 @@ def _pools(x: Tensor) -> Iterator[tuple[str, float, tuple[int, ...]]]:
 def _of_channel(x: Tensor) -> tuple[int, ...]:
     """The axes over which a channel extends; (B, H, S, D) has H times D of them."""
     return (0, 2) if x.dim() == 4 else tuple(range(x.dim() - 1))
+

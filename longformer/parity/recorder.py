@@ -231,12 +231,7 @@ class Recorder:
             self._emit(self._value_of[name], self.layout.rows(self._pieces.pop(name), self._value_of[name]), "")
 
     def _emit(self, value: Value, rows: Tensor, prefix: str) -> None:
-        keep = self.layout.tokens.keep
         for name, tensor in self.layout.split(value, rows):
-            # Global rows are no padding, and filled up with 0.
-            if prefix and value.kind != "plain" and keep is not None and not name.endswith(GLOBAL_ROWS):
-                padding = ~keep
-                tensor = tensor.masked_fill(padding[:, None, :, None] if tensor.dim() == 4 else padding[..., None], 0)
             self._give(prefix + name, tensor)
 
     def _give(self, name: str, tensor: Tensor) -> None:

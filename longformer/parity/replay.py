@@ -20,12 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from longformer.errors import LongformerError
+from longformer.models.attention import LongformerSelfAttention
 from longformer.parity.layout import Layout
 from longformer.parity.local import Spread, Standing, judge
 from longformer.parity.recorder import with_first
-from longformer.parity.stochastic import round_stochastically, stochastic_rounding
+from longformer.parity.operations import round_by_chance
+from longformer.parity.rounding import stochastic_rounding
 from longformer.parity.table import GRADIENT, PARAMETER
 
+Noise = Mapping[str, Spread]
+
+VISIBLE = 1e4  # how many times the noise's square a gradient's must be for a factor on it to mean something
 RUNS = 2  # with every operation rounded by chance; what they give is pooled
 
 
@@ -46,6 +51,9 @@ class Naming(Protocol):
 
     def join(self, path: str, output: Any, given: Mapping[str, Tensor]) -> Any:
         """``output`` with the values ``given`` in place of its own."""
+
+    def counted(self, path: str, name: str, value: Tensor) -> Tensor:
+        """A value of the module at ``path``, or its gradient, with 0 where it does not count, as at padding."""
 
 
 class TableNaming:
@@ -71,6 +79,9 @@ class TableNaming:
         joined = self.layout.join(value, self._rows(path, output), given)
         return with_first(output, self.layout.result(joined, value))
 
+    def counted(self, path: str, name: str, value: Tensor) -> Tensor:
+        return self.layout.counted(self.values[path], value)
+
     def _rows(self, path: str, output: Any) -> Tensor:
         return self.layout.rows([output if isinstance(output, Tensor) else output[0]], self.values[path])
 
@@ -82,14 +93,33 @@ class Step:
     Args:
         name: of the value; ``gradient.`` before it for gradients.
         standing: where its error stands out most.
-        operation: what computes it: for a value its module's path, for a gradient the values whose backward pass it is.
+        operation: what computes it: for a value its module's path, for a gradient the values whose backward pass gives it.
         factor: by which the recorded value is the right one times a number, if it is; None otherwise.
     """
 
     name: str
     standing: Standing
-    operation: str
+    operation: tuple[str, ...]
     factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Birth:
+    """Where the first NaN or infinity of a run came from.
+
+    Args:
+        name: of the value that has it.
+        operation: as of a :class:`Step`.
+        sizes: the largest size in each value that it is computed from.
+        right: the largest size in float64, where the run has NaN or infinity.
+        dtype: of the run's value.
+    """
+
+    name: str
+    operation: tuple[str, ...]
+    sizes: dict[str, float]
+    right: float
+    dtype: torch.dtype
 
 
 @dataclass
@@ -97,12 +127,15 @@ class Walk:
     """What one run of the float64 model over recorded values gave.
 
     values: what follows from the recorded values, and gradients where they are asked for.
+    modules: for each value, the path of the module that gives it.
+    sources: for each value, those that it is computed from, where that was asked for.
     uses: for each gradient, the values whose backward pass it comes from.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     uses: dict[str, list[str]] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Replay:
@@ -128,50 +161,101 @@ class Replay:
         self.model, self.naming, self.call, self.loss = model, naming, call, loss
         self.parameter_name = parameter_name
 
-    def steps(self, run: Mapping[str, Tensor], *, dtype: torch.dtype, runs: int = RUNS) -> list[Step]:
+    def steps(self, run: Mapping[str, Tensor], noise: Noise) -> list[Step]:
         """Each value of ``run`` judged alone, in the order in which it is computed; gradients in that of the way back.
 
         Args:
             run: the values by name. A value that it lacks is computed from those before it, and judged nowhere.
+            noise: see :meth:`noise`, of this run or of one whose values are about the same.
+        """
+        found, walk = [], self.walk(run)
+        names = [name for name in walk.values if name in noise]
+        if self._lacks_padding(walk, run):
+            names = [name for name in names if not name.startswith(PARAMETER)]
+        for name in self._ordered(names):
+            given, right = self._counted(walk, name, run[name].double()), self._counted(walk, name, walk.values[name])
+            variance = noise[name].variance(run[name])
+            standing = judge(right - given, variance)
+            factor = _factor(given, right, variance) if standing.is_wrong and name.startswith(GRADIENT) else None
+            operation = [walk.modules[name]] if name in walk.modules else walk.uses.get(name, [])
+            found.append(Step(name, standing, tuple(operation), factor))
+        return found
+
+    def noise(self, run: Mapping[str, Tensor], dtype: torch.dtype, *, runs: int = RUNS) -> Noise:
+        """How far rounding moves each value where it is computed from the values that ``run`` recorded before it.
+
+        Args:
             dtype: the precision in which it was computed; of several the coarsest.
             runs: how often every operation is rounded by chance.
         """
-        given = {name: value for name, value in run.items() if value.is_floating_point()}
-        walk = self.walk(given)
         # In float32, since both runs are near the recorded values: what is kept is small beside them.
-        off = {name: (value - given[name].double()).float() for name, value in walk.values.items() if name in given}
-        factors = {name: _factor(given[name], walk.values[name]) for name in off if name.startswith(GRADIENT)}
-        walk.values.clear()
-        spreads = {name: Spread(tuple(value.shape)) for name, value in off.items()}
+        off = {name: (value - run[name].double()).float() for name, value in self.walk(run).values.items()}
+        spreads = {name: Spread(run[name]) for name in off}
         generator = torch.Generator().manual_seed(0)
         for _ in range(runs):
-            for name, value in self.walk(given, rounding=(dtype, generator)).values.items():
-                if name in off:
-                    spreads[name].add(value - given[name].double() - off[name])
-        found = []
-        for name in self._ordered(list(off)):
-            variance = spreads[name].variance(given[name], given[name].dtype)
-            standing = judge(off[name], variance)
-            factor, left = factors.get(name, (None, None))
-            if factor is not None and left is not None:
-                factor = factor if not judge(left, variance * factor**2 + variance).is_wrong else None
-            operation = walk.modules[name] if name in walk.modules else ", ".join(walk.uses.get(name, []))
-            found.append(Step(name, standing, operation, factor))
-        return found
+            for name, value in self.walk(run, rounding=(dtype, generator)).values.items():
+                spreads[name].add(value - run[name].double() - off[name], run[name])
+        return spreads
 
-    def walk(self, given: Mapping[str, Tensor], *, rounding: tuple[torch.dtype, torch.Generator] | None = None) -> Walk:
-        """Run the model once over the recorded values ``given``."""
+    def _counted(self, walk: Walk, name: str, value: Tensor) -> Tensor:
+        if name.startswith(PARAMETER):
+            return value
+        name = name.removeprefix(GRADIENT)
+        return self.naming.counted(walk.modules[name], name, value)
+
+    def _lacks_padding(self, walk: Walk, run: Mapping[str, Tensor]) -> bool:
+        """Whether ``run`` has 0 where padding has a part in the loss, and so in the gradients of parameters."""
+        for name, uses in walk.uses.items():
+            if "the loss" in uses and not name.startswith(PARAMETER) and name in walk.values:
+                given, right = run[name], walk.values[name]
+                at_padding = [float((x - self._counted(walk, name, x)).abs().sum()) for x in (given, right)]
+                if at_padding[0] == 0 != at_padding[1]:
+                    return True
+        return False
+
+    def birth(self, run: Mapping[str, Tensor]) -> Birth | None:
+        """Where the first NaN or infinity of ``run`` comes from; None where every value is finite."""
+        walk = self.walk(run, graph=True)
+        for name in self._ordered(list(walk.values)):
+            given = self._counted(walk, name, run[name])
+            if bool(torch.isfinite(given).all()):
+                continue
+            uses = walk.uses.get(name, [])
+            sources = [GRADIENT + use for use in uses] if name.startswith(GRADIENT) else walk.sources.get(name, [])
+            sizes = {source: float(run[source].abs().max()) for source in sources if source in run}
+            right = walk.values[name][~torch.isfinite(given)].abs()
+            operation = (walk.modules[name],) if name in walk.modules else tuple(uses)
+            return Birth(name, operation, sizes, float(right.max()), given.dtype)
+        return None
+
+    def walk(
+        self,
+        given: Mapping[str, Tensor],
+        *,
+        rounding: tuple[torch.dtype, torch.Generator] | None = None,
+        graph: bool = False,
+    ) -> Walk:
+        """Run the model once over the recorded values ``given``.
+
+        Args:
+            rounding: a precision in which every operation is rounded, by chance; None is float64 as it is.
+            graph: whether to find out which values each one is computed from, also without gradients.
+        """
         result, leaves, computed = Walk(), dict[str, Tensor](), dict[str, Tensor]()
-        graded = self.loss is not None
+        graded = graph or self.loss is not None
 
         def visit(path: str, output: Any) -> Any:
             own = self.naming.split(path, output)
             taken = {}
             for name, value in own.items():
                 result.modules[name] = path
-                if name in given and name not in leaves and given[name].shape == value.shape:
+                if name in leaves or name not in given or not given[name].is_floating_point():
+                    continue
+                if given[name].shape == value.shape:
                     computed[name] = value if graded else value.detach()
-                    taken[name] = leaves[name] = given[name].to(value.device, value.dtype).requires_grad_(graded)
+                    leaf = given[name].to(value.device, value.dtype)
+                    leaf = leaf if bool(leaf.isfinite().all()) else self.naming.counted(path, name, leaf)
+                    taken[name] = leaves[name] = leaf.requires_grad_(graded)
             if not taken:
                 return None
             # A copy of the leaf, since the model may go on to change its result in place.
@@ -182,9 +266,15 @@ class Replay:
             stack.enter_context(torch.set_grad_enabled(graded))
             if rounding is not None:
                 stack.enter_context(rounded_weights(self.model, *rounding))
+                stack.enter_context(in_operations(self.model))
             stack.enter_context(visited(self.model, self.naming, visit))
             stack.enter_context(stochastic_rounding(*rounding) if rounding is not None else nullcontext())
             output = self.call()
+            if graded:
+                named = {id(leaf): name for name, leaf in leaves.items()}
+                for name, value in computed.items():
+                    found = leaves_of(value) if value.requires_grad else set()
+                    result.sources[name] = [named[leaf] for leaf in found if leaf in named]
             if self.loss is not None:
                 self._backward(self.loss(output), given, leaves, computed, result)
         result.values.update({name: value.detach() for name, value in computed.items()})
@@ -264,14 +354,13 @@ def leaves_of(value: Tensor) -> set[int]:
     return found
 
 
-def _factor(given: Tensor, right: Tensor) -> tuple[float | None, Tensor | None]:
-    """The number c of the best fit ``given = c · right``, and what is left of ``given`` then."""
-    x, y = given.double(), right.double()
-    size = float(y.square().sum())
-    if not size or not bool(torch.isfinite(x).all()):
-        return None, None
-    factor = float((x * y).sum()) / size
-    return factor, (x - factor * y).float()
+def _factor(given: Tensor, right: Tensor, variance: Tensor) -> float | None:
+    """The number c for which ``given`` is ``c · right`` up to rounding; None if there is none."""
+    size = float(right.square().sum())
+    factor = float((given * right).sum()) / size if size > VISIBLE * float(variance.sum()) else 1.0
+    if abs(factor - 1) < 1e-4 or judge(given - factor * right, variance * (1 + factor**2)).is_wrong:
+        return None
+    return factor
 
 
 @contextmanager
@@ -296,6 +385,17 @@ def visited(model: nn.Module, naming: Naming, visit: Callable[[str, Any], Any]) 
 
 
 @contextmanager
+def in_operations(model: nn.Module) -> Iterator[None]:
+    """While this is open, our attention is computed in operations of torch, each of which can be rounded."""
+    parts = [part for part in model.modules() if isinstance(part, LongformerSelfAttention)]
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(setattr, part, "impl", part.impl)
+            part.impl = "chunked"
+        yield
+
+
+@contextmanager
 def rounded_weights(model: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Iterator[None]:
     """While this is open, weights that ``dtype`` does not have are rounded by chance to numbers that it has."""
     kept = {}
@@ -303,7 +403,7 @@ def rounded_weights(model: nn.Module, dtype: torch.dtype, generator: torch.Gener
         for name, weight in model.named_parameters():
             if not torch.equal(weight.to(dtype).to(weight.dtype), weight):
                 kept[name] = weight.clone()
-                weight.copy_(round_stochastically(weight, dtype, generator))
+                weight.copy_(round_by_chance(weight, dtype, generator))
     try:
         yield
     finally:

@@ -52,6 +52,7 @@ def verdict(comparison: Comparison) -> list[str]:
     if first is not None:
         lines += [f"  at {place(position)}" for position in first.positions[:3]]
     lines += [f"  hint: {hint}" for hint in comparison.hints]
+    lines += [f"  module: {module.sentence}" for module in comparison.modules]
     lines += [f"  note: {note}" for note in comparison.notes]
     for name, absent in comparison.missing.items():
         lines.append(
@@ -148,6 +149,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "first": None if first is None else first.name,
         "departed": list(comparison.departed),
         "hints": comparison.hints,
+        "modules": [module.as_json() for module in comparison.modules],
         "notes": comparison.notes,
         "unjudged": comparison.unjudged,
         "missing": comparison.missing,
