@@ -94,12 +94,16 @@ class Layout(ABC):
             result = result.transpose(1, 2).flatten(2)
         return result
 
-    def counted(self, value: Value, x: Tensor) -> Tensor:
-        """A value of a trace with 0 at padding, whose rows do not count. What attention itself gives is 0 there."""
+    def counted(self, value: Value, name: str, x: Tensor) -> Tensor:
+        """A value that ``value``'s module gives, or its gradient, with 0 at padding, whose rows do not count.
+
+        What attention itself gives is 0 there, and counts; its gradient does not.
+        """
         keep = self.tokens.keep
-        if keep is None or value.kind not in ("tokens", "heads"):
+        counts = value.kind == "plain" or name == value.name and value.kind == "attention"
+        if keep is None or counts or name.endswith(GLOBAL_ROWS):
             return x
-        return x.masked_fill(~keep[:, None, :, None] if value.kind == "heads" else ~keep[..., None], 0)
+        return x.masked_fill(~keep[..., None] if value.kind == "tokens" else ~keep[:, None, :, None], 0)
 
 
 def global_name(name: str) -> str:

@@ -16,7 +16,9 @@ from torch import Tensor
 # Limits, in multiples of the noise. The fewer numbers are pooled, the further a clean pool can stray.
 ALL, AXIS, ROW, NUMBER = 5.0, 8.0, 12.0, 18.0
 LEVELS = 256  # sizes of a number, by which its noise may differ: a function of one number is not as exact everywhere
-PRIOR = 4.0  # numbers of average noise that are added to each row and channel, of which few runs say little
+COARSER = 1.2  # how much further off a smaller pool must be to be named in place of a larger one
+IN_LEVEL = 32  # numbers that there must be of a size
+PRIOR = 16.0  # numbers of average noise that are added to each row and channel, of which few runs say little
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ class Spread:
     def __init__(self, value: Tensor) -> None:
         flat = value.detach().flatten()
         some = flat[:: max(1, len(flat) // 8192)].float().sort().values
-        self._edges = some[torch.linspace(0, max(0, len(some) - 1), LEVELS + 1).long()[1:-1]] if len(some) else some
+        levels = max(1, min(LEVELS, len(some) // IN_LEVEL))
+        self._edges = some[torch.linspace(0, max(0, len(some) - 1), levels + 1).long()[1:-1]] if len(some) else some
         self.runs = 0
         self._rows = self._channels = torch.zeros((), dtype=torch.float64)
-        self._levels, self._counts = torch.zeros(2, LEVELS, dtype=torch.float64)
+        self._levels, self._counts = torch.zeros(2, levels, dtype=torch.float64)
 
     def add(self, moved: Tensor, value: Tensor) -> None:
         """Take in how far one run moved the value."""
@@ -64,7 +67,7 @@ class Spread:
         self._channels = self._channels + square.mean(dim=_of_channel(square), keepdim=True)
         level = self._level(value).flatten()
         self._levels.index_add_(0, level, square.flatten())
-        self._counts += torch.bincount(level, minlength=LEVELS)
+        self._counts += torch.bincount(level, minlength=len(self._counts))
 
     def _level(self, value: Tensor) -> Tensor:
         return torch.bucketize(value.float(), self._edges)
@@ -77,8 +80,9 @@ class Spread:
             return stored
         rows, channels = self._rows / self.runs, self._channels / self.runs
         average = rows.mean()
+        used = rows.sum() / (rows > 0).sum().clamp(min=1)  # a row that is masked, or not used, says nothing
         width, tall = shape[-1] if shape else 1, max(1, value.numel() // channels.numel())
-        rows = (rows * (self.runs * width) + average * PRIOR) / (self.runs * width + PRIOR)
+        rows = (rows * (self.runs * width) + used * PRIOR) / (self.runs * width + PRIOR)
         channels = (channels * (self.runs * tall) + average * PRIOR) / (self.runs * tall + PRIOR)
         levels = (self._levels / self._counts.clamp(min=1))[self._level(value)]
         return torch.maximum(rows * channels / average, levels) + stored if float(average) else stored
@@ -90,15 +94,21 @@ def judge(off: Tensor, variance: Tensor) -> Standing:
     if not off.numel():
         return best
     for pool, limit, dims in _pools(square):
-        ratios = (_mean(square, dims) / _mean(variance, dims)).sqrt()
+        errors = _mean(square, dims)
+        ratios = torch.where(errors == 0, 0.0, (errors / _mean(variance, dims)).sqrt())
         place = int(ratios.argmax())
         ratio = float(ratios.flatten()[place])
         limit = max(limit, _limit(square.numel() // ratios.numel()))
-        if not ratio / limit <= best.ratio / best.limit:
+        if not _weight(ratio, limit) <= _weight(best.ratio, best.limit) * COARSER:
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), ratios.shape)) if ratios.dim() else ()
             kept = [i for i in range(square.dim()) if i not in dims]
             best = Standing(ratio, limit, pool, tuple(index[i] for i in kept))
     return best
+
+
+def _weight(ratio: float, limit: float) -> float:
+    """By which pools are compared: those within their limits by how near it they are, those beyond by the ratio."""
+    return ratio if not ratio <= limit else ratio / limit
 
 
 def _limit(count: int) -> float:

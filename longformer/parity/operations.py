@@ -217,7 +217,7 @@ def _map(function: Callable[..., Tensor], result: Any, *others: Any) -> Any:
     if isinstance(result, Tensor):
         return function(result, *others)
     if isinstance(result, (list, tuple)):
-        return type(result)(_map(function, *each) for each in zip(result, *others, strict=True))
+        return tuple(_map(function, *each) for each in zip(result, *others, strict=True))
     return result
 
 

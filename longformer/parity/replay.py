@@ -30,6 +30,7 @@ from longformer.parity.table import GRADIENT, PARAMETER
 
 Noise = Mapping[str, Spread]
 
+PARAMETERS = 2.0  # times the noise: their gradients are sums over all tokens, in orders that may be better or worse
 VISIBLE = 1e4  # how many times the noise's square a gradient's must be for a factor on it to mean something
 RUNS = 2  # with every operation rounded by chance; what they give is pooled
 
@@ -80,7 +81,7 @@ class TableNaming:
         return with_first(output, self.layout.result(joined, value))
 
     def counted(self, path: str, name: str, value: Tensor) -> Tensor:
-        return self.layout.counted(self.values[path], value)
+        return self.layout.counted(self.values[path], name, value)
 
     def _rows(self, path: str, output: Any) -> Tensor:
         return self.layout.rows([output if isinstance(output, Tensor) else output[0]], self.values[path])
@@ -170,11 +171,13 @@ class Replay:
         """
         found, walk = [], self.walk(run)
         names = [name for name in walk.values if name in noise]
-        if self._lacks_padding(walk, run):
+        # Kernels sum the gradients of parameters in a low precision or in float32, as they like: no noise covers both.
+        is_low = any(value.is_floating_point() and value.element_size() < 4 for value in run.values())
+        if is_low or self._lacks_padding(walk, run):
             names = [name for name in names if not name.startswith(PARAMETER)]
-        for name in self._ordered(names):
+        for name in self._ordered(names, walk):
             given, right = self._counted(walk, name, run[name].double()), self._counted(walk, name, walk.values[name])
-            variance = noise[name].variance(run[name])
+            variance = self._counted(walk, name, noise[name].variance(run[name])) * (PARAMETERS**2 if name.startswith(PARAMETER) else 1.0)
             standing = judge(right - given, variance)
             factor = _factor(given, right, variance) if standing.is_wrong and name.startswith(GRADIENT) else None
             operation = [walk.modules[name]] if name in walk.modules else walk.uses.get(name, [])
@@ -200,8 +203,7 @@ class Replay:
     def _counted(self, walk: Walk, name: str, value: Tensor) -> Tensor:
         if name.startswith(PARAMETER):
             return value
-        name = name.removeprefix(GRADIENT)
-        return self.naming.counted(walk.modules[name], name, value)
+        return self.naming.counted(walk.modules[name.removeprefix(GRADIENT)], name, value)
 
     def _lacks_padding(self, walk: Walk, run: Mapping[str, Tensor]) -> bool:
         """Whether ``run`` has 0 where padding has a part in the loss, and so in the gradients of parameters."""
@@ -216,7 +218,7 @@ class Replay:
     def birth(self, run: Mapping[str, Tensor]) -> Birth | None:
         """Where the first NaN or infinity of ``run`` comes from; None where every value is finite."""
         walk = self.walk(run, graph=True)
-        for name in self._ordered(list(walk.values)):
+        for name in self._ordered(list(walk.values), walk):
             given = self._counted(walk, name, run[name])
             if bool(torch.isfinite(given).all()):
                 continue
@@ -316,26 +318,22 @@ class Replay:
         for (name, tensor), gradient in zip(wanted.items(), found, strict=True):
             result.values[name] = torch.zeros_like(tensor) if gradient is None else gradient
 
-    def _ordered(self, names: list[str]) -> list[str]:
+    def _ordered(self, names: list[str], walk: Walk) -> list[str]:
         """Values as they are computed, then gradients from the last to the first, a parameter's with its module."""
-        forward = [name for name in names if not name.startswith(GRADIENT)]
-        paths = self.naming.paths()
-        depth = {self.parameter_name(name): _place(name, paths) for name, _ in self.model.named_parameters()}
-        of_value = {name: i for i, name in enumerate(forward)}
+        places = {name: i for i, name in enumerate(walk.modules)}
+        of_path = {path: places[name] for name, path in walk.modules.items()}
+        of_parameter = {}
+        for name, _ in self.model.named_parameters():  # the innermost module that gives a value has it
+            holders = [path for path in of_path if path == "" or name.startswith(f"{path}.")]
+            of_parameter[self.parameter_name(name)] = of_path[max(holders, key=len)] if holders else len(places)
 
-        def place(name: str) -> float:
+        def place(name: str) -> tuple[bool, float]:
             if name.startswith(PARAMETER):
-                return -depth[name.removeprefix(PARAMETER)] + 0.5
-            return -of_value.get(name.removeprefix(GRADIENT), -1)
+                return True, -of_parameter[name.removeprefix(PARAMETER)] + 0.5
+            value = places[name.removeprefix(GRADIENT)]
+            return (True, -value) if name.startswith(GRADIENT) else (False, value)
 
-        backward = [name for name in names if name.startswith(GRADIENT)]
-        return forward + sorted(backward, key=place)
-
-
-def _place(parameter: str, paths: list[str]) -> int:
-    """The place, among the modules that give values, of the innermost one that holds a parameter."""
-    holders = [path for path in paths if path == "" or parameter.startswith(f"{path}.")]
-    return paths.index(max(holders, key=len)) if holders else len(paths)
+        return sorted(names, key=place)
 
 
 def leaves_of(value: Tensor) -> set[int]:

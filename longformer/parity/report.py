@@ -14,6 +14,7 @@ from longformer.parity.measure import Error
 from longformer.parity.places import Position
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
+MODULES = 12  # wrong modules of which the terminal has a row
 COLOURS = {IDENTICAL: "green", "rounding": "green", DIFFERENT: "red", NON_FINITE: "red"}
 
 
@@ -52,7 +53,9 @@ def verdict(comparison: Comparison) -> list[str]:
     if first is not None:
         lines += [f"  at {place(position)}" for position in first.positions[:3]]
     lines += [f"  hint: {hint}" for hint in comparison.hints]
-    lines += [f"  module: {module.sentence}" for module in comparison.modules]
+    lines += [f"  module: {module.sentence}" for module in comparison.modules[:MODULES]]
+    if len(comparison.modules) > MODULES:
+        lines.append(f"  and {len(comparison.modules) - MODULES} more wrong modules; --json has them all")
     lines += [f"  note: {note}" for note in comparison.notes]
     for name, absent in comparison.missing.items():
         lines.append(
