@@ -16,7 +16,7 @@ from torch import Tensor
 # Limits, in multiples of the noise. The fewer numbers are pooled, the further a clean pool can stray.
 ALL, AXIS, ROW, NUMBER = 5.0, 8.0, 12.0, 18.0
 LEVELS = 256  # sizes of a number, by which its noise may differ: a function of one number is not as exact everywhere
-COARSER = 1.2  # how much further off a smaller pool must be to be named in place of a larger one
+STRONG = 3.0  # times the noise: the numbers by which it is said where an error stands out
 IN_LEVEL = 32  # numbers that there must be of a size
 PRIOR = 16.0  # numbers of average noise that are added to each row and channel, of which few runs say little
 
@@ -89,26 +89,33 @@ class Spread:
 
 
 def judge(off: Tensor, variance: Tensor) -> Standing:
-    """The pool of the errors ``off`` that stands out most, beside its limit. Both are of the value's shape."""
-    square, best = off.double().square(), Standing(0.0, ALL, "all", ())
-    if not off.numel():
-        return best
-    for pool, limit, dims in _pools(square):
+    """Where the errors ``off`` stand out. Both are of the value's shape.
+
+    Of the pools that are beyond their limits, the smallest is named that has most of what is beyond the noise: of a
+    channel that is off, many numbers are beyond it too.
+    """
+    square = off.double().square()
+    best = Standing(0.0, ALL, "all", ())
+    beyond: list[tuple[int, tuple[int, ...], tuple[int, ...], Standing]] = []
+    for pool, limit, dims in _pools(square) if off.numel() else ():
         errors = _mean(square, dims)
         ratios = torch.where(errors == 0, 0.0, (errors / _mean(variance, dims)).sqrt())
+        count = square.numel() // ratios.numel()
         place = int(ratios.argmax())
-        ratio = float(ratios.flatten()[place])
-        limit = max(limit, _limit(square.numel() // ratios.numel()))
-        if not _weight(ratio, limit) <= _weight(best.ratio, best.limit) * COARSER:
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), ratios.shape)) if ratios.dim() else ()
-            kept = [i for i in range(square.dim()) if i not in dims]
-            best = Standing(ratio, limit, pool, tuple(index[i] for i in kept))
+        whole = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), ratios.shape)) if ratios.dim() else ()
+        index = tuple(i for axis, i in enumerate(whole) if axis not in dims)
+        found = Standing(float(ratios.flatten()[place]), max(limit, _limit(count)), pool, index)
+        if found.is_wrong:
+            beyond.append((count, dims, whole, found))
+        if not found.ratio / found.limit <= best.ratio / best.limit:
+            best = found
+    if beyond:
+        strong = torch.where(square > STRONG**2 * variance, square / variance, 0.0).clamp(max=1e200)
+        total = float(strong.sum())
+        for _, dims, whole, found in sorted(beyond, key=lambda each: each[0]):
+            if float((strong.sum(dim=dims, keepdim=True) if dims else strong)[whole]) >= total / 2:
+                return found
     return best
-
-
-def _weight(ratio: float, limit: float) -> float:
-    """By which pools are compared: those within their limits by how near it they are, those beyond by the ratio."""
-    return ratio if not ratio <= limit else ratio / limit
 
 
 def _limit(count: int) -> float:
@@ -131,10 +138,11 @@ def _pools(x: Tensor) -> Iterator[tuple[str, float, tuple[int, ...]]]:
         yield "row", ROW, every[-1:]
     if x.dim() == 4 and x.shape[1] > 1:  # one channel of one head
         yield "channel", AXIS, (0, 2)
+    if x.dim() == 4:  # one token of all heads
+        yield "token", ROW, (1, 3)
     yield "number", NUMBER, ()
 
 
 def _of_channel(x: Tensor) -> tuple[int, ...]:
     """The axes over which a channel extends; (B, H, S, D) has H times D of them."""
     return (0, 2) if x.dim() == 4 else tuple(range(x.dim() - 1))
-

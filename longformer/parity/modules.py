@@ -18,8 +18,9 @@ from longformer.parity.format import Trace
 from longformer.parity.hints import find_hints
 from longformer.parity.layout import choose_layout
 from longformer.parity.measure import rms_of
+from longformer.parity.noise import precisions_of
 from longformer.parity.replay import Birth, Noise, Replay, Step, TableNaming
-from longformer.parity.rounding import Truth, coarsest
+from longformer.parity.rounding import Truth
 from longformer.parity.table import GRADIENT, PARAMETER
 
 ALIKE = 0.05  # relative difference of two runs up to which they share their local noise
@@ -46,7 +47,9 @@ class Finding:
         operations = listed(self.step.operation, most=3)
         backward = name.startswith(GRADIENT)
         what = f"the backward pass of {operations}" if backward else operations or "the model itself"
-        factor = "" if self.step.factor is None else f"; all of it is {number(self.step.factor)} times what it should be"
+        factor = (
+            "" if self.step.factor is None else f"; all of it is {number(self.step.factor)} times what it should be"
+        )
         return (
             f"{self.run}: {name}, by {what}: {standing.ratio:.3g} times its own noise "
             f"in {_pool(standing.pool, standing.index, self.shape, parameter=name.startswith(PARAMETER))}{factor}"
@@ -112,7 +115,7 @@ def add_findings(
             comparison.notes += [] if birth is None else [born(name, birth)]
             continue
         if shared is None or not _alike(*held.values()):
-            shared = replay.noise(run, coarsest(value.dtype for value in run.values()))
+            shared = replay.noise(run, precisions_of(runs[name]))
         wrong = [step for step in replay.steps(run, shared) if step.standing.is_wrong]
         comparison.modules += [Finding(name, step, tuple(run[step.name].shape)) for step in wrong]
         comparison.notes += common_factor(name, wrong, run)
@@ -194,6 +197,8 @@ def _pool(pool: str, index: tuple[int, ...], shape: tuple[int, ...], *, paramete
         return "all numbers together"
     if pool == "channel":
         return f"head {index[0]}, channel {index[1]}"
+    if pool == "token":
+        return f"batch {index[0]}, token {index[1]}"
     if pool.startswith("axis"):
         return f"{axes[int(pool.split()[1])]} {index[0]}"
     place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=False))

@@ -5,10 +5,11 @@ numbers of the imitated precision becomes one of them, the nearer one more often
 result that the precision has is left alone: multiplying by 2, masking or copying costs nothing here either.
 
 A sum of many terms is rounded after every term. How far that moves it depends on the order of summation, and every
-order is right. The error that is added here is that of adding the terms one after another, averaged over all orders. Of
-K terms with sum s and sum of squares q, the running sums have a mean square of s²/3 + q/6, and each of the K roundings
-is in proportion to them. Sums in blocks or in pairs have less. (Higham, Accuracy and Stability of Numerical Algorithms,
-chapter 4, has the bounds; the mean over all orders is elementary.)
+order is right. The error that is added here is that of adding the terms one after another. Each of the K roundings is in
+proportion to the running sum. Of terms with sum s and sum of squares q, the running sums have a mean square of s²/3 + q/6
+on average over all orders, and of up to q where one large term comes first. (s² + q) / 2 is taken. Sums in blocks or in
+pairs have less. (Higham, Accuracy and Stability of Numerical Algorithms, chapter 4, has the bounds; the mean over all
+orders is elementary.)
 
 Softmax, LayerNorm, GELU and the like are taken apart into sums, products and functions of one number.
 """
@@ -17,7 +18,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,12 +57,12 @@ _COMPOSED = (
     "mse_loss",
     "binary_cross_entropy_with_logits",
 )
-# Functions that libraries of vector mathematics give to within a unit in the last place or so, and not to half a unit.
-_TRANSCENDENTAL = {
-    getattr(aten, name)
-    for name in ("exp", "exp2", "expm1", "log", "log2", "log1p", "erf", "erfc", "tanh", "sigmoid", "sin", "cos", "pow")
-} | {aten.rsqrt}
-
+# Functions that libraries of vector mathematics give to within some units in the last place, and not to half a unit.
+_UNITS = {aten.rsqrt: 1.0}
+_UNITS |= {getattr(aten, name): 1.0 for name in ("exp", "exp2", "expm1", "log", "log2", "log1p", "pow", "sin", "cos")}
+_UNITS |= {getattr(aten, name): 3.5 for name in ("erf", "erfc", "tanh", "sigmoid")}
+# Operations that torch sums up in the precision of their arguments, as half-precision gradients by tables and factors.
+_NARROW = {aten.embedding_dense_backward, aten.index_add, aten.scatter_add, aten.native_layer_norm_backward}
 _SCALED = {aten.mul, aten.div}  # operations whose numbers that are no tensors are factors
 
 
@@ -75,9 +77,33 @@ class Rounding(TorchDispatchMode):
     def __init__(self, dtype: torch.dtype, generator: torch.Generator) -> None:
         super().__init__()
         self.dtype, self.generator = dtype, generator
+        self._narrow = self._paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While this is open, nothing is rounded."""
+        outer, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = outer
+
+    @property
+    def sums(self) -> torch.dtype:
+        """The precision of running sums."""
+        return self.dtype if self._narrow else wide(self.dtype)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **(kwargs or {}))
+        outer, self._narrow = self._narrow, self._narrow or func.overloadpacket in _NARROW
+        try:
+            return self._rounded(func, args, kwargs or {})
+        finally:
+            self._narrow = outer
+
+    def _rounded(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation."""
         if not _is_wide(args):
             return func(*args, **kwargs)
         composed = decompositions().get(func)
@@ -97,8 +123,8 @@ class Rounding(TorchDispatchMode):
         result = func(*args, **kwargs)
         if given is not None:
             result = _map(self._add_error, result, *given)
-        elif func.overloadpacket in _TRANSCENDENTAL:
-            result = _map(self._move, result)
+        elif func.overloadpacket in _UNITS:
+            result = self._move(result, _UNITS[func.overloadpacket])
         if returns and returns[0].alias_info is None:
             return _map(self.round, result)
         return self._in_place(result)
@@ -106,25 +132,25 @@ class Rounding(TorchDispatchMode):
     def _composed(self, composed: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """An operation in its parts: those in at least float32, the result in the precision."""
         outer = self.dtype
-        self.dtype = wide(outer)
+        self.dtype = self.sums
         try:
             with self:
                 result = composed(*args, **kwargs)
         finally:
             self.dtype = outer
-        return result if self.dtype == wide(outer) else _map(self.round, result)
+        return _map(self.round, result)
 
     def _constant(self, x: float) -> float:
         """A factor such as 1/√2, which is rounded as all numbers are."""
         given = torch.tensor(x, dtype=torch.float64, device=self.generator.device)
         return float(round_by_chance(given, wide(self.dtype), self.generator))
 
-    def _move(self, x: Tensor) -> Tensor:
-        """``x`` moved by up to a unit in the last place."""
+    def _move(self, x: Tensor, units: float) -> Tensor:
+        """``x`` moved by up to so many units in the last place."""
         if x.dtype != torch.float64:
             return x
         share = torch.empty(x.shape, dtype=torch.float32, device=self.generator.device)
-        share.uniform_(-1, 1, generator=self.generator).mul_(torch.finfo(wide(self.dtype)).eps)
+        share.uniform_(-1, 1, generator=self.generator).mul_(units * torch.finfo(wide(self.dtype)).eps)
         return x.add_(share.to(x.device) * x.masked_fill(x.isinf(), 0))
 
     def _in_place(self, result: Any) -> Any:
@@ -137,8 +163,8 @@ class Rounding(TorchDispatchMode):
         """``result``, a sum of ``count`` terms whose squares sum up to ``squares``, with its running sums' error."""
         if result.dtype != torch.float64:
             return result
-        eps = torch.finfo(wide(self.dtype)).eps
-        size = (result.square().div_(3) + squares / 6).mul_(count).mul_(ROUNDING * eps * eps).sqrt_()
+        eps = torch.finfo(self.sums).eps
+        size = (result.square() + squares).mul_(count).mul_(ROUNDING * eps * eps / 2).sqrt_()
         error = torch.randn(
             result.shape, generator=self.generator, dtype=torch.float32, device=self.generator.device
         ).to(result.device)
@@ -147,6 +173,39 @@ class Rounding(TorchDispatchMode):
     def round(self, x: Tensor) -> Tensor:
         """``x`` rounded by chance; integers and what is in float32 already are left as they are."""
         return round_by_chance(x, self.dtype, self.generator) if x.dtype == torch.float64 else x
+
+
+class CoarsestSeen(TorchDispatchMode):
+    """While this is open, it notes in which precision operations give their results. It changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[torch.dtype] = set()
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What is compiled stays compiled."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        _map(self._see, result)
+        return result
+
+    def _see(self, x: Tensor) -> Tensor:
+        if x.is_floating_point() and x.dim() > 1:  # and no constant
+            self._seen.add(x.dtype)
+        return x
+
+    def take(self) -> set[torch.dtype]:
+        """The dtypes that were seen since this was last asked."""
+        seen, self._seen = self._seen, set()
+        return seen
+
+
+def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Of floating-point dtypes the one with the fewest digits."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -217,7 +276,8 @@ def _map(function: Callable[..., Tensor], result: Any, *others: Any) -> Any:
     if isinstance(result, Tensor):
         return function(result, *others)
     if isinstance(result, (list, tuple)):
-        return tuple(_map(function, *each) for each in zip(result, *others, strict=True))
+        mapped = [_map(function, *each) for each in zip(result, *others, strict=True)]
+        return mapped if isinstance(result, list) else tuple(mapped)
     return result
 
 

@@ -12,9 +12,9 @@ What rounding costs such a step, its local noise, is found in the same way, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from longformer.models.attention import LongformerSelfAttention
 from longformer.parity.layout import Layout
 from longformer.parity.local import Spread, Standing, judge
 from longformer.parity.recorder import with_first
-from longformer.parity.operations import round_by_chance
+from longformer.parity.noise import Precisions, precision_of
+from longformer.parity.operations import Rounding, coarsest, round_by_chance
 from longformer.parity.rounding import stochastic_rounding
 from longformer.parity.table import GRADIENT, PARAMETER
 
@@ -177,26 +178,30 @@ class Replay:
             names = [name for name in names if not name.startswith(PARAMETER)]
         for name in self._ordered(names, walk):
             given, right = self._counted(walk, name, run[name].double()), self._counted(walk, name, walk.values[name])
-            variance = self._counted(walk, name, noise[name].variance(run[name])) * (PARAMETERS**2 if name.startswith(PARAMETER) else 1.0)
+            variance = self._counted(walk, name, noise[name].variance(run[name])) * (
+                PARAMETERS**2 if name.startswith(PARAMETER) else 1.0
+            )
             standing = judge(right - given, variance)
             factor = _factor(given, right, variance) if standing.is_wrong and name.startswith(GRADIENT) else None
             operation = [walk.modules[name]] if name in walk.modules else walk.uses.get(name, [])
             found.append(Step(name, standing, tuple(operation), factor))
         return found
 
-    def noise(self, run: Mapping[str, Tensor], dtype: torch.dtype, *, runs: int = RUNS) -> Noise:
+    def noise(self, run: Mapping[str, Tensor], precisions: Precisions, *, runs: int = RUNS) -> Noise:
         """How far rounding moves each value where it is computed from the values that ``run`` recorded before it.
 
         Args:
-            dtype: the precision in which it was computed; of several the coarsest.
+            precisions: in which it was computed, see :func:`longformer.parity.noise.precisions_of`.
             runs: how often every operation is rounded by chance.
         """
         # In float32, since both runs are near the recorded values: what is kept is small beside them.
-        off = {name: (value - run[name].double()).float() for name, value in self.walk(run).values.items()}
+        walk = self.walk(run)
+        off = {name: (value - run[name].double()).float() for name, value in walk.values.items()}
+        stages = _stages(walk, precisions)
         spreads = {name: Spread(run[name]) for name in off}
         generator = torch.Generator().manual_seed(0)
         for _ in range(runs):
-            for name, value in self.walk(run, rounding=(dtype, generator)).values.items():
+            for name, value in self.walk(run, rounding=(stages, generator)).values.items():
                 spreads[name].add(value - run[name].double() - off[name], run[name])
         return spreads
 
@@ -234,19 +239,23 @@ class Replay:
         self,
         given: Mapping[str, Tensor],
         *,
-        rounding: tuple[torch.dtype, torch.Generator] | None = None,
+        rounding: tuple[Stages, torch.Generator] | None = None,
         graph: bool = False,
     ) -> Walk:
         """Run the model once over the recorded values ``given``.
 
         Args:
-            rounding: a precision in which every operation is rounded, by chance; None is float64 as it is.
+            rounding: the precisions in which every operation is rounded, by chance; None is float64 as it is.
             graph: whether to find out which values each one is computed from, also without gradients.
         """
         result, leaves, computed = Walk(), dict[str, Tensor](), dict[str, Tensor]()
         graded = graph or self.loss is not None
 
+        mode: Rounding | None = None
+
         def visit(path: str, output: Any) -> Any:
+            if rounding is not None and mode is not None:
+                mode.dtype = rounding[0].after.get(path, rounding[0].rest)
             own = self.naming.split(path, output)
             taken = {}
             for name, value in own.items():
@@ -270,7 +279,8 @@ class Replay:
                 stack.enter_context(rounded_weights(self.model, *rounding))
                 stack.enter_context(in_operations(self.model))
             stack.enter_context(visited(self.model, self.naming, visit))
-            stack.enter_context(stochastic_rounding(*rounding) if rounding is not None else nullcontext())
+            if rounding is not None:
+                mode = stack.enter_context(stochastic_rounding(rounding[0].first, rounding[1]))
             output = self.call()
             if graded:
                 named = {id(leaf): name for name, leaf in leaves.items()}
@@ -336,6 +346,21 @@ class Replay:
         return sorted(names, key=place)
 
 
+class Stages(NamedTuple):
+    """Precisions of a run: of what its first value is computed in, of what follows each module, and of the rest."""
+
+    first: torch.dtype
+    after: dict[str, torch.dtype]
+    rest: torch.dtype
+
+
+def _stages(walk: Walk, precisions: Precisions) -> Stages:
+    each = {path: precision_of(precisions, name) for name, path in walk.modules.items()}
+    paths, rest = list(each), coarsest([precisions] if isinstance(precisions, torch.dtype) else precisions.values())
+    following = [*(each[path] for path in paths[1:]), rest]
+    return Stages(each[paths[0]] if paths else rest, dict(zip(paths, following, strict=True)), rest)
+
+
 def leaves_of(value: Tensor) -> set[int]:
     """The ids of the leaves of the graph that ``value`` depends on."""
     if value.grad_fn is None:
@@ -394,11 +419,13 @@ def in_operations(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def rounded_weights(model: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Iterator[None]:
-    """While this is open, weights that ``dtype`` does not have are rounded by chance to numbers that it has."""
-    kept = {}
+def rounded_weights(model: nn.Module, stages: Stages, generator: torch.Generator) -> Iterator[None]:
+    """While this is open, weights that their precision does not have are rounded by chance to numbers that it has."""
+    kept: dict[str, Tensor] = {}
+    before = dict(zip(list(stages.after), [stages.first, *stages.after.values()], strict=False))
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            dtype = before.get(next((path for path in before if name.startswith(f"{path}.")), ""), stages.rest)
             if not torch.equal(weight.to(dtype).to(weight.dtype), weight):
                 kept[name] = weight.clone()
                 weight.copy_(round_by_chance(weight, dtype, generator))
