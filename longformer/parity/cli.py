@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from longformer.files import check_outputs, check_suffix, write_text
+from longformer.answering.options import first_given
 from longformer.options import COUNT, tokenizer_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
+CODE = ".py:"  # in what names a function in a file
 
 
 def sample_options(command: Command) -> Command:
@@ -111,6 +113,9 @@ def record(
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.argument("input_file", metavar="INPUT", required=False)
+@click.option(
+    "--table", metavar="FILE", help="Of two FILE.py:FUNCTION: B's names of modules by A's, a .json or .toml file."
+)
 @click.option("--model", metavar="MODEL", help="The model; if not given, the one that a trace file names.")
 @click.option("--json", "json_file", metavar="FILE.json", help="Write everything to this file; - is standard output.")
 @click.option("--html", metavar="FILE.html", help="Write a page with charts to this file; - is standard output.")
@@ -120,6 +125,7 @@ def compare(
     a: str,
     b: str,
     input_file: str | None,
+    table: str | None,
     model: str | None,
     json_file: str | None,
     html: str | None,
@@ -128,6 +134,8 @@ def compare(
 ) -> int:
     """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL], transformers[:DTYPE] or an exported FILE.onnx.
 
+    Or any two models: A is FILE.py:FUNCTION, a function that makes it, and so is B, or a trace file. A gives the truth.
+
     INPUT is needed unless one of them is a trace file. A third run, in float64, is the truth: both are judged by it.
     Exit status 1: different, or not finite.
 
@@ -135,30 +143,41 @@ def compare(
     longformer parity compare ours transformers text.txt --model longformer/pretrained --html report.html
     longformer parity compare ours port.safetensors --model my/checkpoint
     longformer parity compare ours exported/model.onnx text.txt --model my/checkpoint
+    longformer parity compare mine.py:make_model theirs.py:make_model mine.py:make_input
     """
     inputs = [path for path in (a, b, input_file) if path is not None] + model_files(model, options["tokenizer"])
     check_outputs(filter(None, (json_file, html)), inputs)
     for path, suffix in ((json_file, ".json"), (html, ".html")):
         if path is not None:
             check_suffix(path, suffix)
+    from longformer.parity import report
     from longformer.parity.comparison import DIFFERENT, NON_FINITE
     from longformer.parity.contest import contest
     from longformer.parity.page import write_page
-    from longformer.parity.report import as_json, dumps, table
     from longformer.parity.samples import Settings
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
     outputs = [path for path in (json_file, html) if path is not None]
-    with contest(a, b, input_file, model, Settings(**options), say, outputs=outputs) as found:
-        result = found.comparison
-        if html is not None:
-            write_page(html, found)
+    if CODE in a or CODE in b:
+        from longformer.parity.models import compare_files
+
+        given = first_given("model", "html", *(name for name in options if name != "gradients"))
+        if given is not None:
+            raise click.UsageError(f"{given} is for Longformers, and not for what a function in a file makes")
+        result = compare_files(a, b, input_file, table=table, gradients=options["gradients"])
+    elif table is not None:
+        raise click.UsageError("--table names the modules of two models that functions in files make: FILE.py:FUNCTION")
+    else:
+        with contest(a, b, input_file, model, Settings(**options), say, outputs=outputs) as found:
+            result = found.comparison
+            if html is not None:
+                write_page(html, found)
     if json_file is not None:
-        write_text(json_file, dumps(as_json(result)) + "\n")
+        write_text(json_file, report.dumps(report.as_json(result)) + "\n")
     # Where a file goes to standard output, nothing else does.
-    click.echo(table(result, everything=everything), err="-" in (json_file, html))
+    click.echo(report.table(result, everything=everything), err="-" in (json_file, html))
     return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
 
 

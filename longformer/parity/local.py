@@ -70,7 +70,7 @@ class Spread:
         self._counts += torch.bincount(level, minlength=len(self._counts))
 
     def _level(self, value: Tensor) -> Tensor:
-        return torch.bucketize(value.float(), self._edges)
+        return torch.bucketize(value.float().contiguous(), self._edges)
 
     def variance(self, value: Tensor) -> Tensor:
         """The mean square of each number's noise, in float64; at least what storing ``value`` in its dtype costs."""

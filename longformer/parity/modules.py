@@ -34,11 +34,13 @@ class Finding:
         run: its name.
         step: the value that departs from what follows from the values before it.
         shape: of the value.
+        axes: names of its axes; none where they are not known.
     """
 
     run: str
     step: Step
     shape: tuple[int, ...]
+    axes: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -52,7 +54,7 @@ class Finding:
         )
         return (
             f"{self.run}: {name}, by {what}: {standing.ratio:.3g} times its own noise "
-            f"in {_pool(standing.pool, standing.index, self.shape, parameter=name.startswith(PARAMETER))}{factor}"
+            f"in {_pool(standing.pool, standing.index, self.axes or _axes(len(self.shape)))}{factor}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -117,7 +119,10 @@ def add_findings(
         if shared is None or not _alike(*held.values()):
             shared = replay.noise(run, precisions_of(runs[name]))
         wrong = [step for step in replay.steps(run, shared) if step.standing.is_wrong]
-        comparison.modules += [Finding(name, step, tuple(run[step.name].shape)) for step in wrong]
+        for each in wrong:
+            shape = tuple(run[each.name].shape)
+            axes = _axes_of_longformer(each.name, len(shape)) if isinstance(replay.naming, TableNaming) else ()
+            comparison.modules.append(Finding(name, each, shape, axes))
         comparison.notes += common_factor(name, wrong, run)
         _revise(comparison, name, wrong)
 
@@ -189,16 +194,23 @@ def born(run: str, birth: Birth) -> str:
     return f"in {run}, NaN or infinity {verb} in {birth.name}, by {where}, {sources}; {right}"
 
 
-def _pool(pool: str, index: tuple[int, ...], shape: tuple[int, ...], *, parameter: bool) -> str:
+def _axes(count: int) -> tuple[str, ...]:
+    return tuple(f"axis {i} index" for i in range(count))
+
+
+def _axes_of_longformer(name: str, count: int) -> tuple[str, ...]:
+    names = {3: ("batch", "token", "channel"), 4: ("batch", "head", "token", "channel")}
+    return () if name.startswith(PARAMETER) else names.get(count, ())
+
+
+def _pool(pool: str, index: tuple[int, ...], axes: tuple[str, ...]) -> str:
     """A pool of numbers, in words."""
-    names = {} if parameter else {3: ("batch", "token", "channel"), 4: ("batch", "head", "token", "channel")}
-    axes = names.get(len(shape), tuple(f"axis {i} index" for i in range(len(shape))))
     if pool == "all":
         return "all numbers together"
     if pool == "channel":
-        return f"head {index[0]}, channel {index[1]}"
+        return f"{axes[1]} {index[0]}, {axes[3]} {index[1]}"
     if pool == "token":
-        return f"batch {index[0]}, token {index[1]}"
+        return f"{axes[0]} {index[0]}, {axes[2]} {index[1]}"
     if pool.startswith("axis"):
         return f"{axes[int(pool.split()[1])]} {index[0]}"
     place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=False))

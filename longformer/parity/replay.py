@@ -197,7 +197,7 @@ class Replay:
         # In float32, since both runs are near the recorded values: what is kept is small beside them.
         walk = self.walk(run)
         off = {name: (value - run[name].double()).float() for name, value in walk.values.items()}
-        stages = _stages(walk, precisions)
+        stages = stages_of(walk.modules, precisions)
         spreads = {name: Spread(run[name]) for name in off}
         generator = torch.Generator().manual_seed(0)
         for _ in range(runs):
@@ -275,12 +275,9 @@ class Replay:
 
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(graded))
-            if rounding is not None:
-                stack.enter_context(rounded_weights(self.model, *rounding))
-                stack.enter_context(in_operations(self.model))
             stack.enter_context(visited(self.model, self.naming, visit))
             if rounding is not None:
-                mode = stack.enter_context(stochastic_rounding(rounding[0].first, rounding[1]))
+                mode = stack.enter_context(in_stages(self.model, *rounding))
             output = self.call()
             if graded:
                 named = {id(leaf): name for name, leaf in leaves.items()}
@@ -354,8 +351,24 @@ class Stages(NamedTuple):
     rest: torch.dtype
 
 
-def _stages(walk: Walk, precisions: Precisions) -> Stages:
-    each = {path: precision_of(precisions, name) for name, path in walk.modules.items()}
+@contextmanager
+def in_stages(model: nn.Module, stages: Stages, generator: torch.Generator) -> Iterator[Rounding]:
+    """While this is open, ``model`` computes in rounded operations, with rounded weights.
+
+    Yields:
+        the mode, whose ``dtype`` is to be set to that of the next stage as each begins.
+    """
+    with (
+        rounded_weights(model, stages, generator),
+        in_operations(model),
+        stochastic_rounding(stages.first, generator) as mode,
+    ):
+        yield mode
+
+
+def stages_of(modules: Mapping[str, str], precisions: Precisions) -> Stages:
+    """The stages of a run, from the path of the module that gives each value, in the order in which they come."""
+    each = {path: precision_of(precisions, name) for name, path in modules.items()}
     paths, rest = list(each), coarsest([precisions] if isinstance(precisions, torch.dtype) else precisions.values())
     following = [*(each[path] for path in paths[1:]), rest]
     return Stages(each[paths[0]] if paths else rest, dict(zip(paths, following, strict=True)), rest)

@@ -155,7 +155,7 @@ def test_one_part_that_is_off_by_20_times_the_noise_is_found(
     run = changed(case.clean, name, lambda value: at(*index)(value, size))
     found = next(step for step in wrong(case, run) if step.name == name)
     assert 18 < found.standing.ratio < 22
-    assert where in Finding("port", found, tuple(case.clean[name].shape)).sentence
+    assert where in next(m for m in findings_of(case, run) if m.step.name == name).sentence
 
 
 def test_a_small_mistake_makes_the_verdict_different(case: Case) -> None:
