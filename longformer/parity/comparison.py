@@ -20,7 +20,7 @@ from longformer.errors import DataError, listed
 from longformer.parity.format import FLOATING, Trace, digest, headers_of, metadata_object
 from longformer.parity.layout import TARGETS
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
-from longformer.parity.places import Places, Position, config_of, worst
+from longformer.parity.places import Places, Position, config_of, without_padding, worst
 from longformer.parity.rounding import Truth
 
 IDENTICAL, ROUNDING, DIFFERENT, NON_FINITE = "identical", "rounding", "different", "non-finite"
@@ -137,7 +137,12 @@ def compare(
     if result.verdict == DIFFERENT and truth is not None and result.first is not None:
         from longformer.parity.hints import find_hints
 
-        result.hints = find_hints(b if names[1] in result.departed else a, result.first.name, truth)
+        which = int(names[1] in result.departed)
+        errors = {value.name: (value.a, value.b)[which] for value in result.values}
+        wrong = [name for name, error in errors.items() if error is not None and error.far]
+        hints = find_hints((a, b)[which], result.first.name, truth, wrong)
+        result.hints = hints.hints
+        result.notes += hints.notes
         for name, run in zip(names, (a, b), strict=True):
             result.notes += _stale_weights(name, run, truth)
     return result
@@ -247,6 +252,7 @@ def _compare_value(
     name: str, a: Tensor, b: Tensor, truth: Truth | None, places: Places, names: tuple[str, str]
 ) -> Compared | None:
     """Judge one value. None if the two differ and the truth has no such value, so that nothing says by how much."""
+    a, b = without_padding(name, a, places.keep), without_padding(name, b, places.keep)
     x, y = a.double(), b.double()
     finite = bool(torch.isfinite(x).all()), bool(torch.isfinite(y).all())
     if not all(finite):
@@ -255,11 +261,9 @@ def _compare_value(
     errors: tuple[Error | None, Error | None] = (None, None)
     true: Tensor | None = None
     if truth is not None and name in truth.trace:
-        true = truth.trace[name]
-        errors = (
-            measure(name, x, true, truth.noise(a.dtype)[name], a.dtype),
-            measure(name, y, true, truth.noise(b.dtype)[name], b.dtype),
-        )
+        true = without_padding(name, truth.trace[name], places.keep)
+        noises = [without_padding(name, truth.noise(run.dtype)[name], places.keep) for run in (a, b)]
+        errors = measure(name, x, true, noises[0], a.dtype), measure(name, y, true, noises[1], b.dtype)
     elif not same:
         if truth is not None:
             return None

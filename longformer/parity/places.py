@@ -15,6 +15,31 @@ from longformer.parity.format import Trace, metadata_object
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
 POSITIONS = 8  # how many of the positions that differ most are listed
+AT_EDGES = 10.0  # how many times as far off tokens at the ends must be as all others for the window's edge to matter
+
+# The rows of padding do not count: no real token's value depends on them. What attention itself gives is 0 there.
+BY_TOKENS = ("embeddings", "attention_output", "intermediate", "feed_forward", "output", "logits")  # (B, S, ...)
+BY_HEADS = ("query", "key", "value")  # (B, H, S, D)
+
+
+def without_padding(name: str, x: Tensor, keep: Tensor | None) -> Tensor:
+    """A value with 0 in the rows of padding, where these do not count.
+
+    They count in ``local_output`` and in probabilities alone, in which a trace has 0 there.
+
+    Args:
+        name: of the value, or of its gradient.
+        x: the value, or its noise, which lacks the last axis.
+        keep: (B, S) bool, False at padding; None if that is not known.
+    """
+    part = split_name(name.removeprefix(GRADIENT))[1]
+    axis = 1 if part in BY_TOKENS else 2 if part in BY_HEADS else None
+    if keep is None or axis is None or name.startswith(PARAMETER) or bool(keep.all()):
+        return x
+    if x.dim() <= axis or (x.shape[0], x.shape[axis]) != tuple(keep.shape):
+        return x
+    padding = ~keep.view(*keep.shape[:1], *(1,) * (axis - 1), keep.shape[1], *(1,) * (x.dim() - axis - 1))
+    return x.masked_fill(padding, 0)
 
 
 @dataclass(frozen=True)
