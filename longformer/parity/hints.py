@@ -82,7 +82,8 @@ def find_hints(run: Trace, name: str, truth: Truth, wrong: Sequence[str] = ()) -
             return Hints([], [f"{name} is right for what {_theirs(run)} computed it from, which departs"])
         fits = [fit for slip in tried for fit in _replay(slip, scene, judge, right)]
     if not fits:
-        return Hints([], [f"none of the {len(tried)} known slips explains {name}"])
+        few = linear_slips.too_few_tokens(scene)
+        return Hints([], [f"none of the {len(tried)} known slips explains {name}", *([few] if few else [])])
     return Hints(_named(fits, name, _behind(run, name, truth, scene, right)), [])
 
 

@@ -6,6 +6,7 @@ Letters: B batch, S sequence, C hidden size, H heads, D head dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,7 +20,7 @@ SLIPS: list[Slip] = []
 slip = slips_into(SLIPS)
 
 LINEAR = (*PROJECTIONS, "global_rows", *SUBLAYERS, "intermediate", "pooler_output", "logits")
-SINGLE = 1.2  # how many times more distinct tokens than unknowns a fit must have
+ENOUGH = 1.2  # how many times more distinct tokens than unknowns a fit must have
 FEW = 4  # rows that are named one by one
 
 
@@ -156,7 +157,7 @@ def unrecorded_input(scene: Scene) -> Iterator[Candidate]:
     sites = [(part, site) for part in parts for site in linears(scene.of(part))]
     weights, biases = zip(*(site.parameters(scene) for _, site in sites), strict=True)
     stacked, width = torch.cat(weights), scene.config.hidden_size
-    if len(stacked) < SINGLE * width:
+    if len(stacked) < ENOUGH * width:
         return
     given = torch.cat([site.given - bias for (_, site), bias in zip(sites, biases, strict=True)], dim=-1)
     x = torch.linalg.lstsq(stacked, given.flatten(0, 1).T).solution.T.view(*given.shape[:2], width)
@@ -201,11 +202,8 @@ def _fit(scene: Scene, site: Linear) -> tuple[Tensor, Tensor] | None:
     """
     if site.given is None:
         return None
-    rows, given = site.x.flatten(0, -2), site.given.flatten(0, -2)
-    keep = scene.inputs["attention_mask"].flatten() != 0
-    real = keep if len(keep) == len(rows) else torch.ones(len(rows), dtype=torch.bool)
-    rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-    if len(torch.unique(rows[real], dim=0)) < SINGLE * rows.shape[1]:
+    given, (rows, real) = site.given.flatten(0, -2), _rows(scene, site)
+    if len(torch.unique(rows[real], dim=0)) < ENOUGH * rows.shape[1]:
         return None
     weights = torch.linalg.lstsq(rows[real], given[real]).solution
     off = (given - F.linear(site.x, *site.parameters(scene)).flatten(0, -2))[real]
@@ -213,6 +211,24 @@ def _fit(scene: Scene, site: Linear) -> tuple[Tensor, Tensor] | None:
     eps = torch.finfo(scene.dtype).eps
     changed = off.square().mean(0).sqrt() > 8 * eps * terms.square().mean(0).sqrt()
     return (rows @ weights).view(site.given.shape), changed
+
+
+def _rows(scene: Scene, site: Linear) -> tuple[Tensor, Tensor]:
+    """What the linear layer was given, a row a token, with 1 for the bias; and which rows are no padding."""
+    rows, keep = site.x.flatten(0, -2), scene.inputs["attention_mask"].flatten() != 0
+    real = keep if len(keep) == len(rows) else torch.ones(len(rows), dtype=torch.bool)
+    return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1), real
+
+
+def too_few_tokens(scene: Scene) -> str | None:
+    """A note where the input has too few tokens to tell whether a linear layer has other weights."""
+    for site in linears(scene) if scene.part in LINEAR else ():
+        rows, real = _rows(scene, site)
+        needed, found = math.ceil(ENOUGH * rows.shape[1]), len(torch.unique(rows[real], dim=0))
+        if site.given is not None and found < needed:
+            what = f"whether {_short(site.path)} has other weights shows from {needed:,} distinct tokens on"
+            return f"{what}, and these are {found:,}; compare a longer input, or record the weights' digests"
+    return None
 
 
 def _short(path: str) -> str:

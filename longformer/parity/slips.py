@@ -15,7 +15,17 @@ from torch.nn import functional as F
 
 from longformer.models.layers import ACTIVATIONS
 from longformer.parity.scene import Candidate, Scene, Slip, slips_into
-from longformer.parity.sites import SUBLAYERS, embedded, layer_norm, merged, norms, position_ids, right_value, sublayer
+from longformer.parity.sites import (
+    PROJECTIONS,
+    SUBLAYERS,
+    embedded,
+    layer_norm,
+    merged,
+    norms,
+    position_ids,
+    right_value,
+    sublayer,
+)
 
 SLIPS: list[Slip] = []
 slip = slips_into(SLIPS)
@@ -277,10 +287,15 @@ def another_activation(scene: Scene) -> Iterator[Candidate]:
 
 @slip("heads in another order", *BY_HEADS)
 def permuted_heads(scene: Scene) -> Iterator[Candidate]:
-    order = _order(right_value(scene).transpose(0, 1), scene.value(scene.part).transpose(0, 1))
-    if order is not None:
-        text = f"the heads are in another order: {', '.join(map(str, order.tolist()))}"
-        yield text, right_value(scene)[:, order]
+    actual, right = scene.value(scene.part), right_value(scene)
+    rests = [torch.zeros_like(right[:1, :, :1])]
+    if scene.part in PROJECTIONS:  # its weight alone may be in that order, and not its bias
+        rests.append(scene.heads(scene.weight(scene.path(f"attention.self.{scene.part}.bias"))[None, None]))
+    for rest in rests:
+        order = _order((right - rest).transpose(0, 1), (actual - rest).transpose(0, 1))
+        if order is not None:
+            text = f"the heads are in another order: {', '.join(map(str, order.tolist()))}"
+            yield text, (right - rest)[:, order] + rest
 
 
 @slip("global rows in another order", "global_rows")
