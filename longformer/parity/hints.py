@@ -18,8 +18,9 @@ from longformer.parity import attention_slips, head_slips, linear_slips, slips
 from longformer.parity.attention_replay import DENSE
 from longformer.parity.format import Trace
 from longformer.parity.measure import measure
+from longformer.parity.noise import Moved, Noise, precision_of, precisions_of
 from longformer.parity.places import without_padding
-from longformer.parity.rounding import Truth, row_mean_square
+from longformer.parity.rounding import Truth
 from longformer.parity.scene import LackingError, Scene, Slip
 from longformer.parity.sites import right_value
 from longformer.parity.table import GRADIENT, PARAMETER, backward_order, split_name
@@ -27,6 +28,7 @@ from longformer.parity.table import GRADIENT, PARAMETER, backward_order, split_n
 SLIPS: tuple[Slip, ...] = (*slips.SLIPS, *linear_slips.SLIPS, *attention_slips.SLIPS, *head_slips.SLIPS)
 
 PART = 0.3  # a slip must leave at most this part of the run's distance from the right value
+RUNS = 4  # replays with everything moved by one rounding
 NEAREST = 4.0  # of several slips that fit, those are named that leave at most so many times what the nearest leaves
 SAME = "with this slip our {name} is theirs to within rounding"
 # The value that is computed from each: where it is right, so was what it was computed from.
@@ -77,7 +79,7 @@ def find_hints(run: Trace, name: str, truth: Truth, wrong: Sequence[str] = ()) -
             right = right_value(scene)
         except LackingError as lacking:
             return Hints([], [_not_replayed(scene, name, str(lacking))])
-        judge = _Judge(run, name, truth, scene)
+        judge = _Judge(run, name, truth)
         if judge.within_noise(right):
             return Hints([], [f"{name} is right for what {_theirs(run)} computed it from, which departs"])
         fits = [fit for slip in tried for fit in _replay(slip, scene, judge, right)]
@@ -91,7 +93,9 @@ def _scene(run: Trace, name: str, truth: Truth) -> Scene:
     layer, part = split_name(name)
     weights = {key.removeprefix("longformer."): weight for key, weight in truth.weights.items()}
     inputs = truth.trace.inputs
-    return Scene(run, truth.trace, weights, truth.config, layer or 0, part, inputs, run[name].dtype)
+    return Scene(
+        run, truth.trace, weights, truth.config, layer or 0, part, inputs, precision_of(precisions_of(run), name)
+    )
 
 
 class _Judge:
@@ -101,11 +105,11 @@ class _Judge:
     goes into it is moved by one rounding.
     """
 
-    def __init__(self, run: Trace, name: str, truth: Truth, scene: Scene) -> None:
-        self.name, self.dtype = name, run[name].dtype
-        self._keep = scene.inputs["attention_mask"] != 0
-        self.actual = self._real(run[name].double())
-        self.noise = self._real(truth.noise(self.dtype)[name])
+    def __init__(self, run: Trace, name: str, truth: Truth) -> None:
+        precisions = precisions_of(run)
+        self.name, self.dtype = name, precision_of(precisions, name)
+        self._keep = truth.trace.inputs["attention_mask"] != 0
+        self.actual, self.noise = self._real(run[name].double()), truth.noise(precisions)[name]
 
     def _real(self, x: Tensor) -> Tensor:
         return without_padding(self.name, x, self._keep)
@@ -114,21 +118,33 @@ class _Judge:
         """How far the run is from a replay."""
         return float((self.actual - self._real(candidate)).square().mean().sqrt())
 
-    def within_noise(self, candidate: Tensor, moved: Tensor | None = None) -> bool:
+    def within_noise(self, candidate: Tensor, moved: Sequence[Tensor] = ()) -> bool:
         """Whether rounding explains how far the run is from a replay.
 
         This is the only place where hints ask what rounding costs.
 
         Args:
             candidate: the replay.
-            moved: the same replay with all that goes into it moved by one rounding.
+            moved: the same replay, several times, with all that goes into it moved by one rounding.
         """
         candidate, noise = self._real(candidate), self.noise
         if not bool(torch.isfinite(candidate).all()):
             return False
-        if moved is not None:
-            noise = torch.maximum(noise, row_mean_square(self._real(moved) - candidate))
-        return not measure(self.name, self.actual, candidate, noise, self.dtype).far
+        if moved:
+            noise = _larger(noise, [self._real(replay) - candidate for replay in moved])
+        return not measure(self.actual, candidate, noise, self.dtype).far
+
+
+def _larger(noise: Noise, moves: Sequence[Tensor]) -> Noise:
+    """The noise, or how far a replay has moved, whichever is more."""
+    found = Moved()
+    for off in moves:
+        found.add(off)
+    other = found.noise()
+    channels = noise.channels if other.channels is None else other.channels
+    if noise.channels is not None and channels is not None:
+        channels = torch.maximum(noise.channels, channels)
+    return Noise(torch.maximum(noise.rows, other.rows), channels, noise.runs)
 
 
 def _replay(slip: Slip, scene: Scene, judge: _Judge, right: Tensor) -> list[_Fit]:
@@ -143,11 +159,12 @@ def _replay(slip: Slip, scene: Scene, judge: _Judge, right: Tensor) -> list[_Fit
             else:
                 near.append((i, text, candidate, left))
         if near:  # some slips magnify rounding, such as a scale that is left out
-            again = list(slip.replay(scene.moved(torch.finfo(scene.dtype).eps)))
+            eps = torch.finfo(scene.dtype).eps
+            again = [list(slip.replay(scene.moved(eps, seed))) for seed in range(RUNS)]
             found += [
                 _Fit(slip, text, left)
                 for i, text, candidate, left in near
-                if judge.within_noise(candidate, again[i][1])
+                if judge.within_noise(candidate, [replays[i][1] for replays in again])
             ]
     except LackingError:  # the run lacks what this slip needs
         pass
@@ -196,7 +213,7 @@ def _behind(run: Trace, name: str, truth: Truth, scene: Scene, right: Tensor) ->
             return None  # nothing behind depends on padding
     if later not in run or later not in truth.trace or run[later].shape != truth.trace[later].shape:
         return None
-    judge = _Judge(run, later, truth, _scene(run, later, truth))
+    judge = _Judge(run, later, truth)
     return later if judge.within_noise(truth.trace[later]) else None
 
 

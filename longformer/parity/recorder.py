@@ -23,6 +23,7 @@ from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
+from longformer.parity.operations import CoarsestSeen, coarsest
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
 
 Sink = Callable[[str, Tensor], None]
@@ -85,7 +86,7 @@ def trace(
         recorder.sink = held.__setitem__
         recorder.input_sink = result.inputs.__setitem__
     try:
-        with recorder.attached():
+        with recorder.attached(), recorder.watching():
             yield result
         if not recorder.has_run:
             raise LongformerError("the model did not run inside trace(): nothing is recorded")
@@ -128,6 +129,8 @@ class Recorder:
         self._given: set[str] = set()
         self._impl = ""
         self._kernels: dict[str, None] = {}
+        self._watch: CoarsestSeen | None = None
+        self._precisions: dict[str, str] = {}
         if probabilities and not isinstance(layout, LongformerLayout):
             raise LongformerError("attention probabilities are recorded of a Longformer, not of a module with a table")
         _check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
@@ -165,6 +168,14 @@ class Recorder:
                     self._switch(stack, modules[path])
             stack.callback(self.model.register_forward_hook(lambda *_: self._flush()).remove)
             yield
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note in ``notes`` which values are computed in a coarser precision than they have."""
+        self.notes["precisions"] = "{}"
+        with CoarsestSeen() as self._watch:
+            yield
+        self._watch = None
 
     def take(self, inputs: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> None:
         """Record a run that happened elsewhere, by the ``results`` of modules under their paths in the model."""
@@ -212,6 +223,7 @@ class Recorder:
             # (On the CPU `.cpu()` alone would be no copy.)
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
+            self._note_precision(value.name, first)
             if isinstance(module, LongformerSelfAttention):
                 self._kernels[_kernel_of(module, arguments[0], first)] = None
                 self.notes["kernel"] = ", ".join(self._kernels)
@@ -219,11 +231,22 @@ class Recorder:
                 self._record_probabilities(value, module, arguments, output)
             if last_of_layer or isinstance(self.layout, PlainLayout):
                 self._flush()
+            if self._watch is not None:
+                self._watch.take()  # what the recorder itself did
             if self.gradients and first.requires_grad:
                 return _with_first(output, self._with_gradient(value, first))
             return None
 
         return record
+
+    def _note_precision(self, name: str, result: Tensor) -> None:
+        """Note the coarsest precision of what was computed since the value before, if ``result`` has a finer one."""
+        if self._watch is None or not result.is_floating_point():
+            return
+        dtype = coarsest([result.dtype, *self._watch.take()])
+        if dtype != result.dtype:
+            self._precisions[name] = str(dtype).removeprefix("torch.")
+            self.notes["precisions"] = json.dumps(self._precisions)
 
     def _flush(self) -> None:
         """Hand on what has come so far."""

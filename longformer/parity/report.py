@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, Compared, Comparison
-from longformer.parity.measure import Error
+from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, SUSPICIOUS, Compared, Comparison
+from longformer.parity.measure import LIMITS, Error
 from longformer.parity.places import Position
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
-COLOURS = {IDENTICAL: "green", "rounding": "green", DIFFERENT: "red", NON_FINITE: "red"}
+COLOURS = {IDENTICAL: "green", "rounding": "green", SUSPICIOUS: "yellow", DIFFERENT: "red", NON_FINITE: "red"}
 
 
 def table(comparison: Comparison, *, everything: bool = False) -> str:
@@ -69,18 +69,30 @@ def summary(comparison: Comparison) -> str:
     if first is None:
         worst, left = furthest(comparison), len(comparison.unjudged)
         return (
-            f"{a} and {b} differ by no more than rounding in {count} values; furthest from the truth is {worst.name}, "
-            f"at {max(_number(worst.a), _number(worst.b)):.2f} times the noise"
+            f"{a} and {b} differ by no more than rounding in {count} values; closest to a limit is {worst.name}"
+            f"{''.join(f' ({_how(error)})' for error in [_further(worst)] if error is not None)}"
             f"{f'; {left} more differ and could not be judged' if left else ''}"
         )
     who = " and ".join(comparison.departed)
     if comparison.verdict == NON_FINITE:
         return f"NaN or infinity appears first in {first.name}, in {who}"
     errors = [error for name, error in zip((a, b), (first.a, first.b), strict=True) if name in comparison.departed]
-    worst_error = max(errors, key=lambda error: error.ratio if error else 0.0)
-    assert worst_error is not None
-    how = f"{worst_error.ratio:.3g} times the noise, {worst_error.row_ratio:.3g} in the worst row"
-    return f"{who} {'departs' if len(comparison.departed) == 1 else 'depart'} from the truth in {first.name} ({how})"
+    how = _how(max((error for error in errors if error is not None), key=lambda error: error.excess))
+    alone = len(comparison.departed) == 1
+    if comparison.verdict == SUSPICIOUS:
+        return f"{who} may depart from the truth in {first.name}, and rounding is not ruled out ({how})"
+    return f"{who} {'departs' if alone else 'depart'} from the truth in {first.name} ({how})"
+
+
+PARTS = {"value": "", **{part: f" in one {part}" for part in LIMITS if part != "value"}}
+
+
+def _how(error: Error) -> str:
+    """How far, in the part of the value where that says most."""
+    part = error.worst
+    over_all = "" if part == "value" else f"{error.ratio:.3g} times the noise, and "
+    unit = "" if over_all else " the noise"
+    return f"{over_all}{error.ratios[part]:.3g} times{unit}{PARTS[part]}, where {error.limits[part]:.3g} are allowed"
 
 
 def place(position: Position) -> str:
@@ -122,16 +134,21 @@ def _is_inner(name: str) -> bool:
 
 
 def furthest(comparison: Comparison) -> Compared:
-    """The value that is furthest from the truth in either run, in multiples of its noise."""
-    return max(comparison.values, key=lambda value: max(_number(value.a), _number(value.b)))
+    """The value of which a part is furthest from the truth in either run, in multiples of its limit."""
+    return max(comparison.values, key=lambda value: _excess(_further(value)))
+
+
+def _further(value: Compared) -> Error | None:
+    """The run's error that is closer to its limit, or beyond it by more."""
+    return max((value.a, value.b), key=_excess)
 
 
 def _wrong(value: Compared) -> bool:
-    return value.verdict in (DIFFERENT, NON_FINITE)
+    return value.verdict in (SUSPICIOUS, DIFFERENT, NON_FINITE)
 
 
-def _number(error: Error | None) -> float:
-    return error.ratio if error is not None else 0.0
+def _excess(error: Error | None) -> float:
+    return error.excess if error is not None else 0.0
 
 
 def _ratio(error: Error | None) -> str:
@@ -193,8 +210,10 @@ def _error(error: Error | None) -> dict[str, Any] | None:
         "ulp": _finite(error.ulp),
         "noise": _finite(error.noise),
         "ratio": _finite(error.ratio),
-        "row_ratio": _finite(error.row_ratio),
+        "limits": error.limits,
+        "ratios": {part: _finite(ratio) for part, ratio in error.ratios.items()},
         "far": error.far,
+        "doubtful": error.doubtful,
     }
 
 

@@ -98,9 +98,9 @@ class Scene:
         """Padding and global tokens, with the index of the global ones."""
         return tokens_of(self.inputs)
 
-    def moved(self, eps: float) -> Scene:
+    def moved(self, eps: float, seed: int) -> Scene:
         """The same with every number moved by up to ``eps`` times itself: it shows what rounding does to a replay."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         return replace(self, run=_Moved(self.run, eps, generator), weights=_Moved(self.weights, eps, generator))
 
 

@@ -251,15 +251,19 @@ def dropout(scene: Scene) -> Iterator[Candidate]:
     weight, bias = (scene.weight(f"{end.norm}.{name}") for name in ("weight", "bias"))
     unit = (scene.value(scene.part) - bias) / weight
     # What the LayerNorm was given is unit · deviation + mean. Both are unknown, and so is which channels were dropped:
-    # each is found from the other, in turn.
-    given = end.update + end.residual
-    for _ in range(20):
-        mean, deviation = _line(unit, given)
-        off = unit * deviation + mean - end.residual
-        kept = (off - factor * end.update).abs() < off.abs()
-        given = end.residual + factor * end.update * kept
+    # each is found from the other, in turn, from two beginnings. Each token has the one that fits it better.
+    best, least = torch.zeros_like(unit), torch.full_like(unit[..., :1], math.inf)
+    for given in (end.residual + end.update, end.residual + factor * end.update):
+        for _ in range(20):
+            mean, deviation = _line(unit, given)
+            off = unit * deviation + mean - end.residual
+            kept = (off - factor * end.update).abs() < off.abs()
+            given = end.residual + factor * end.update * kept
+        left = (unit * deviation + mean - given).square().sum(-1, keepdim=True)
+        best, least = torch.where(left < least, given, best), torch.minimum(left, least)
+    kept = (best - end.residual - factor * end.update).abs() < (best - end.residual).abs()
     if 0.5 < float(kept.double().mean()) < 1:
-        yield text, end.normed(scene, given)
+        yield text, end.normed(scene, best)
 
 
 def _line(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
