@@ -20,6 +20,7 @@ from longformer.errors import DataError, listed
 from longformer.parity.format import FLOATING, Trace, digest, headers_of, metadata_object
 from longformer.parity.layout import TARGETS
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
+from longformer.parity.names import check_names
 from longformer.parity.noise import Noise, Precisions, precision_of, precisions_of
 from longformer.parity.operations import coarsest
 from longformer.parity.places import Places, Position, config_of, without_padding, worst
@@ -96,6 +97,7 @@ def compare(
     truth: Truth | None = None,
     names: tuple[str, str] = ("A", "B"),
     tokens: list[list[str]] | None = None,
+    partial: bool = False,
 ) -> Comparison:
     """Compare two traces of one input.
 
@@ -112,10 +114,11 @@ def compare(
         truth: for the same input; needed unless every value is identical or not finite.
         names: of the two runs, for messages.
         tokens: texts of the tokens, (B, S), for messages.
+        partial: a run may lack values whose names look like misspelt ones of its own.
 
     Raises:
-        DataError: inputs, shapes or configs differ (the message names them); the runs have no value in common; no
-            value can be judged; or there is no truth where one is needed.
+        DataError: a value's name looks misspelt; inputs, shapes or configs differ (the message names them); the runs
+            have no value in common; no value can be judged; or there is no truth where one is needed.
     """
     check_inputs(a.inputs, b.inputs, *names)
     check_configs(metadata_object(a.metadata, "config"), metadata_object(b.metadata, "config"), *names)
@@ -123,6 +126,8 @@ def compare(
         for name, run in zip(names, (a, b), strict=True):
             check_inputs(run.inputs, truth.trace.inputs, name, "the truth")
             check_configs(metadata_object(run.metadata, "config"), truth.config.to_dict(), name, "the truth")
+    if not partial:
+        check_names(dict(zip(names, (list(a), list(b)), strict=True)), () if truth is None else list(truth.trace))
     common = [name for name in a if name in b]
     if not common:
         raise DataError(f"{names[0]} and {names[1]} have no value in common: {listed(list(a))}; {listed(list(b))}")

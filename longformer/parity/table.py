@@ -147,7 +147,7 @@ def split_name(name: str) -> tuple[int | None, str]:
 def order(name: str) -> tuple[int, int, int, str]:
     """Sort key: the order in which a Longformer computes its values, and then its gradients, from the last layer on."""
     if name.startswith(PARAMETER):  # after those of all activations
-        return (2, 0, 0, name)
+        return (2, *backward_order(name))
     layer, step = _place(name.removeprefix(GRADIENT))
     return (1, -layer, -step, name) if name.startswith(GRADIENT) else (0, layer, step, name)
 
