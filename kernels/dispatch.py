@@ -126,7 +126,7 @@ def triton_refusal(query: Tensor) -> str | None:
     try:
         kernels = _load("triton_launch")
     except ImportError as error:
-        return f"Triton cannot be loaded ({error}); pip install 'longformer[triton]'"
+        return f"Triton cannot be loaded ({error}); pip install triton"
     refusal: str | None = kernels.refusal(query)
     return refusal
 

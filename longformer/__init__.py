@@ -1,8 +1,16 @@
 """Longformer from scratch: the transformer for long documents (Beltagy, Peters and Cohan 2020, arXiv 2004.05150)."""
 
+import os.path
 from typing import TYPE_CHECKING
 
 from longformer.lazy import lazily
+
+if os.path.isfile(os.path.join(os.path.dirname(__file__), "kernels")):  # a link that was checked out as a text
+    raise ImportError(
+        "longformer/kernels is a file and should be a link to the folder kernels: git on Windows makes none "
+        "unless told to. Run `git config core.symlinks true` and `git checkout -- longformer/kernels`, or "
+        "`pip install .`"
+    )
 
 if TYPE_CHECKING:
     from longformer.answering.answerer import QuestionAnswerer

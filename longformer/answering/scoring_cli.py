@@ -114,7 +114,7 @@ def _require_matplotlib() -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
-        raise DataError("--plot needs matplotlib: pip install 'longformer[plot]', or leave --plot out")
+        raise DataError("--plot needs matplotlib: pip install matplotlib, or leave --plot out")
 
 
 def _given_or_predicted(

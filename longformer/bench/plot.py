@@ -17,7 +17,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise LongformerError("--plot needs matplotlib: pip install 'longformer[plot]', or leave --plot out") from None
+        raise LongformerError("--plot needs matplotlib: pip install matplotlib, or leave --plot out") from None
 
 
 def draw(report: Report, path: str | Path) -> None:

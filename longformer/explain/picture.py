@@ -25,7 +25,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise LongformerError("--png needs matplotlib: pip install 'longformer[plot]', or leave --png out") from None
+        raise LongformerError("--png needs matplotlib: pip install matplotlib, or leave --png out") from None
 
 
 def write_picture(path: str | Path, explanation: Explanation) -> None:

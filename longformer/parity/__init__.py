@@ -2,7 +2,8 @@
 
 Read in this order. Recording: ``table`` (the names of the values), ``layout`` (how each kind of model lays them out),
 ``probabilities``, ``recorder``, ``format`` (traces and their files). Judging: ``rounding`` (the truth and the noise),
-``measure``, ``places``, ``comparison``. Explaining: ``slips`` and ``attention_slips`` (known mistakes), ``hints``. The
+``measure``, ``places``, ``names``, ``comparison``. Explaining: ``scene``, ``attention_replay`` and ``sites`` (what a run
+should have computed), ``slips``, ``linear_slips``, ``attention_slips`` and ``head_slips`` (known mistakes), ``hints``. The
 command: ``samples``, ``runs``, ``contest``, ``report``, ``page``, ``cli``. For tests: ``testing``.
 """
 

@@ -38,7 +38,12 @@ def sample_options(command: Command) -> Command:
             is_flag=True,
             help="Record attention probabilities too, and check the kernel that they come from.",
         ),
-        click.option("--max-tokens", type=COUNT, metavar="N", help="Cut the input to N tokens."),
+        click.option(
+            "--max-tokens",
+            type=COUNT,
+            metavar="N",
+            help="Cut the input to N tokens. A row that ends in a separator keeps it: what is cut stands before it.",
+        ),
         click.option("--question", metavar="TEXT", help="Question to put before an INPUT that is a text."),
     ):
         command = option(command)
@@ -119,6 +124,11 @@ def record(
 @click.option("--model", metavar="MODEL", help="The model; if not given, the one that a trace file names.")
 @click.option("--json", "json_file", metavar="FILE.json", help="Write everything to this file; - is standard output.")
 @click.option("--html", metavar="FILE.html", help="Write a page with charts to this file; - is standard output.")
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Let a side lack values on purpose, also where one of another name looks like a misspelling of it.",
+)
 @click.option("--all", "everything", is_flag=True, help="Show every value, not only those around the first divergence.")
 @sample_options
 def compare(

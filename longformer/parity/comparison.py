@@ -20,9 +20,10 @@ from longformer.errors import DataError, listed
 from longformer.parity.format import FLOATING, Trace, digest, headers_of, metadata_object
 from longformer.parity.layout import TARGETS
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
+from longformer.parity.names import check_names
 from longformer.parity.noise import Noise, Precisions, precision_of, precisions_of
 from longformer.parity.operations import coarsest
-from longformer.parity.places import Places, Position, config_of, worst
+from longformer.parity.places import Places, Position, config_of, without_padding, worst
 from longformer.parity.rounding import MORE_RUNS, Truth
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def compare(
     truth: Truth | None = None,
     names: tuple[str, str] = ("A", "B"),
     tokens: list[list[str]] | None = None,
+    partial: bool = False,
 ) -> Comparison:
     """Compare two traces of one input.
 
@@ -117,10 +119,11 @@ def compare(
         truth: for the same input; needed unless every value is identical or not finite.
         names: of the two runs, for messages.
         tokens: texts of the tokens, (B, S), for messages.
+        partial: a run may lack values whose names look like misspelt ones of its own.
 
     Raises:
-        DataError: inputs, shapes or configs differ (the message names them); the runs have no value in common; no
-            value can be judged; or there is no truth where one is needed.
+        DataError: a value's name looks misspelt; inputs, shapes or configs differ (the message names them); the runs
+            have no value in common; no value can be judged; or there is no truth where one is needed.
     """
     check_inputs(a.inputs, b.inputs, *names)
     check_configs(metadata_object(a.metadata, "config"), metadata_object(b.metadata, "config"), *names)
@@ -129,6 +132,8 @@ def compare(
             check_inputs(run.inputs, truth.trace.inputs, name, "the truth")
             if truth.config is not None:  # as it is for models that are no Longformer
                 check_configs(metadata_object(run.metadata, "config"), truth.config.to_dict(), name, "the truth")
+    if not partial:
+        check_names(dict(zip(names, (list(a), list(b)), strict=True)), () if truth is None else list(truth.trace))
     common = [name for name in a if name in b]
     if not common:
         raise DataError(f"{names[0]} and {names[1]} have no value in common: {listed(list(a))}; {listed(list(b))}")
@@ -163,7 +168,12 @@ def compare(
     if result.verdict == DIFFERENT and truth is not None and truth.config is not None and result.first is not None:
         from longformer.parity.hints import find_hints
 
-        result.hints = find_hints(b if names[1] in result.departed else a, result.first.name, truth)
+        which = int(names[1] in result.departed)
+        of_run = {value.name: (value.a, value.b)[which] for value in result.values}
+        far = [name for name, error in of_run.items() if error is not None and error.far]
+        hints = find_hints((a, b)[which], result.first.name, truth, far)
+        result.hints = hints.hints
+        result.notes += hints.notes
         for name, run in zip(names, (a, b), strict=True):
             result.notes += _stale_weights(name, run, truth)
     return result
@@ -291,7 +301,7 @@ def _compare_value(
 
     noise, precisions: of either run.
     """
-    a, b = (run[name] for run in runs)
+    a, b = (without_padding(name, run[name], places.keep) for run in runs)
     x, y = a.double(), b.double()
     finite = bool(torch.isfinite(x).all()), bool(torch.isfinite(y).all())
     if not all(finite):
@@ -301,7 +311,7 @@ def _compare_value(
     errors: tuple[Error | None, ...] = (None, None)
     true: Tensor | None = None
     if truth is not None and noise is not None and name in truth.trace:
-        true = truth.trace[name]
+        true = without_padding(name, truth.trace[name], places.keep)
         errors = tuple(measure(z, true, of[name], dtype) for z, of, dtype in zip((x, y), noise, dtypes, strict=True))
     elif not same:
         if truth is not None:

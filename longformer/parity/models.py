@@ -105,7 +105,7 @@ def compare_models(
         step(STEPS[2])
         truth = ModelTruth(a, call, gradients=gradients)
         step(STEPS[3])
-        result = compare(mine, theirs, truth=truth, names=names)
+        result = compare(mine, theirs, truth=truth, names=names, partial=True)
         step(STEPS[4])
         add_findings(result, dict(zip(names, (mine, theirs), strict=True)), truth.replay)
     for name, model in zip(names, (a, b), strict=True):

@@ -83,7 +83,8 @@ def judge_modules(comparison: Comparison, a: Trace, b: Trace, truth: Truth) -> N
     add_findings(comparison, {comparison.names[0]: a, comparison.names[1]: b}, replay)
     if comparison.verdict == DIFFERENT and comparison.first is not None and not comparison.hints:
         run = b if comparison.names[1] in comparison.departed else a
-        comparison.hints = find_hints(run, comparison.first.name, truth)
+        found = find_hints(run, comparison.first.name, truth, [comparison.first.name])
+        comparison.hints = found.hints
 
 
 def of_truth(truth: Truth) -> Replay:

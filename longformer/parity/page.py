@@ -18,6 +18,7 @@ from longformer.parity.contest import Contest
 from longformer.parity.format import metadata_object
 from longformer.parity.measure import MULTIPLE, Error, row_ratios
 from longformer.parity.noise import precisions_of
+from longformer.parity.places import without_padding
 from longformer.parity.report import furthest, place, summary
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, split_name
 
@@ -96,11 +97,12 @@ def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
     by_token = len(value.shape) in (3, 4) and part not in (GLOBAL_ROWS, PROBABILITIES[2])
     if not by_token or value.name.startswith(PARAMETER) or value.name not in truth.trace:
         return None
-    true = truth.trace[value.name]
+    true, keep = truth.trace[value.name], truth.trace.inputs["attention_mask"] != 0
     maps = []
     for trace in (contest.a, contest.b):
         noise = truth.noise(precisions_of(trace))[value.name]
-        ratios = row_ratios(trace[value.name].double() - true, noise)[:EXAMPLES]
+        off = without_padding(value.name, trace[value.name].double() - true, keep)
+        ratios = row_ratios(off, noise)[:EXAMPLES]
         ratios = ratios[:, None] if ratios.dim() == 2 else ratios  # (B, H or 1, S)
         step = math.ceil(ratios.shape[2] / BINS)
         if step > 1:

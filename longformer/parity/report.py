@@ -14,36 +14,41 @@ from longformer.parity.measure import LIMITS, Error
 from longformer.parity.places import Position
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
+JSON_FORMAT = "longformer-comparison"
+JSON_VERSION = 1  # grows where an entry is renamed, or means something else, or goes; a new entry leaves it as it is
 MODULES = 12  # wrong modules of which the terminal has a row
 COLOURS = {IDENTICAL: "green", "rounding": "green", SUSPICIOUS: "yellow", DIFFERENT: "red", NON_FINITE: "red"}
 
 
+NAME, HEAD = 36, 11  # columns of a value's name, and of a run's error over the noise: a row has 100
+
+
 def table(comparison: Comparison, *, everything: bool = False) -> str:
-    """The verdict, the first value that it is true of, and why; then a row for each value."""
-    heads = [f"{_short(name)} / noise" for name in comparison.names]
+    """The verdict, the first value that it is true of, and why; then a row for each value, at most 100 columns wide."""
+    heads = [shortened(PurePath(name).name, HEAD) for name in comparison.names]
     lines = [*verdict(comparison), ""]
-    shown = _shown(comparison, everything)
-    wide = max([28, *(len(value.name) for value in shown if value is not None)])
-    header = f"{'value':<{wide}} {'verdict':<10} {'largest':>9} {'rms':>9} {'relative':>9} {'1-cosine':>9} {'ulp':>9}"
-    lines.append("  ".join([header, *heads]))
-    for value in shown:
+    lines.append(f"{'':<{NAME + 11 + 3 * 9}}  {'times the noise':>{2 * HEAD + 2}}")
+    columns = f"{'value':<{NAME}} {'verdict':<10} {'largest':>8} {'relative':>8} {'ulp':>8}"
+    lines.append("  ".join([columns, *(f"{head:>{HEAD}}" for head in heads)]))
+    for value in _shown(comparison, everything):
         if value is None:
             lines.append("...")
             continue
         row = (
-            f"{value.name:<{wide}} {value.verdict:<10} {value.largest:>9.2g} {value.rms:>9.2g} {value.relative:>9.2g} "
-            f"{max(0.0, 1 - value.cosine):>9.2g} {value.ulp_largest:>9.3g}"
+            f"{shortened(value.name, NAME):<{NAME}} {value.verdict:<10} {value.largest:>8.2g} {value.relative:>8.2g} "
+            f"{value.ulp_largest:>8.3g}"
         )
-        ratios = (f"{_ratio(error):>{len(head)}}" for head, error in zip(heads, (value.a, value.b), strict=True))
-        row = "  ".join([row, *ratios])
+        row = "  ".join([row, *(f"{_ratio(error):>{HEAD}}" for error in (value.a, value.b))])
         lines.append(click.style(row, fg="red", bold=value is comparison.first) if _wrong(value) else row)
     return "\n".join(lines)
 
 
-def _short(name: str, longest: int = 24) -> str:
-    """A run's name for the head of a column."""
-    name = PurePath(name).name
-    return name if len(name) <= longest else f"{name[: longest - 12]}...{name[-9:]}"
+def shortened(name: str, longest: int) -> str:
+    """A name in at most ``longest`` characters: beginnings say what it belongs to, and endings which one it is."""
+    if len(name) <= longest:
+        return name
+    front = longest // 3
+    return f"{name[:front]}..{name[len(name) - (longest - front - 2) :]}"
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -160,9 +165,11 @@ def _ratio(error: Error | None) -> str:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything, for JSON: NaN and infinity are null."""
+    """Everything, for JSON, by the schema ``docs/comparison.schema.json``: NaN and infinity are null."""
     first = comparison.first
     return {
+        "format": JSON_FORMAT,
+        "version": JSON_VERSION,
         "verdict": comparison.verdict,
         "summary": summary(comparison),
         "names": list(comparison.names),

@@ -25,6 +25,7 @@ from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer, choose_layout
 from longformer.parity.noise import Moved, Noise, Precisions, precision_of
 from longformer.parity.operations import Rounding, coarsest, round_by_chance
+from longformer.parity.places import without_padding
 from longformer.parity.recorder import Recorder, trace
 from longformer.parity.table import Value
 
@@ -126,7 +127,7 @@ class Truth:
         return {name: each.noise() for name, each in moved.items()}
 
     def _add_run(self, precisions: Precisions, generator: torch.Generator, moved: dict[str, Moved]) -> None:
-        model = self._model
+        model, keep = self._model, self.trace.inputs["attention_mask"] != 0
         with ExitStack() as stack:
             stack.enter_context(self._grad_mode())
             recorder = Recorder(model, choose_layout(model, None), check=False, **self._options())
@@ -139,7 +140,8 @@ class Truth:
 
             def add(name: str, value: Tensor) -> None:
                 with mode.paused():
-                    moved.setdefault(name, Moved()).add(value - self.trace[name])
+                    off = without_padding(name, value - self.trace[name], keep)
+                    moved.setdefault(name, Moved()).add(off)
 
             recorder.sink = add
             # The recorder's hooks come between these two kinds of hooks.

@@ -28,6 +28,7 @@ from longformer.parity.targets import as_arguments, targets_of
 
 EXPORTED = ".onnx"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Contender:
     Args:
         implementation: "ours", "transformers", which takes no ``impl``, or the path of an ``.onnx`` file, which takes
             neither ``dtype`` nor ``impl``.
-        dtype: one of ``DTYPES``.
+        dtype: one of ``DTYPES``, or its short name in ``SHORT``.
         impl: implementation of our kernels.
 
     Raises:
@@ -49,8 +50,9 @@ class Contender:
     impl: str = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", SHORT.get(self.dtype, self.dtype))
         if self.dtype not in DTYPES:
-            raise DataError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise DataError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}, in short {', '.join(SHORT)}")
         if self.implementation == "transformers" and self.impl != "auto":
             raise DataError(f"transformers has one kernel, its own: {self.impl!r} chooses among ours")
         try:
@@ -73,14 +75,15 @@ class Contender:
         if text.endswith(EXPORTED):
             return cls(text)
         implementation, *parts = text.split(":")
-        dtypes = [part for part in parts if part in DTYPES]
-        kernels = [part for part in parts if part not in DTYPES]
+        dtypes = [part for part in parts if part in DTYPES or part in SHORT]
+        kernels = [part for part in parts if part not in dtypes]
         known = implementation in ("ours", "transformers")
         if not known or "" in parts or len(dtypes) > 1 or len(kernels) > 1:
             raise DataError(
                 f"{text!r} is neither a trace file ({SUFFIX}) nor an exported model ({EXPORTED}), nor "
                 "ours[:DTYPE][:KERNEL] nor transformers[:DTYPE], "
-                f"with DTYPE one of {', '.join(DTYPES)} and KERNEL one of {', '.join(IMPLEMENTATIONS)}"
+                f"with DTYPE one of {', '.join(DTYPES)}, in short {', '.join(SHORT)}, and KERNEL one of "
+                f"{', '.join(IMPLEMENTATIONS)}"
             )
         try:
             return cls(implementation, *(dtypes or ["float32"]), *kernels)

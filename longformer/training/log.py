@@ -173,7 +173,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def check_plotting() -> None:
     """Raise LongformerError if curves cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise LongformerError("plot needs matplotlib, which is not installed; run `pip install 'longformer[plot]'`")
+        raise LongformerError("plot needs matplotlib, which is not installed; run `pip install matplotlib`")
 
 
 def plot_curves(folder: Path) -> None:

@@ -16,8 +16,8 @@ from longformer.cli import main
 from longformer.explain import explain
 from longformer.exporting import export
 
-pytest.importorskip("onnx", reason="onnx is not installed: pip install 'longformer[onnx]'")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'longformer[onnx]'")
+pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime onnxscript")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnx onnxruntime onnxscript")
 pytestmark = [pytest.mark.xdist_group("answers of exported models"), pytest.mark.slow]
 
 PAIRS = [

@@ -13,8 +13,8 @@ from longformer import LongformerConfig
 from longformer.bench import machine, memory, peak
 from longformer.cli import main
 
-pytest.importorskip("onnx", reason="onnx is not installed: pip install 'longformer[onnx]'")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'longformer[onnx]'")
+pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime onnxscript")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnx onnxruntime onnxscript")
 pytestmark = pytest.mark.slow
 
 TINY = LongformerConfig(

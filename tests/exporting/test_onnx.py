@@ -28,8 +28,8 @@ from longformer.exporting import OnnxModel, check, export, graph
 from longformer.exporting.packages import load
 from longformer.exporting.runtime import find_onnx
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'longformer[onnx]'")
-runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'longformer[onnx]'")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime onnxscript")
+runtime = pytest.importorskip("onnxruntime", reason="onnxruntime: pip install onnx onnxruntime onnxscript")
 pytestmark = pytest.mark.xdist_group("onnx")  # which share what is exported once
 
 SHORT = (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 65)

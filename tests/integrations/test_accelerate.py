@@ -20,7 +20,7 @@ from longformer import (
 )
 from longformer.models.packed import may_serve
 
-accelerate = pytest.importorskip("accelerate", reason="accelerate: pip install 'longformer[integrations]'")
+accelerate = pytest.importorskip("accelerate", reason="accelerate: pip install accelerate")
 CPU = torch.device("cpu")
 
 

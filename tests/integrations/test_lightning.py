@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from longformer import LongformerForMaskedLM, LongformerForQuestionAnswering, LongformerForSequenceClassification
 
-lightning = pytest.importorskip("pytorch_lightning", reason="Lightning: pip install 'longformer[integrations]'")
+lightning = pytest.importorskip("pytorch_lightning", reason="Lightning: pip install pytorch-lightning")
 TARGETS: dict[type, dict[str, Tensor]] = {
     LongformerForSequenceClassification: {"labels": torch.tensor([0, 1, 1, 0])},
     LongformerForMaskedLM: {"labels": torch.arange(192).view(4, 48) % 60},

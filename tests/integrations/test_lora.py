@@ -78,7 +78,7 @@ def by_parametrisation(model: nn.Module, updates: Updates) -> Updates:
 
 
 def by_peft(model: nn.Module, updates: Updates) -> Updates:
-    peft = pytest.importorskip("peft", reason="peft: pip install 'longformer[integrations]'")
+    peft = pytest.importorskip("peft", reason="peft: pip install peft")
     targets = {"target_modules": list(updates), "lora_alpha": RANK}
     peft.get_peft_model(model, peft.LoraConfig(r=RANK, init_lora_weights=False, **targets))
     model.to(torch.float64)
@@ -180,7 +180,7 @@ def counting(module: nn.Module, name: str, calls: dict[str, int]) -> None:
 
 @pytest.fixture
 def peft() -> Any:
-    return pytest.importorskip("peft", reason="peft: pip install 'longformer[integrations]'")
+    return pytest.importorskip("peft", reason="peft: pip install peft")
 
 
 def adapt(peft: Any, model: nn.Module, **arguments: Any) -> Any:

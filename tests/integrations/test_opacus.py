@@ -14,7 +14,7 @@ from longformer import (
 )
 from longformer.models.packed import may_serve
 
-grad_sample = pytest.importorskip("opacus.grad_sample", reason="opacus: pip install 'longformer[integrations]'")
+grad_sample = pytest.importorskip("opacus.grad_sample", reason="opacus: pip install opacus")
 WORDS = ("word_embeddings.weight", "position_embeddings.weight")
 
 

@@ -141,7 +141,7 @@ def test_compiled_code_gives_an_output(asked: dict[str, Any]) -> None:
 
 @pytest.fixture
 def operations() -> Any:
-    return pytest.importorskip("accelerate.utils.operations", reason="pip install 'longformer[integrations]'")
+    return pytest.importorskip("accelerate.utils.operations", reason="needs transformers and accelerate")
 
 
 def test_accelerate_takes_it_apart(operations: Any, output: Any) -> None:
@@ -158,7 +158,9 @@ def test_accelerate_takes_it_apart(operations: Any, output: Any) -> None:
 
 
 def test_transformers_nested_operations(output: Any) -> None:
-    nested = pytest.importorskip("transformers.trainer_pt_utils", reason="pip install 'longformer[integrations]'")
+    nested = pytest.importorskip(
+        "transformers.trainer_pt_utils", reason="accelerate and transformers are not installed"
+    )
     assert_same(nested.nested_detach(output), output)
     if output[0].dim():
         assert_same(nested.nested_concat(output, output), output, change=lambda x: torch.cat([x, x]))

@@ -13,7 +13,7 @@ from torch import Tensor
 import longformer
 from longformer.models.packed import may_serve
 
-peft = pytest.importorskip("peft", reason="peft: pip install 'longformer[integrations]'")
+peft = pytest.importorskip("peft", reason="peft: pip install peft")
 
 # Of each head: the task type, the modules that peft trains beside the adapters, and the targets.
 TASKS: dict[str, tuple[str | None, tuple[str, ...], dict[str, Tensor]]] = {
@@ -97,7 +97,7 @@ def test_found_by_its_own_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, (task, *_) in TASKS.items() if task])
 def test_an_adapter_of_ours_in_transformers(name: str, tmp_path: Path) -> None:
     """With a task type, peft finds transformers' class for it, which takes the same adapter."""
-    pytest.importorskip("transformers", reason="transformers: pip install 'longformer[integrations]'")
+    pytest.importorskip("transformers", reason="transformers: pip install transformers")
     adapted = trained(name, tmp_path / "base")
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = getattr(peft, f"Auto{type(adapted).__name__}").from_pretrained(tmp_path / "adapter").eval()

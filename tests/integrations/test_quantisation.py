@@ -26,7 +26,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture
 def torchao() -> Any:
-    return pytest.importorskip("torchao.quantization", reason="torchao: pip install 'longformer[integrations]'")
+    return pytest.importorskip("torchao.quantization", reason="torchao: pip install torchao")
 
 
 @pytest.mark.parametrize("library", ["MKL", "oneDNN"])

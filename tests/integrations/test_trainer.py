@@ -19,7 +19,7 @@ import longformer
 from longformer import ConfigError, LongformerError, LongformerForSequenceClassification
 from longformer.integrations.trainer import Trainer
 
-pytest.importorskip("accelerate", reason="accelerate: pip install 'longformer[integrations]'")
+pytest.importorskip("accelerate", reason="accelerate: pip install accelerate")
 transformers.logging.set_verbosity_error()
 
 TEXTS = [

@@ -288,7 +288,7 @@ def test_copies_and_pickles_keep_it() -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_lora_put_in_before_or_after(name: str) -> None:
-    peft = pytest.importorskip("peft", reason="peft: pip install 'longformer[integrations]'")
+    peft = pytest.importorskip("peft", reason="peft: pip install peft")
     inputs, results = batch_for(name), []
     for replaced in (None, "before", "after"):
         model = tiny_transformers(name)
@@ -346,7 +346,7 @@ def test_a_subclass_keeps_its_own_work() -> None:
 
 
 def test_a_forward_on_a_module_is_refused_and_nothing_is_changed() -> None:
-    hooks = pytest.importorskip("accelerate.hooks", reason="accelerate: pip install 'longformer[integrations]'")
+    hooks = pytest.importorskip("accelerate.hooks", reason="accelerate: pip install accelerate")
     model, inputs = tiny_transformers("LongformerModel"), batch_for("LongformerModel")
     kinds = [type(each) for each in attentions_of(model)]
     hooks.add_hook_to_module(attentions_of(model)[1], hooks.ModelHook())
@@ -367,7 +367,7 @@ def test_a_forward_on_a_module_is_refused_and_nothing_is_changed() -> None:
 
 
 def test_a_dispatched_model_computes_as_before() -> None:
-    accelerate = pytest.importorskip("accelerate", reason="accelerate: pip install 'longformer[integrations]'")
+    accelerate = pytest.importorskip("accelerate", reason="accelerate: pip install accelerate")
     model, inputs = tiny_transformers("LongformerModel"), batch_for("LongformerModel")
     with torch.no_grad():
         expected = outputs_of(model, inputs)

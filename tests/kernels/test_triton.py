@@ -31,7 +31,7 @@ from longformer.kernels import (
 from longformer.kernels.pattern import global_index
 from longformer.kernels.problem import Problem
 
-pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
+pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 from longformer.kernels import triton_launch
 
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -15,8 +15,8 @@ from longformer.cli import main
 from longformer.exporting import export
 from longformer.parity.runs import draw
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'longformer[onnx]'")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'longformer[onnx]'")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime onnxscript")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnx onnxruntime onnxscript")
 pytestmark = [pytest.mark.xdist_group("parity of exported models"), pytest.mark.slow]
 
 IDS = [[0, 20, 21, 2, 2, 30, 31, 32, 33, 34, 35, 2], [0, 22, 2, 2, 40, 41, 2]]

@@ -68,7 +68,7 @@ def setting(impl: str) -> tuple[str, torch.dtype, float]:
     """Device and dtype in which tests run an implementation, and how far off rounding may take results of order 1."""
     if impl != "triton":
         return "cpu", torch.float64, 1e-12
-    pytest.importorskip("triton", reason="Triton is not installed: pip install 'longformer[triton]'")
+    pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
     # Triton's interpreter runs only where there is no GPU.
     return "cuda" if torch.cuda.is_available() else "cpu", torch.float32, 2e-5
 
