@@ -1,8 +1,9 @@
 """Any two models: what each of their modules gives, and the truth in float64 from the first.
 
-``longformer parity compare A.py:make_model B.py:make_model INPUT`` compares them as it compares Longformers: from end to
-end, and module by module. A value is a tensor that a module gives. It is called by the module's path; the second call of
-a module is ``path@2``; of several tensors the others are ``path:1`` or ``path:key``. The model's own are ``output``.
+``longformer parity compare A.py:make_model B.py:make_model INPUT`` compares them as it compares Longformers: from end
+to end, and module by module. A value is a tensor that a module gives. It is called by the module's path; that of the
+second call of a module is ``path@2``; of several tensors the others are ``path:1`` or ``path:key``. The model's own are
+called ``output``.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class ModuleNaming:
 
 
 def tensors_of(output: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in what a module gives, each with its place: nothing for the first of a tuple, else ``:1``, ``:key``."""
+    """The tensors in what a module gives, with their places: nothing for the first of a tuple, ``:1``, ``:key``."""
     if isinstance(output, Tensor):
         yield place, output
     elif isinstance(output, Mapping):
@@ -160,8 +161,9 @@ def run_values(
         own = naming.split(path, output)
         # At once, since the model may go on to change them in place.
         values.update({name: value.detach().clone().cpu() for name, value in own.items()})
-        for name, value in own.items() if see is not None else ():
-            see(path, name, value)
+        if see is not None:
+            for name, value in own.items():
+                see(path, name, value)
         copies = {name: value.clone() for name, value in own.items() if loss is not None and value.requires_grad}
         for name, value in copies.items():  # a hook, since it sees the gradient by what stands there now
             value.register_hook(lambda gradient, name=name: gradients.update({GRADIENT + name: gradient.clone().cpu()}))
@@ -228,11 +230,11 @@ class ModelTruth(Truth):
         runs: how many rounded runs the noise comes from at first.
     """
 
-    config = None  # type: ignore[assignment]
+    config: Any = None  # that of a Longformer alone is known
 
     def __init__(self, model: nn.Module, call: Call, *, gradients: bool = False, runs: int = RUNS) -> None:
         with explaining(DataError, f"{type(model).__name__} cannot be copied to float64"):
-            self._model = copy.deepcopy(getattr(model, COMPILED, model)).double()
+            self._model: Any = copy.deepcopy(getattr(model, COMPILED, model)).double()
         self.inputs, self.runs, self.loss = call.named(), runs, loss_of if gradients else None
         self.weights = {}
         self._moved: dict[Any, tuple[torch.Generator, dict[str, Moved]]] = {}
@@ -354,16 +356,14 @@ def read_call(path: str) -> Call:
         with explaining(DataError, f"{path} cannot be read as safetensors"):
             given = {name.removeprefix("input."): tensor for name, tensor in load_file(path).items()}
     else:
-        raise DataError(f"{path} is no input of a model; give a .json or .safetensors file of arguments, or A.py:make_input")
+        raise DataError(f"{path} is no input of a model; give a .json or .safetensors file, or FILE.py:make_input")
     if isinstance(given, Mapping):
         positional = [name for name in given if name.startswith("argument") and name[8:].isdigit()]
         positional.sort(key=lambda name: int(name[8:]))
-        return Call(
-            tuple(given[name] for name in positional), {k: v for k, v in given.items() if k not in positional}
-        )
+        return Call(tuple(given[name] for name in positional), {k: v for k, v in given.items() if k not in positional})
     if isinstance(given, (Tensor, tuple)):
         return Call(given if isinstance(given, tuple) else (given,), {})
-    raise DataError(f"{path} is a {type(given).__name__}; it must be a tensor, a tuple of arguments, or arguments by name")
+    raise DataError(f"{path} is a {type(given).__name__}; it must be a tensor, a tuple, or arguments by name")
 
 
 def _tensor(path: str, name: str, value: Any) -> Any:
@@ -377,9 +377,7 @@ def check_outputs_alike(names: tuple[str, str], a: Mapping[str, Tensor], b: Mapp
     """Raise DataError where two models' outputs differ in structure, by the values ``output...``."""
 
     def described(run: Mapping[str, Tensor]) -> list[str]:
-        return [
-            f"{name} {tuple(run[name].shape)}" for name in run if name == OUTPUT or name.startswith((f"{OUTPUT}:", f"{OUTPUT}@"))
-        ]
+        return [f"{name} {tuple(run[name].shape)}" for name in run if name.partition(":")[0] == OUTPUT]
 
     mine, theirs = described(a), described(b)
     if sorted(mine) != sorted(theirs):

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import click
 
 from longformer.files import check_outputs, check_suffix, write_text
-from longformer.answering.options import first_given
 from longformer.options import COUNT, tokenizer_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -173,9 +172,12 @@ def compare(
     if CODE in a or CODE in b:
         from longformer.parity.models import compare_files
 
-        given = first_given("model", "html", *(name for name in options if name != "gradients"))
-        if given is not None:
-            raise click.UsageError(f"{given} is for Longformers, and not for what a function in a file makes")
+        source = click.get_current_context().get_parameter_source
+        for name in ("model", "html", *options):
+            if name != "gradients" and source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} is for Longformers, and not for what a function in a file makes"
+                )
         result = compare_files(a, b, input_file, table=table, gradients=options["gradients"])
     elif table is not None:
         raise click.UsageError("--table names the modules of two models that functions in files make: FILE.py:FUNCTION")

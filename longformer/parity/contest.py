@@ -114,7 +114,7 @@ def contest(
             traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens, partial=settings.partial
         )
         say("judging modules one by one")
-        judge_modules(comparison, *traces, truth)
+        judge_modules(comparison, traces[0], traces[1], truth, progress=True)
         if left_out:
             comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)

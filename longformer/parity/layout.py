@@ -100,7 +100,7 @@ class Layout(ABC):
         What attention itself gives is 0 there, and counts; its gradient does not.
         """
         keep = self.tokens.keep
-        counts = value.kind == "plain" or name == value.name and value.kind == "attention"
+        counts = value.kind == "plain" or (name == value.name and value.kind == "attention")
         if keep is None or counts or name.endswith(GLOBAL_ROWS):
             return x
         return x.masked_fill(~keep[..., None] if value.kind == "tokens" else ~keep[:, None, :, None], 0)

@@ -1,8 +1,9 @@
 """Is an error rounding, where every part of a value has a noise of its own? Used where one module is judged alone.
 
 The noise of a number is estimated from few runs, so it is pooled: mean square of its row (the last axis), times that of
-its channel, over that of all; or, if larger, that of the numbers of its size. Errors are pooled too: over all numbers, each index of each axis (a token, a head, a
-channel), each row, and not at all. Each pool has a limit, in multiples of the noise.
+its channel, over that of all; or, if larger, that of the numbers of its size. Errors are pooled too: over all numbers,
+each index of each axis (a token, a head, a channel), each row, and not at all. Each pool has a limit, in multiples of
+the noise.
 """
 
 from __future__ import annotations

@@ -107,11 +107,11 @@ def compare_models(
         step(STEPS[3])
         result = compare(mine, theirs, truth=truth, names=names, partial=True)
         step(STEPS[4])
-        add_findings(result, dict(zip(names, (mine, theirs), strict=True)), truth.replay)
+        add_findings(result, dict(zip(names, (mine, theirs), strict=True)), truth.replay, progress=progress)
     for name, model in zip(names, (a, b), strict=True):
         if hasattr(model, COMPILED):
             result.notes.append(
-                f"{name} is compiled: its results are compared, and nothing inside, which a compiled model does not show"
+                f"{name} is compiled: its results are compared, and nothing inside, which does not show"
             )
     return result
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from longformer.checkpoints.names import todays_name
 from longformer.errors import listed
@@ -72,7 +73,7 @@ class Finding:
         }
 
 
-def judge_modules(comparison: Comparison, a: Trace, b: Trace, truth: Truth) -> None:
+def judge_modules(comparison: Comparison, a: Trace, b: Trace, truth: Truth, *, progress: bool = False) -> None:
     """Judge each module of both runs alone, and put what is found into ``comparison``.
 
     A wrong module makes a verdict *different* that was *rounding* from end to end. Runs that are identical are left.
@@ -80,7 +81,7 @@ def judge_modules(comparison: Comparison, a: Trace, b: Trace, truth: Truth) -> N
     if comparison.verdict == IDENTICAL:
         return
     replay = of_truth(truth)
-    add_findings(comparison, {comparison.names[0]: a, comparison.names[1]: b}, replay)
+    add_findings(comparison, {comparison.names[0]: a, comparison.names[1]: b}, replay, progress=progress)
     if comparison.verdict == DIFFERENT and comparison.first is not None and not comparison.hints:
         run = b if comparison.names[1] in comparison.departed else a
         found = find_hints(run, comparison.first.name, truth, [comparison.first.name])
@@ -99,20 +100,18 @@ def of_truth(truth: Truth) -> Replay:
     )
 
 
-def add_findings(
-    comparison: Comparison, runs: Mapping[str, Trace], replay: Replay, progress: Callable[[str], None] = str
-) -> None:
+def add_findings(comparison: Comparison, runs: Mapping[str, Trace], replay: Replay, *, progress: bool = False) -> None:
     """Replay both runs and put the findings into ``comparison``.
 
     Args:
         runs: by name.
         replay: of the model that gives the truth.
-        progress: is told what is done.
+        progress: whether to show a progress bar where this takes more than two seconds.
     """
     held = {name: _floats(run) for name, run in runs.items()}
     shared: Noise | None = None
-    for name, run in held.items():
-        progress(name)
+    bar = tqdm(held.items(), "modules one by one", unit="run", delay=2, leave=False, disable=None if progress else True)
+    for name, run in bar:
         if comparison.verdict == NON_FINITE:
             birth = replay.birth(run)
             comparison.notes += [] if birth is None else [born(name, birth)]
@@ -122,7 +121,7 @@ def add_findings(
         wrong = [step for step in replay.steps(run, shared) if step.standing.is_wrong]
         for each in wrong:
             shape = tuple(run[each.name].shape)
-            axes = _axes_of_longformer(each.name, len(shape)) if isinstance(replay.naming, TableNaming) else ()
+            axes = axes_of_longformer(each.name, len(shape)) if isinstance(replay.naming, TableNaming) else ()
             comparison.modules.append(Finding(name, each, shape, axes))
         comparison.notes += common_factor(name, wrong, run)
         _revise(comparison, name, wrong)
@@ -199,7 +198,7 @@ def _axes(count: int) -> tuple[str, ...]:
     return tuple(f"axis {i} index" for i in range(count))
 
 
-def _axes_of_longformer(name: str, count: int) -> tuple[str, ...]:
+def axes_of_longformer(name: str, count: int) -> tuple[str, ...]:
     names = {3: ("batch", "token", "channel"), 4: ("batch", "head", "token", "channel")}
     return () if name.startswith(PARAMETER) else names.get(count, ())
 

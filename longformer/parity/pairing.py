@@ -146,4 +146,6 @@ def _last(name: str) -> str:
 def _sample(x: Tensor) -> Tensor:
     """Some numbers of a value, from places that depend on its size alone."""
     flat = x.detach().flatten()
-    return flat[torch.linspace(0, len(flat) - 1, min(SAMPLE, len(flat))).long()].double() if len(flat) else flat.double()
+    return (
+        flat[torch.linspace(0, len(flat) - 1, min(SAMPLE, len(flat))).long()].double() if len(flat) else flat.double()
+    )

@@ -1,7 +1,7 @@
 """Modules one by one: each value computed again, in float64, from what the run itself recorded just before it.
 
-From end to end an error is handed on, so that only the first mistake is seen, and a small one is buried. Here nothing is
-handed on. The float64 model runs once more, and whenever one of its modules has given its result, the run's recorded
+From end to end an error is handed on, so that only the first mistake is seen, and a small one is buried. Here nothing
+is handed on. The float64 model runs once more, and whenever one of its modules has given its result, the run's recorded
 value is put in its place. So each value is computed from recorded values alone, and its distance from the recorded one
 is the error of the operations between them. For gradients the recorded values are leaves of the graph, and the recorded
 gradients what the backward pass begins with: each gradient is computed from those of the operations that use its value.
@@ -23,9 +23,9 @@ from longformer.errors import LongformerError
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity.layout import Layout
 from longformer.parity.local import Spread, Standing, judge
-from longformer.parity.recorder import with_first
 from longformer.parity.noise import Precisions, precision_of
 from longformer.parity.operations import Rounding, coarsest, round_by_chance
+from longformer.parity.recorder import with_first
 from longformer.parity.rounding import stochastic_rounding
 from longformer.parity.table import GRADIENT, PARAMETER
 
@@ -95,7 +95,7 @@ class Step:
     Args:
         name: of the value; ``gradient.`` before it for gradients.
         standing: where its error stands out most.
-        operation: what computes it: for a value its module's path, for a gradient the values whose backward pass gives it.
+        operation: what computes it: a value's module, by its path, or the values whose backward pass gives a gradient.
         factor: by which the recorded value is the right one times a number, if it is; None otherwise.
     """
 

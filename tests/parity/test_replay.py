@@ -13,7 +13,7 @@ from reference import TINY, Pair, build, with_weights
 from torch import Tensor, nn
 
 from longformer.parity import Comparison, Trace, Truth, compare, trace
-from longformer.parity.modules import Finding, judge_modules, of_truth
+from longformer.parity.modules import Finding, axes_of_longformer, judge_modules, of_truth
 from longformer.parity.replay import PARAMETERS, Noise, Replay, Step
 from longformer.parity.report import as_json, dumps, table
 
@@ -155,7 +155,8 @@ def test_one_part_that_is_off_by_20_times_the_noise_is_found(
     run = changed(case.clean, name, lambda value: at(*index)(value, size))
     found = next(step for step in wrong(case, run) if step.name == name)
     assert 18 < found.standing.ratio < 22
-    assert where in next(m for m in findings_of(case, run) if m.step.name == name).sentence
+    shape = tuple(case.clean[name].shape)
+    assert where in Finding("port", found, shape, axes_of_longformer(name, len(shape))).sentence
 
 
 def test_a_small_mistake_makes_the_verdict_different(case: Case) -> None:
