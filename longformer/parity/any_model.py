@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longformer.errors import DataError, explaining, listed, unknown_name
 from longformer.files import read_json
-from longformer.parity.format import FORMAT, VERSION, Trace, describe_model
+from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, metadata_object
 from longformer.parity.noise import Moved, Precisions
 from longformer.parity.operations import CoarsestSeen, coarsest
 from longformer.parity.replay import Replay, Stages, in_stages, stages_of, visited
@@ -147,11 +147,13 @@ def run_values(
     loss: Loss | None,
     *,
     see: Callable[[str, str, Tensor], None] | None = None,
+    integers: dict[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """Run a model once and return each tensor that its modules give, and gradients if there is a ``loss``.
 
     Args:
         see: is told the path, the name and the tensor as each comes.
+        integers: is given the dtypes of the model's own outputs that are none of floating point.
     """
     values: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
@@ -159,6 +161,9 @@ def run_values(
 
     def visit(path: str, output: Any) -> Any:
         own = naming.split(path, output)
+        if not path and integers is not None:
+            others = ((place, x) for place, x in tensors_of(output) if not x.is_floating_point())
+            integers.update({OUTPUT + place: str(x.dtype).removeprefix("torch.") for place, x in others})
         # At once, since the model may go on to change them in place.
         values.update({name: value.detach().clone().cpu() for name, value in own.items()})
         if see is not None:
@@ -192,6 +197,7 @@ def record_model(model: nn.Module, call: Call, *, gradients: bool = False) -> Tr
     """
     check_quiet(model)
     precisions: dict[str, str] = {}
+    integers: dict[str, str] = {}
     with CoarsestSeen() as seen:
 
         def see(path: str, name: str, value: Tensor) -> None:
@@ -199,7 +205,7 @@ def record_model(model: nn.Module, call: Call, *, gradients: bool = False) -> Tr
             if found != value.dtype:
                 precisions[name] = str(found).removeprefix("torch.")
 
-        values = run_values(model, lambda: call.run(model), loss_of if gradients else None, see=see)
+        values = run_values(model, lambda: call.run(model), loss_of if gradients else None, see=see, integers=integers)
     if not values:
         raise DataError(f"{type(model).__name__} gives no tensor of floating point: there is nothing to compare")
     trace = Trace()
@@ -209,6 +215,7 @@ def record_model(model: nn.Module, call: Call, *, gradients: bool = False) -> Tr
     about = describe_model(model, digests=False)
     trace.metadata = {"format": FORMAT, "version": str(VERSION), **about, "order": json.dumps(order)}
     trace.metadata |= {"implementation": type(model).__qualname__, "precisions": json.dumps(precisions)}
+    trace.metadata["integers"] = json.dumps(integers)
     return trace
 
 
@@ -373,11 +380,17 @@ def _tensor(path: str, name: str, value: Any) -> Any:
         return torch.tensor(value)
 
 
-def check_outputs_alike(names: tuple[str, str], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+def integers_of(run: Trace) -> dict[str, str]:
+    """The dtypes of a model's outputs that are none of floating point, and so no values."""
+    return {name: str(dtype) for name, dtype in metadata_object(run.metadata, "integers").items()}
+
+
+def check_outputs_alike(names: tuple[str, str], a: Trace, b: Trace) -> None:
     """Raise DataError where two models' outputs differ in structure, by the values ``output...``."""
 
-    def described(run: Mapping[str, Tensor]) -> list[str]:
-        return [f"{name} {tuple(run[name].shape)}" for name in run if name.partition(":")[0] == OUTPUT]
+    def described(run: Trace) -> list[str]:
+        own = [f"{name} {tuple(run[name].shape)}" for name in run if name.partition(":")[0] == OUTPUT]
+        return own + [f"{name} in integers ({dtype})" for name, dtype in integers_of(run).items()]
 
     mine, theirs = described(a), described(b)
     if sorted(mine) != sorted(theirs):

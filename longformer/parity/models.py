@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from torch import nn
 from tqdm import tqdm
 
-from longformer.errors import DataError
+from longformer.errors import DataError, listed
 from longformer.parity.any_model import (
     COMPILED,
     Call,
     ModelTruth,
     check_outputs_alike,
+    integers_of,
     is_code,
     load_model,
     read_call,
@@ -101,7 +102,7 @@ def compare_models(
         theirs = b if isinstance(b, Trace) else record_model(b, call, gradients=gradients)
         theirs.inputs = theirs.inputs or mine.inputs
         check_outputs_alike(names, mine, theirs)
-        theirs = _matched(mine, theirs, a, b, table)
+        theirs, paired = _matched(mine, theirs, a, b, table)
         step(STEPS[2])
         truth = ModelTruth(a, call, gradients=gradients)
         step(STEPS[3])
@@ -113,14 +114,21 @@ def compare_models(
             result.notes.append(
                 f"{name} is compiled: its results are compared, and nothing inside, which does not show"
             )
+    if paired and table is None:
+        result.notes.append(f"matched by shape and content: {listed(paired)}")
+    if integers_of(mine):
+        result.notes.append(f"{listed(list(integers_of(mine)))} is in integers, and so what it is made of is compared")
     return result
 
 
-def _matched(mine: Trace, theirs: Trace, a: nn.Module, b: nn.Module | Trace, table: Mapping[str, str] | None) -> Trace:
-    """The trace of B by A's names."""
+def _matched(
+    mine: Trace, theirs: Trace, a: nn.Module, b: nn.Module | Trace, table: Mapping[str, str] | None
+) -> tuple[Trace, list[str]]:
+    """The trace of B by A's names, and which are other ones."""
     pairs = pair(dict(mine), dict(theirs), table)
-    if all(name == other for name, other in pairs.items()):
-        return theirs
+    changed = [f"{name} with {other}" for name, other in pairs.items() if name != other]
+    if not changed:
+        return theirs, []
     parameters = (
         {} if isinstance(b, Trace) else pair_parameters(pairs, dict(a.named_parameters()), dict(b.named_parameters()))
     )
@@ -134,4 +142,4 @@ def _matched(mine: Trace, theirs: Trace, a: nn.Module, b: nn.Module | Trace, tab
             found.metadata[key] = json.dumps([of_other.get(name, name) for name in held])
         elif isinstance(held, dict):
             found.metadata[key] = json.dumps({of_other.get(name, name): value for name, value in held.items()})
-    return found
+    return found, changed
