@@ -107,7 +107,7 @@ def contest(
             probabilities=settings.probabilities,
             folder=work,
         )
-        say("judging, by runs moved by one rounding")
+        say("judging, by runs with rounding by chance")
         comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
         if left_out:
             comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")
