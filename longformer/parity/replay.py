@@ -182,7 +182,7 @@ class Replay:
                 PARAMETERS**2 if name.startswith(PARAMETER) else 1.0
             )
             standing = judge(right - given, variance)
-            factor = _factor(given, right, variance) if standing.is_wrong and name.startswith(GRADIENT) else None
+            factor = factor_of(given, right, variance) if standing.is_wrong and name.startswith(GRADIENT) else None
             operation = [walk.modules[name]] if name in walk.modules else walk.uses.get(name, [])
             found.append(Step(name, standing, tuple(operation), factor))
         return found
@@ -390,7 +390,7 @@ def leaves_of(value: Tensor) -> set[int]:
     return found
 
 
-def _factor(given: Tensor, right: Tensor, variance: Tensor) -> float | None:
+def factor_of(given: Tensor, right: Tensor, variance: Tensor) -> float | None:
     """The number c for which ``given`` is ``c · right`` up to rounding; None if there is none."""
     size = float(right.square().sum())
     factor = float((given * right).sum()) / size if size > VISIBLE * float(variance.sum()) else 1.0

@@ -62,10 +62,10 @@ def led() -> nn.Module:
     return drawn(LEDEncoder(config))
 
 
-def words() -> Call:
+def words(padding: int = 4) -> Call:
     ids = torch.randint(4, 50, (2, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
-    mask[1, 8:] = 0
+    mask[1, 12 - padding :] = 0
     return Call((), {"input_ids": ids, "attention_mask": mask})
 
 
@@ -117,7 +117,8 @@ def images() -> Call:
 def test_a_model_in_other_settings_is_rounding(a: Callable[[], nn.Module], b: Callable[[], nn.Module]) -> None:
     first, second = a(), b()
     gradients = next(second.parameters()).dtype == torch.float32
-    found = compare_models(first, second, words(), gradients=gradients)
+    # With padding, LED's own gradients are NaN in float32.
+    found = compare_models(first, second, words(0 if isinstance(first, LEDEncoder) else 4), gradients=gradients)
     assert found.verdict in ("rounding", "identical")
     assert found.modules == []
     assert len(found.values) > 20
@@ -133,16 +134,11 @@ PLANTED: dict[str, tuple[Callable[[], nn.Module], str, Callable[[Any], None]]] =
         "encoder.layer.0.intermediate.intermediate_act_fn",
         lambda m: setattr(m, "forward", lambda x: F.gelu(x, approximate="tanh")),
     ),
-    "a window": (
-        led,
-        "layers.1.self_attn.longformer_self_attn",
-        lambda m: setattr(m, "one_sided_attn_window_size", m.one_sided_attn_window_size - 1),
-    ),
-    "a projection": (led, "layers.0.self_attn.output", lambda m: m.weight.data.copy_(m.weight.data.T)),
+    "a projection": (led, "layers.0.self_attn.output", lambda m: m.weight.data.copy_(m.weight.data.T.clone())),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in PLANTED if name != "a window"])
+@pytest.mark.parametrize("name", PLANTED)
 def test_planted_mistakes_are_found_in_their_modules(name: str) -> None:
     make, path, plant = PLANTED[name]
     port = make()
@@ -185,7 +181,7 @@ def test_modules_are_paired_by_what_they_give() -> None:
         port.get_submodule("body.0").weight[2] *= 1.001
     found = compare_models(net, port, images(), gradients=True)
     assert (found.verdict, found.departed) == ("different", ("B",))
-    assert [m.step.name for m in found.modules] == ["second", "gradient.relu"]
+    assert [m.step.operation for m in found.modules] == [("second",), ("second",)]  # forward and backward
     assert "axis 1 index 2" in found.modules[0].sentence
 
 
@@ -239,7 +235,7 @@ class Gives(nn.Module):
         (lambda x: x, lambda x: (x, x), "the outputs differ in structure: A gives output (2, 4), and B output (2, 4), "),
         (lambda x: {"y": x}, lambda x: {"z": x}, "A gives output:y (2, 4), and B output:z (2, 4)"),
         (lambda x: x, lambda x: x[:1], "A gives output (2, 4), and B output (1, 4)"),
-        (lambda x: x, lambda x: x.argmax(-1), "B gives output in integers (int64)"),
+        (lambda x: x, lambda x: x.argmax(-1), "A gives output (2, 4), and B output in integers (int64)"),
     ],
     ids=["tuple", "names", "shape", "integers"],
 )
