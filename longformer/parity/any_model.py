@@ -292,6 +292,16 @@ def is_code(name: str) -> bool:
     return CODE in name
 
 
+def load(name: str) -> Any:
+    """What ``A.py:function`` returns.
+
+    Raises:
+        DataError: no such file or function, or it fails.
+    """
+    place, _, function = name.partition(CODE)
+    return _call_function(f"{place}.py", function, name)
+
+
 def load_model(name: str) -> nn.Module:
     """The model of ``A.py:make_model``, or ``A.py:make_model:bfloat16`` for one converted to that precision.
 

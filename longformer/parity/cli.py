@@ -193,6 +193,37 @@ def compare(
     return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
 
 
+@parity.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--json", "json_file", metavar="FILE.json", help="Write everything to this file; - is standard output.")
+def steps(a: str, b: str, json_file: str | None) -> int:
+    """Compare two trainings, step by step: loss, gradients, the optimiser's state and the weights.
+
+    A is FILE.py:FUNCTION, which returns a longformer.parity.Training and is run here, in one process. B is the same of
+    another, or the trace file of a training, or a pattern of those of the processes of torchrun, in quotes. Each step
+    is judged by the same step in float64, from what was recorded before it. Exit status 1: different, or not finite.
+
+    \b
+    longformer parity steps train.py:make_training port.py:make_training
+    longformer parity steps train.py:make_training 'rank*.safetensors'
+    """
+    check_outputs(filter(None, (json_file,)), [b])
+    if json_file is not None:
+        check_suffix(json_file, ".json")
+    if CODE not in a:
+        raise click.UsageError(f"{a} is no training: the first of the two gives the truth, and must be FILE.py:FUNCTION")
+    from longformer.parity.comparison import DIFFERENT, NON_FINITE
+    from longformer.parity.report import dumps
+    from longformer.parity.steps import compare_files
+
+    result = compare_files(a, b)
+    if json_file is not None:
+        write_text(json_file, dumps(result.as_json()) + "\n")
+    click.echo(result.report(), err=json_file == "-")
+    return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
+
+
 def model_files(model: str | None, tokenizer: str | None) -> list[str]:
     """The files that are read of a model and a tokenizer in folders."""
     from longformer.checkpoints.folder import files_of

@@ -58,11 +58,11 @@ class Spread:
         self._edges = some[torch.linspace(0, max(0, len(some) - 1), levels + 1).long()[1:-1]] if len(some) else some
         self.runs = 0
         self._rows = self._channels = torch.zeros((), dtype=torch.float64)
-        self._levels, self._counts = torch.zeros(2, levels, dtype=torch.float64)
+        self._levels, self._counts = (torch.zeros(levels, dtype=torch.float64) for _ in range(2))
 
     def add(self, moved: Tensor, value: Tensor) -> None:
         """Take in how far one run moved the value."""
-        square = moved.double().square()
+        square = moved.detach().double().square()
         self.runs += 1
         self._rows = self._rows + (square.mean(dim=-1, keepdim=True) if square.dim() else square)
         self._channels = self._channels + square.mean(dim=_of_channel(square), keepdim=True)

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from longformer.errors import DataError, listed
-from longformer.parity.any_model import AllDouble
+from longformer.parity.any_model import AllDouble, is_code, load
 from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, ROUNDING
 from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, read_trace
 from longformer.parity.local import Spread, judge
@@ -225,6 +225,35 @@ class StepsComparison:
         """Everything, for JSON."""
         findings = [finding.as_json() for finding in self.findings]
         return {"verdict": self.verdict, "names": list(self.names), "findings": findings, "notes": self.notes}
+
+
+def compare_files(a: str, b: str, *, progress: bool = True) -> StepsComparison:
+    """Compare a training with another, or with the traces that the processes of torchrun wrote of it.
+
+    Args:
+        a: ``FILE.py:FUNCTION``, which returns a :class:`Training`: the truth, and a run in one process.
+        b: the same of another, a trace file, or a pattern of several ranks' such as ``rank*.safetensors``.
+        progress: whether to show a progress bar where this takes more than two seconds.
+
+    Raises:
+        DataError: one of them is not what it must be.
+    """
+    names, notes = (a, b) if a != b else (f"{a} (1)", f"{b} (2)"), list[str]()
+    training = _load_training(a)
+    if is_code(b):
+        theirs = run_training(_load_training(b))
+    else:
+        theirs, notes = read_ranks(b)
+    check_steps(training, b, theirs)
+    runs = dict(zip(names, (run_training(training), theirs), strict=True))
+    return compare_steps(training, runs, notes=notes, progress=progress)
+
+
+def _load_training(name: str) -> Training:
+    training = load(name)
+    if not isinstance(training, Training):
+        raise DataError(f"{name} returned a {type(training).__name__}; it must return a longformer.parity.Training")
+    return training
 
 
 def compare_steps(
