@@ -331,38 +331,52 @@ def _operation(name: str) -> str:
     )
 
 
-def _replay(
-    training: Training, run: Trace, step: int, rounding: tuple[torch.dtype, torch.Generator] | None
-) -> dict[str, Tensor]:
+Rounded = tuple[torch.dtype, torch.Generator]
+
+
+def _replay(training: Training, run: Trace, step: int, rounding: Rounded | None) -> dict[str, Tensor]:
     """One step in float64 from what ``run`` recorded before it; the update from the gradients that it recorded."""
-    before = START if step == 0 else f"step.{step - 1}"
     double = _copied(training)
-    model, optimizer = double.model.double(), double.optimizer
-    parameters = dict(model.named_parameters())
+    double.model.double()
+    parameters = dict(double.model.named_parameters())
+    _restore(double, run, START if step == 0 else f"step.{step - 1}", rounding)
+    prefix, found = f"step.{step}", dict[str, Tensor]()
+    with stochastic_rounding(*rounding) if rounding is not None else nullcontext(), AllDouble():
+        found[f"{prefix}.{LOSS}"] = double.backward(step).double()
+        for name, parameter in parameters.items():
+            recorded = f"{prefix}.{GRADIENT}.{name}"
+            if parameter.grad is not None:
+                found[recorded] = parameter.grad.clone()
+            parameter.grad = _moved(run[recorded].double(), rounding) if recorded in run else None
+        double.optimizer.step()
+    state = _state_of(double.optimizer, {id(parameter): name for name, parameter in parameters.items()})
+    found |= {f"{prefix}.{STATE}.{key}": x.double().clone() for key, x in state.items()}
+    return found | {f"{prefix}.{WEIGHT}.{name}": p.detach().clone() for name, p in parameters.items()}
+
+
+def _restore(double: Training, run: Trace, before: str, rounding: Rounded | None) -> None:
+    """Bring a copy of the training, in float64, to where ``run`` was at ``before``."""
+    parameters = dict(double.model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(run[f"{before}.{WEIGHT}.{name}"])
-    for group in optimizer.param_groups:  # one tensor after another: of several at once nothing can be rounded
+    for group in double.optimizer.param_groups:  # one tensor after another: of several at once none can be rounded
         group.update({key: False for key in ("foreach", "fused") if key in group})
+    double.optimizer.state.clear()
     prefix = f"{before}.{STATE}."
-    optimizer.state.clear()
     for name in run:
         if name.startswith(prefix):
             owner, _, key = name.removeprefix(prefix).rpartition(".")
-            kept = run[name] if key == "step" else run[name].double()
-            optimizer.state[parameters[owner]][key] = kept.clone()
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    found: dict[str, Tensor] = {}
-    with stochastic_rounding(*rounding) if rounding is not None else nullcontext(), AllDouble():
-        found[f"step.{step}.{LOSS}"] = double.backward(step).double()
-        for name, parameter in parameters.items():
-            if parameter.grad is not None:
-                found[f"step.{step}.{GRADIENT}.{name}"] = parameter.grad.clone()
-            recorded = f"step.{step}.{GRADIENT}.{name}"
-            parameter.grad = run[recorded].double() if recorded in run else None
-        optimizer.step()
-    found |= {f"step.{step}.{STATE}.{key}": x.double().clone() for key, x in _state_of(optimizer, names).items()}
-    return found | {f"step.{step}.{WEIGHT}.{name}": p.detach().clone() for name, p in parameters.items()}
+            kept = run[name].clone() if key == "step" else _moved(run[name].double(), rounding)
+            double.optimizer.state[parameters[owner]][key] = kept
+
+
+def _moved(x: Tensor, rounding: Rounded | None) -> Tensor:
+    """Within its rounding: the optimiser takes differences, whose rounding is that of what they are taken of."""
+    if rounding is None:
+        return x.clone()
+    dtype, generator = rounding
+    return x + x * (torch.rand(x.shape, dtype=x.dtype, generator=generator) - 0.5) * torch.finfo(dtype).eps
 
 
 def _common_factor(run: str, step: int, wrong: list[Step], values: Trace) -> list[str]:

@@ -232,7 +232,11 @@ class Gives(nn.Module):
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (lambda x: x, lambda x: (x, x), "the outputs differ in structure: A gives output (2, 4), and B output (2, 4), "),
+        (
+            lambda x: x,
+            lambda x: (x, x),
+            "the outputs differ in structure: A gives output (2, 4), and B output (2, 4), ",
+        ),
         (lambda x: {"y": x}, lambda x: {"z": x}, "A gives output:y (2, 4), and B output:z (2, 4)"),
         (lambda x: x, lambda x: x[:1], "A gives output (2, 4), and B output (1, 4)"),
         (lambda x: x, lambda x: x.argmax(-1), "A gives output (2, 4), and B output in integers (int64)"),
