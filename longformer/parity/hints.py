@@ -185,13 +185,23 @@ def _named(fits: list[_Fit], name: str, behind: str | None) -> list[str]:
     hints = []
     recorded = {fit.slip.name: fit.slip.recorded for fit in fits}
     for slip, texts in best.items():
-        text = texts[0] + (f" ({'; or '.join(texts[1:])})" if len(texts) > 1 else "")
+        text = _either(texts)
         if behind is not None:
             how = recorded[slip]
             what = f"it was recorded {how}" if how else text
             text = f"only the recording of {name} is wrong, since {behind} behind it is right: {what}"
         hints.append(f"{text}; {SAME.format(name=name)}")
     return hints
+
+
+def _either(texts: list[str]) -> str:
+    """Several texts as one: those that differ in a single word are said once, with all of these words."""
+    words = [text.split() for text in texts]
+    if len({len(each) for each in words}) == 1:
+        columns = [list(dict.fromkeys(column)) for column in zip(*words, strict=True)]
+        if sum(len(column) > 1 for column in columns) <= 1:
+            return " ".join(" or ".join(column) for column in columns)
+    return "; or ".join(texts)
 
 
 def _behind(run: Trace, name: str, truth: Truth, scene: Scene, right: Tensor) -> str | None:
