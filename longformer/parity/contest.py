@@ -108,7 +108,7 @@ def contest(
             probabilities=settings.probabilities,
             folder=work,
         )
-        say("judging, by runs moved by one rounding")
+        say("judging, by runs with rounding by chance")
         comparison = compare(
             traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens, partial=settings.partial
         )

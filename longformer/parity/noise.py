@@ -26,11 +26,13 @@ class Noise:
 
     rows: of each row, the last axis: shape[:-1]. So (B, S) of a value (B, S, C), and (B, H, S) of (B, H, S, D).
     channels: of each channel, pooled over batch and tokens: (C,) or (H, D); None of a value of fewer than two axes.
+    largest: of the row and the run where it moves most, a scalar.
     runs: R, how many runs they come from.
     """
 
     rows: Tensor
     channels: Tensor | None
+    largest: Tensor
     runs: int
 
     def mean(self) -> Tensor:
@@ -44,18 +46,21 @@ class Moved:
     def __init__(self) -> None:
         self.rows: Tensor | float = 0.0
         self.channels: Tensor | float | None = 0.0
+        self.largest = torch.zeros((), dtype=torch.float64)
         self.runs = 0
 
     def add(self, off: Tensor) -> None:
         """One run's distance from the truth, in the value's shape."""
-        channels = channel_mean_square(off)
-        self.rows = self.rows + row_mean_square(off)
+        rows, channels = row_mean_square(off), channel_mean_square(off)
+        self.rows = self.rows + rows
+        self.largest = torch.maximum(self.largest, rows.max()) if rows.numel() else self.largest
         self.channels = None if channels is None or self.channels is None else self.channels + channels
         self.runs += 1
 
     def noise(self) -> Noise:
         assert isinstance(self.rows, Tensor) and not isinstance(self.channels, float)
-        return Noise(self.rows / self.runs, None if self.channels is None else self.channels / self.runs, self.runs)
+        channels = None if self.channels is None else self.channels / self.runs
+        return Noise(self.rows / self.runs, channels, self.largest, self.runs)
 
 
 def row_mean_square(x: Tensor) -> Tensor:
@@ -95,7 +100,8 @@ def precisions_of(run: Trace) -> Precisions:
         kinds = [stored[name], recorded.get(name, stored[name])]
         if not noted:
             kinds += [] if before is None or name.startswith(GRADIENT) else [before]
-            kinds += [getattr(torch, declared)] if declared in FLOATING else []
+        if declared in FLOATING and (not noted or stored[name] == torch.float64):
+            kinds.append(getattr(torch, declared))
         found[name], before = coarsest(kinds), stored[name]
     kinds = list(set(found.values()))
     return kinds[0] if len(kinds) == 1 else found

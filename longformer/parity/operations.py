@@ -5,11 +5,11 @@ numbers of the imitated precision becomes one of them, the nearer one more often
 result that the precision has is left alone: multiplying by 2, masking or copying costs nothing here either.
 
 A sum of many terms is rounded after every term. How far that moves it depends on the order of summation, and every
-order is right. The error that is added here is that of adding the terms one after another. Each of the K roundings is in
-proportion to the running sum. Of terms with sum s and sum of squares q, the running sums have a mean square of s²/3 + q/6
-on average over all orders, and of up to q where one large term comes first. (s² + q) / 2 is taken. Sums in blocks or in
-pairs have less. (Higham, Accuracy and Stability of Numerical Algorithms, chapter 4, has the bounds; the mean over all
-orders is elementary.)
+order is right. The error that is added here is that of adding the terms one after another. Each of the K roundings is
+in proportion to the running sum. Of terms with sum s and sum of squares q, the running sums have a mean square of
+s²/3 + q/6 on average over all orders, and of up to q where one large term comes first: (s² + q) / 2 is taken. Sums in
+blocks or in pairs have less. (Higham, Accuracy and Stability of Numerical Algorithms, chapter 4, has the bounds; the
+mean over all orders is elementary.)
 
 Softmax, LayerNorm, GELU and the like are taken apart into sums, products and functions of one number.
 """
