@@ -152,11 +152,10 @@ def _replay(slip: Slip, scene: Scene, judge: _Judge, right: Tensor) -> list[_Fit
         if near:  # some slips magnify rounding, such as a scale that is left out
             eps = torch.finfo(scene.dtype).eps
             again = [list(slip.replay(scene.moved(eps, seed))) for seed in range(RUNS)]
-            found += [
-                _Fit(slip, text, left)
-                for i, text, candidate, left in near
-                if judge.within_noise(candidate, [replays[i][1] for replays in again])
-            ]
+            for i, text, candidate, left in near:
+                moved = [replays[i][1] for replays in again if len(replays) > i and replays[i][0] == text]
+                if len(moved) == RUNS and judge.within_noise(candidate, moved):
+                    found.append(_Fit(slip, text, left))
     except LackingError:  # the run lacks what this slip needs
         pass
     return found
