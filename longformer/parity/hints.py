@@ -18,7 +18,7 @@ from longformer.parity import attention_slips, head_slips, linear_slips, slips
 from longformer.parity.attention_replay import DENSE
 from longformer.parity.format import Trace
 from longformer.parity.measure import measure
-from longformer.parity.noise import Moved, Noise, precision_of, precisions_of
+from longformer.parity.noise import Moved, precision_of, precisions_of
 from longformer.parity.places import without_padding
 from longformer.parity.rounding import Truth
 from longformer.parity.scene import LackingError, Scene, Slip
@@ -101,8 +101,8 @@ def _scene(run: Trace, name: str, truth: Truth) -> Scene:
 class _Judge:
     """Whether a replay gives the run's value to within rounding.
 
-    What rounding costs is the noise of the value or, where it is more, how far the replay itself moves when all that
-    goes into it is moved by one rounding.
+    What rounding costs is the noise of the value or, for slips that magnify it, how far the replay itself moves when
+    all that goes into it is moved by one rounding.
     """
 
     def __init__(self, run: Trace, name: str, truth: Truth) -> None:
@@ -127,24 +127,15 @@ class _Judge:
             candidate: the replay.
             moved: the same replay, several times, with all that goes into it moved by one rounding.
         """
-        candidate, noise = self._real(candidate), self.noise
+        candidate, noises = self._real(candidate), [self.noise]
         if not bool(torch.isfinite(candidate).all()):
             return False
         if moved:
-            noise = _larger(noise, [self._real(replay) - candidate for replay in moved])
-        return not measure(self.actual, candidate, noise, self.dtype).far
-
-
-def _larger(noise: Noise, moves: Sequence[Tensor]) -> Noise:
-    """The noise, or how far a replay has moved, whichever is more."""
-    found = Moved()
-    for off in moves:
-        found.add(off)
-    other = found.noise()
-    channels = noise.channels if other.channels is None else other.channels
-    if noise.channels is not None and channels is not None:
-        channels = torch.maximum(noise.channels, channels)
-    return Noise(torch.maximum(noise.rows, other.rows), channels, noise.runs)
+            of_replay = Moved()
+            for replay in moved:
+                of_replay.add(self._real(replay) - candidate)
+            noises.append(of_replay.noise())
+        return any(not measure(self.actual, candidate, noise, self.dtype).far for noise in noises)
 
 
 def _replay(slip: Slip, scene: Scene, judge: _Judge, right: Tensor) -> list[_Fit]:
@@ -161,11 +152,10 @@ def _replay(slip: Slip, scene: Scene, judge: _Judge, right: Tensor) -> list[_Fit
         if near:  # some slips magnify rounding, such as a scale that is left out
             eps = torch.finfo(scene.dtype).eps
             again = [list(slip.replay(scene.moved(eps, seed))) for seed in range(RUNS)]
-            found += [
-                _Fit(slip, text, left)
-                for i, text, candidate, left in near
-                if judge.within_noise(candidate, [replays[i][1] for replays in again])
-            ]
+            for i, text, candidate, left in near:
+                moved = [replays[i][1] for replays in again if len(replays) > i and replays[i][0] == text]
+                if len(moved) == RUNS and judge.within_noise(candidate, moved):
+                    found.append(_Fit(slip, text, left))
     except LackingError:  # the run lacks what this slip needs
         pass
     return found
@@ -185,13 +175,23 @@ def _named(fits: list[_Fit], name: str, behind: str | None) -> list[str]:
     hints = []
     recorded = {fit.slip.name: fit.slip.recorded for fit in fits}
     for slip, texts in best.items():
-        text = texts[0] + (f" ({'; or '.join(texts[1:])})" if len(texts) > 1 else "")
+        text = _either(texts)
         if behind is not None:
             how = recorded[slip]
             what = f"it was recorded {how}" if how else text
             text = f"only the recording of {name} is wrong, since {behind} behind it is right: {what}"
         hints.append(f"{text}; {SAME.format(name=name)}")
     return hints
+
+
+def _either(texts: list[str]) -> str:
+    """Several texts as one: those that differ in a single word are said once, with all of these words."""
+    words = [text.split() for text in texts]
+    if len({len(each) for each in words}) == 1:
+        columns = [list(dict.fromkeys(column)) for column in zip(*words, strict=True)]
+        if sum(len(column) > 1 for column in columns) <= 1:
+            return " ".join(" or ".join(column) for column in columns)
+    return "; or ".join(texts)
 
 
 def _behind(run: Trace, name: str, truth: Truth, scene: Scene, right: Tensor) -> str | None:

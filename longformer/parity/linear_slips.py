@@ -187,12 +187,15 @@ def some_rows(scene: Scene) -> Iterator[Candidate]:
 def stale(scene: Scene) -> Iterator[Candidate]:
     for site in linears(scene):
         fitted = _fit(scene, site)
-        if fitted is not None and bool(fitted[1].all()):
-            text = f"{_short(site.path)} computes a linear layer, but not with these weights"
-            text += ": they are stale, or of another checkpoint"
-            if site.path == "lm_head.decoder":
-                text = "lm_head.decoder's weights are not the word embeddings: they are not tied"
-            yield text, site.value(fitted[0])
+        if fitted is None or not bool(fitted[1].all()):
+            continue
+        text = f"{_short(site.path)} computes a linear layer, but not with these weights"
+        text += ": they are stale, or of another checkpoint"
+        if site.path == "lm_head.decoder":
+            text = "lm_head.decoder's weights are not the word embeddings: they are not tied"
+        elif scene.part not in (*PROJECTIONS, "intermediate"):  # of which it is known that no other input fits
+            text += ", or a linear step stands before it"
+        yield text, site.value(fitted[0])
 
 
 def _fit(scene: Scene, site: Linear) -> tuple[Tensor, Tensor] | None:

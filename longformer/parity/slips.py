@@ -33,7 +33,7 @@ slip = slips_into(SLIPS)
 BY_HEADS = ("query", "key", "value", "local_output", "global_rows")
 NORMED = ("embeddings", *SUBLAYERS, "logits")  # values that end in a LayerNorm, or have one inside
 EVERY = ("embeddings", *BY_HEADS, *SUBLAYERS, "intermediate", "feed_forward", "pooler_output", "logits")
-EPS = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3)
+EPS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3)
 ENOUGH = 16  # numbers that a value must have: a factor always explains one of them
 DROPOUT = 0.1  # where the config has none
 

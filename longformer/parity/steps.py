@@ -1,8 +1,8 @@
 """Whole training steps: loss, gradients, the optimiser's state and the new weights, each judged alone.
 
-Over several steps every rounding grows, so that two right trainings drift apart. So nothing is compared from end to end.
-Each step is computed again, in float64, from the weights and the state that the run recorded before it; the update of
-the weights from the gradients that the run gave its optimiser. Noise comes from the same steps with every operation
+Over several steps every rounding grows, so that two right trainings drift apart. So nothing is compared from end to
+end. Each step is computed again, in float64, from the weights and the state that the run recorded before it; the update
+of the weights from the gradients that the run gave its optimiser. Noise comes from the same steps with every operation
 rounded by chance.
 """
 
@@ -270,8 +270,8 @@ def compare_steps(
     Raises:
         DataError: a trace has other parameters than the training's model, or another number of steps.
     """
-    a, b = runs.values()
-    result = StepsComparison((list(runs)[0], list(runs)[1]), ROUNDING, notes=list(notes or []))
+    (name_a, a), (name_b, b) = runs.items()
+    result = StepsComparison((name_a, name_b), ROUNDING, notes=list(notes or []))
     same = list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
     total = 0 if same else len(runs) * training.steps
     with tqdm(total=total, unit="step", delay=2, leave=False, disable=None if progress else True) as bar:
@@ -388,6 +388,6 @@ def _common_factor(run: str, step: int, wrong: list[Step], values: Trace) -> lis
     if not factors or len(factors) < max(len(steps), count / 2) or max(factors) - min(factors) > 1e-3 * abs(factors[0]):
         return []
     return [
-        f"a factor on all gradients of step {step} in {run}: they are {number(factors[0])} times what they should be, as "
-        "where they are clipped, scaled, or averaged over the wrong count"
+        f"a factor on all gradients of step {step} in {run}: they are {number(factors[0])} times what they should be, "
+        "as where they are clipped, scaled, or averaged over the wrong count"
     ]

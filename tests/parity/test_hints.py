@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,3 +272,19 @@ def test_edges_are_named_where_they_matter() -> None:
     everywhere = compared(PLANTS["window off by one"][0].plant)
     assert everywhere.first is not None
     assert {position.kinds for position in everywhere.first.positions} == {()}
+
+
+def test_every_slip_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "parity.md").read_text()
+    section = page[page.index("## The hint") : page.index("## The JSON")]
+    listed = re.split(r", | \|", section)
+    assert [slip.name for slip in SLIPS if slip.name not in {entry.strip(" |\n") for entry in listed}] == []
+
+
+def test_forms_that_cannot_be_told_apart_are_named_together() -> None:
+    def plant(model: Any) -> None:
+        layer(model).output.LayerNorm.eps = 1e-12
+
+    (hint,) = compared(plant).hints
+    assert hint.startswith("LayerNorm's eps is 1e-12 or 1e-08 or 1e-07")
+    assert " instead of 1e-05; with this slip" in hint

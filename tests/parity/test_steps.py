@@ -162,7 +162,7 @@ def test_the_command(command: Any, clean: Trace) -> None:
     assert command("train.py:make_training", "clean.safetensors")[0] == 0
     for arguments, message in (
         (("train.py:number", "clean.safetensors"), "train.py:number returned a int; it must return a longformer.par"),
-        (("clean.safetensors", "train.py:make_training"), "clean.safetensors is no training: the first of the two"),
+        (("clean.safetensors", "train.py:make_training"), "clean.safetensors is no training: the first of"),
         (("train.py:make_training", "none*.safetensors"), "no trace file at none*.safetensors"),
     ):
         status, _, err = command(*arguments)

@@ -6,9 +6,11 @@ the models and inputs in which they are planted: some slips need padding on the 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -76,7 +78,12 @@ FAMILIES = {
 
 
 def model_of(family: Family) -> Any:
-    """A model of a family, each time with the same weights."""
+    """A model of a family, each time with copies of the same weights."""
+    return copy.deepcopy(_built(family))
+
+
+@cache
+def _built(family: Family) -> Any:
     model = build(family.config, kind=family.kind).ours
     with torch.no_grad():
         family.weights(model)
