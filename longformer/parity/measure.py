@@ -19,9 +19,9 @@ from longformer.parity.noise import Noise, channel_mean_square, row_mean_square
 MULTIPLE = 2.0
 LIMITS = {"value": MULTIPLE, "head": 2.5, "channel": 3.0, "row": 4.0, "number": 12.0}
 DOUBT = 1.5  # up to so many times its limit a ratio is suspicious and not different
-# Of a value that rounding moves by a thousandth of itself, as in half precision: a softmax may turn from one column to
-# another there, by chance, in some rows. The few runs of which the noise comes then say less.
-COARSE = 1e-3
+# Of a value that rounding moves by this part of itself, as half precision does. There a softmax may turn by chance from
+# one column to another in some rows, and the few runs from which the noise comes say less.
+COARSE = 1e-4
 COARSE_DOUBT = 4.0
 # The least noise (mean square) of a channel and of a head, in that of the whole value. A row has no less than that.
 LEAST = {"channel": 1e-3, "head": 0.1}
@@ -105,7 +105,7 @@ def part_ratios(off: Tensor, true: Tensor, noise: Noise) -> dict[str, Tensor]:
     channels = channel_mean_square(off)
     if channels is not None and noise.channels is not None:
         found["channel"] = _over(channels, torch.maximum(noise.channels, least["channel"] * mean))
-        found["number"] = _over(squares, _of_numbers(true, noise))
+        found["number"] = _over(squares, _of_numbers(true, noise, least["channel"]))
     return found
 
 
@@ -125,7 +125,7 @@ def _of_rows(true: Tensor, noise: Noise) -> Tensor:
     return torch.maximum(rows, noise.largest / LIMITS["row"] ** 2) if _is_coarse(true, noise) else rows
 
 
-def _of_numbers(true: Tensor, noise: Noise) -> Tensor:
+def _of_numbers(true: Tensor, noise: Noise, least: float) -> Tensor:
     """The noise of each number, in the value's shape: as its row and its channel have it together, and no less than its
     part of the row's noise if that is spread as the row's squares are. A probability near 1 has most of its row's.
     """
@@ -136,7 +136,7 @@ def _of_numbers(true: Tensor, noise: Noise) -> Tensor:
         channels, mean = channels[:, None, :], noise.rows.mean(dim=(0, 2))[:, None, None]
     size = row_mean_square(true)[..., None]
     spread = torch.where(size > 0, true.square() / size, 1.0)
-    return rows * torch.maximum(spread, torch.where(mean > 0, channels / mean, 1.0))
+    return rows * torch.maximum(spread, torch.where(mean > 0, channels / mean, 1.0).clamp(min=least))
 
 
 def _over(squares: Tensor, expected: Tensor) -> Tensor:

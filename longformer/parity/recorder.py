@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from longformer.checkpoints.names import todays_name
 from longformer.errors import LongformerError, listed
 from longformer.kernels import choose
-from longformer.models.attention import LongformerSelfAttention
+from longformer.models.attention import LongformerSelfAttention, attention_probabilities
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout, global_name
@@ -121,6 +121,7 @@ class Recorder:
         self.only, self.probabilities, self.gradients, self.check = only, probabilities, gradients, check
         self.sink: Sink = lambda name, tensor: None
         self.input_sink: Sink = lambda name, tensor: None
+        self.probabilities_of: probs.Of = attention_probabilities
         self.has_run = False
         self.notes: dict[str, str] = {}
         self._pieces: dict[str, list[Tensor]] = {}
@@ -286,7 +287,7 @@ class Recorder:
             projected = probs.Projected(query, key, values, layout.tokens)
             if self.check:
                 probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
-            found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value))
+            found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value), self.probabilities_of)
             # As check_agreement has it run: without gradients and dropout.
             self.notes["kernel"] = f"banded, which agrees with {choose(query, impl=self._impl).impl}"
         for name, tensor in found.items():

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longformer.models.attention import LongformerSelfAttention
+from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention, attention_probabilities
 from longformer.models.encoder import LongformerModel
 from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer, choose_layout
 from longformer.parity.noise import Moved, Noise, Precisions, precision_of
-from longformer.parity.operations import Rounding, coarsest, round_by_chance
+from longformer.parity.operations import ROUNDING, Rounding, coarsest, round_by_chance
 from longformer.parity.places import without_padding
 from longformer.parity.recorder import Recorder, trace
 from longformer.parity.table import Value
@@ -144,11 +144,46 @@ class Truth:
                     moved.setdefault(name, Moved()).add(off)
 
             recorder.sink = add
+            recorder.probabilities_of = _RoundedProbabilities(mode)
             # The recorder's hooks come between these two kinds of hooks.
             stages = _Stages(model, recorder.values, precisions, mode)
             stack.enter_context(recorder.attached())
             stack.enter_context(stages.attached())
             self._run(recorder)
+
+
+class _RoundedProbabilities:
+    """Attention probabilities with the noise of their arithmetic.
+
+    Their formula goes through a band diagonal by diagonal, which would take long operation by operation. So what a
+    score and the sum of a softmax lose is put into their arguments and results.
+    """
+
+    def __init__(self, mode: Rounding) -> None:
+        self.mode = mode
+
+    def __call__(
+        self, query: Tensor, key: Tensor, pattern: Any, tokens: Any, *globally: Tensor
+    ) -> AttentionProbabilities:
+        with self.mode.paused():
+            moved = [self._moved(x) for x in globally]
+            found = attention_probabilities(self._moved(query), self._moved(key), pattern, tokens, *moved)
+            columns, rows = (None if x is None else self._summed(x) for x in found[1:])
+            return AttentionProbabilities(self._summed(found.band), columns, rows)
+
+    def _summed(self, x: Tensor) -> Tensor:
+        """Probabilities (..., W) over the sum of a softmax, and stored."""
+        moved = x * (1 + self._by_chance(x[..., :1], x.shape[-1]))
+        return round_by_chance(moved, self.mode.dtype, self.mode.generator)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """(..., D), moved by as much as moves its products as a sum of D rounded terms moves them."""
+        terms = x.shape[-1]
+        return x * (1 + self._by_chance(x, terms) + self._by_chance(x[..., :1], terms))
+
+    def _by_chance(self, like: Tensor, terms: int) -> Tensor:
+        size = torch.finfo(self.mode.dtype).eps * (terms * ROUNDING / 2) ** 0.5
+        return size * torch.randn(like.shape, dtype=torch.float64, generator=self.mode.generator)
 
 
 class _Stages:

@@ -2,9 +2,9 @@
 
 ``python tests/support/parity_figures.py NAME ...`` prints those that are named, or all.
 
-``mistakes``: what the tool says of each planted slip. ``sizes``: from which size on a mistake is found. ``depth``: the error after each layer, ours and transformers',
-for the full base architecture and the shipped checkpoint. ``cost``: time and memory of the commands on the base
-architecture; it needs a machine that does nothing else.
+``mistakes``: what the tool says of each planted slip. ``sizes``: from which size on a mistake is found. ``depth``: the
+error after each layer, ours and transformers', for the full base architecture and the shipped checkpoint. ``cost``:
+time and memory of the commands on the base architecture; it needs a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def mistakes(folder: Path) -> None:
 
 
 def sizes(folder: Path) -> None:
-    """From how many times the noise on a mistake in a part of a value is called different, in the shipped checkpoint."""
+    """From how many times the noise on a mistake in a part of a value is called different, with trained weights."""
     from parity_calibration import run, shipped
 
     from longformer.parity import Truth
