@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longformer.errors import DataError, explaining, listed, unknown_name
 from longformer.files import read_json
+from longformer.parity.compiled import is_compiled, uncompiled
 from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, metadata_object
 from longformer.parity.noise import Moved, Precisions
 from longformer.parity.operations import CoarsestSeen, coarsest
@@ -36,7 +37,6 @@ from longformer.parity.table import GRADIENT, PARAMETER
 
 CODE = ".py:"  # in what names a function that makes a model or an input
 OUTPUT = "output"
-COMPILED = "_orig_mod"  # where torch.compile keeps the model
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class ModuleNaming:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        is_compiled = hasattr(model, COMPILED)  # hooks inside what is compiled would be ignored
-        self._paths = [""] if is_compiled else [path for path, _ in model.named_modules()]
+        # Hooks inside what is compiled would be ignored.
+        self._paths = [""] if is_compiled(model) else [path for path, _ in model.named_modules()]
         self._calls: dict[str, int] = {}
 
     def paths(self) -> list[str]:
@@ -241,7 +241,7 @@ class ModelTruth(Truth):
 
     def __init__(self, model: nn.Module, call: Call, *, gradients: bool = False, runs: int = RUNS) -> None:
         with explaining(DataError, f"{type(model).__name__} cannot be copied to float64"):
-            self._model: Any = copy.deepcopy(getattr(model, COMPILED, model)).double()
+            self._model: Any = copy.deepcopy(uncompiled(model)).double()
         self.inputs, self.runs, self.loss = call.named(), runs, loss_of if gradients else None
         self.weights = {}
         self._moved: dict[Any, tuple[torch.Generator, dict[str, Moved]]] = {}

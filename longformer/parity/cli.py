@@ -212,9 +212,7 @@ def steps(a: str, b: str, json_file: str | None) -> int:
     if json_file is not None:
         check_suffix(json_file, ".json")
     if CODE not in a:
-        raise click.UsageError(
-            f"{a} is no training: the first of the two gives the truth; it must be FILE.py:FUNCTION"
-        )
+        raise click.UsageError(f"{a} is no training: the first of the two gives the truth; it must be FILE.py:FUNCTION")
     from longformer.parity.comparison import DIFFERENT, NON_FINITE
     from longformer.parity.report import dumps
     from longformer.parity.steps import compare_files

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from longformer.errors import DataError, listed
 from longformer.parity.any_model import (
-    COMPILED,
     Call,
     ModelTruth,
     check_outputs_alike,
@@ -20,6 +19,7 @@ from longformer.parity.any_model import (
     read_call,
     record_model,
 )
+from longformer.parity.compiled import is_compiled
 from longformer.parity.comparison import Comparison, compare
 from longformer.parity.format import Trace, read_trace
 from longformer.parity.modules import add_findings
@@ -110,7 +110,7 @@ def compare_models(
         step(STEPS[4])
         add_findings(result, dict(zip(names, (mine, theirs), strict=True)), truth.replay, progress=progress)
     for name, model in zip(names, (a, b), strict=True):
-        if hasattr(model, COMPILED):
+        if isinstance(model, nn.Module) and is_compiled(model):
             result.notes.append(
                 f"{name} is compiled: its results are compared, and nothing inside, which does not show"
             )

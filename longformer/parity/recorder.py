@@ -21,6 +21,7 @@ from longformer.errors import LongformerError, listed
 from longformer.kernels import choose
 from longformer.models.attention import LongformerSelfAttention, attention_probabilities
 from longformer.parity import probabilities as probs
+from longformer.parity.compiled import compiled_in_parts, is_compiled, of_whole_parts, uncompiled
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout, global_name
 from longformer.parity.operations import CoarsestSeen, coarsest
@@ -52,7 +53,8 @@ def trace(
     as the plain model. After the block the model is as before, also if there was an exception.
 
     Args:
-        model: ours, transformers' Longformer, or any module together with a ``table``.
+        model: ours, transformers' Longformer, or any module together with a ``table``. Of one that torch.compile made,
+            the values of whole parts are recorded, see :mod:`longformer.parity.compiled`.
         table: which modules are recorded under which names; None for a Longformer.
         only: names or patterns such as ``"layer.*.output"`` of the values to record; None is all.
         probabilities: record attention probabilities too. Our model then computes its attention with
@@ -67,12 +69,18 @@ def trace(
             ``only`` matches nothing; or, with ``probabilities``, two implementations disagree.
         DataError: ``path`` cannot be written.
     """
+    given, model = model, uncompiled(model)
     layout = choose_layout(model, table)
+    if is_compiled(given):
+        if probabilities:
+            raise LongformerError("attention probabilities are inside what is compiled; record the model without it")
+        layout.table = of_whole_parts(layout.table) if table is None else layout.table
     recorder = Recorder(model, layout, only=only, probabilities=probabilities, gradients=gradients)
     result = Trace()
     result._backward = recorder.backward if gradients else None
     result.metadata = {"format": FORMAT, "version": str(VERSION), **layout.describe()}
     result.metadata.update(describe_model(model, digests=digests))
+    result.metadata.update({"compiled": "in parts"} if is_compiled(given) else {})
     if table is not None:  # a Longformer's order is known
         result.metadata["order"] = json.dumps(list(recorder.names_in_order()))
     result.metadata.update(metadata or {})
@@ -86,7 +94,11 @@ def trace(
         recorder.sink = held.__setitem__
         recorder.input_sink = result.inputs.__setitem__
     try:
-        with recorder.attached(), recorder.watching():
+        with ExitStack() as stack:
+            if is_compiled(given):
+                stack.enter_context(compiled_in_parts(given, list(recorder.values)))
+            stack.enter_context(recorder.attached())
+            stack.enter_context(recorder.watching())
             yield result
         if not recorder.has_run:
             raise LongformerError("the model did not run inside trace(): nothing is recorded")
