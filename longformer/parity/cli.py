@@ -15,6 +15,7 @@ from longformer.options import COUNT, show_result, tokenizer_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
+CODE = ".py:"  # in what names a function in a file
 
 
 def sample_options(command: Command) -> Command:
@@ -38,7 +39,12 @@ def sample_options(command: Command) -> Command:
             is_flag=True,
             help="Record attention probabilities too, and check the kernel that they come from.",
         ),
-        click.option("--max-tokens", type=COUNT, metavar="N", help="Cut the input to N tokens."),
+        click.option(
+            "--max-tokens",
+            type=COUNT,
+            metavar="N",
+            help="Cut the input to N tokens. A row that ends in a separator keeps it: what is cut stands before it.",
+        ),
         click.option("--question", metavar="TEXT", help="Question to put before an INPUT that is a text."),
     ):
         command = option(command)
@@ -113,15 +119,24 @@ def record(
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.argument("input_file", metavar="INPUT", required=False)
+@click.option(
+    "--table", metavar="FILE", help="Of two FILE.py:FUNCTION: B's names of modules by A's, a .json or .toml file."
+)
 @click.option("--model", metavar="MODEL", help="The model; if not given, the one that a trace file names.")
 @click.option("--json", "json_file", metavar="FILE.json", help="Write everything to this file; - is standard output.")
 @click.option("--html", metavar="FILE.html", help="Write a page with charts to this file; - is standard output.")
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Let a side lack values on purpose, also where one of another name looks like a misspelling of it.",
+)
 @click.option("--all", "everything", is_flag=True, help="Show every value, not only those around the first divergence.")
 @sample_options
 def compare(
     a: str,
     b: str,
     input_file: str | None,
+    table: str | None,
     model: str | None,
     json_file: str | None,
     html: str | None,
@@ -130,6 +145,8 @@ def compare(
 ) -> int:
     """Compare A and B: each a trace file, ours[:DTYPE][:KERNEL], transformers[:DTYPE] or an exported FILE.onnx.
 
+    Or any two models: A is FILE.py:FUNCTION, a function that makes it, and so is B, or a trace file. A gives the truth.
+
     INPUT is needed unless one of them is a trace file. A third run, in float64, is the truth: both are judged by it.
     Exit status 1: different, or not finite.
 
@@ -137,6 +154,7 @@ def compare(
     longformer parity compare ours transformers text.txt --model longformer/pretrained --html report.html
     longformer parity compare ours port.safetensors --model my/checkpoint
     longformer parity compare ours exported/model.onnx text.txt --model my/checkpoint
+    longformer parity compare mine.py:make_model theirs.py:make_model mine.py:make_input
     """
     for contender in (a, b):
         if is_standard_input(contender):
@@ -148,23 +166,67 @@ def compare(
     for path, suffix in ((json_file, ".json"), (html, ".html")):
         if path is not None:
             check_suffix(path, suffix)
+    from longformer.parity import report
     from longformer.parity.comparison import DIFFERENT, NON_FINITE
     from longformer.parity.contest import contest
     from longformer.parity.page import write_page
-    from longformer.parity.report import as_json, dumps, table
     from longformer.parity.samples import Settings
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
     outputs = [path for path in (json_file, html) if path is not None]
-    with contest(a, b, input_file, model, Settings(**options), say, outputs=outputs) as found:
-        result = found.comparison
-        if html is not None:
-            write_page(html, found)
+    if CODE in a or CODE in b:
+        from longformer.parity.models import compare_files
+
+        source = click.get_current_context().get_parameter_source
+        for name in ("model", "html", *options):
+            if name != "gradients" and source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} is for Longformers, and not for what a function in a file makes"
+                )
+        result = compare_files(a, b, input_file, table=table, gradients=options["gradients"])
+    elif table is not None:
+        raise click.UsageError("--table names the modules of two models that functions in files make: FILE.py:FUNCTION")
+    else:
+        with contest(a, b, input_file, model, Settings(**options), say, outputs=outputs) as found:
+            result = found.comparison
+            if html is not None:
+                write_page(html, found)
     if json_file is not None:
-        write_text(json_file, dumps(as_json(result)) + "\n")
-    show_result(table(result, everything=everything), outputs)
+        write_text(json_file, report.dumps(report.as_json(result)) + "\n")
+    show_result(report.table(result, everything=everything), outputs)
+    return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
+
+
+@parity.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--json", "json_file", metavar="FILE.json", help="Write everything to this file; - is standard output.")
+def steps(a: str, b: str, json_file: str | None) -> int:
+    """Compare two trainings, step by step: loss, gradients, the optimiser's state and the weights.
+
+    A is FILE.py:FUNCTION, which returns a longformer.parity.Training and is run here, in one process. B is the same of
+    another, or the trace file of a training, or a pattern of those of the processes of torchrun, in quotes. Each step
+    is judged by the same step in float64, from what was recorded before it. Exit status 1: different, or not finite.
+
+    \b
+    longformer parity steps train.py:make_training port.py:make_training
+    longformer parity steps train.py:make_training 'rank*.safetensors'
+    """
+    check_outputs(filter(None, (json_file,)), [b])
+    if json_file is not None:
+        check_suffix(json_file, ".json")
+    if CODE not in a:
+        raise click.UsageError(f"{a} is no training: the first of the two gives the truth; it must be FILE.py:FUNCTION")
+    from longformer.parity.comparison import DIFFERENT, NON_FINITE
+    from longformer.parity.report import dumps
+    from longformer.parity.steps import compare_files
+
+    result = compare_files(a, b)
+    if json_file is not None:
+        write_text(json_file, dumps(result.as_json()) + "\n")
+    show_result(result.report(), (json_file,))
     return 1 if result.verdict in (DIFFERENT, NON_FINITE) else 0
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,23 @@ from longformer.errors import DataError, listed
 from longformer.parity.format import FLOATING, Trace, digest, headers_of, metadata_object
 from longformer.parity.layout import TARGETS
 from longformer.parity.measure import Error, largest, measure, rms_of, spacing
-from longformer.parity.places import Places, Position, config_of, worst
-from longformer.parity.rounding import Truth
+from longformer.parity.names import check_names
+from longformer.parity.noise import Noise, Precisions, precision_of, precisions_of
+from longformer.parity.operations import coarsest
+from longformer.parity.places import Places, Position, config_of, without_padding, worst
+from longformer.parity.rounding import MORE_RUNS, Truth
 
-IDENTICAL, ROUNDING, DIFFERENT, NON_FINITE = "identical", "rounding", "different", "non-finite"
+if TYPE_CHECKING:
+    from longformer.parity.modules import Finding
+
+IDENTICAL, ROUNDING, SUSPICIOUS, DIFFERENT, NON_FINITE = (
+    "identical",
+    "rounding",
+    "suspicious",
+    "different",
+    "non-finite",
+)
+SECOND_LOOK = 8.0  # times its limit: up to there a value is judged again, by the noise of more runs
 
 # Entries of a config that change no number of a forward pass, and so may differ.
 HARMLESS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "bos_token_id", "eos_token_id"}
@@ -59,11 +72,13 @@ class Comparison:
     """What a comparison found.
 
     Args:
-        verdict: "identical", "rounding", "different" or "non-finite", over the values that could be judged.
+        verdict: "identical", "rounding", "suspicious", "different" or "non-finite", over the values that could be
+            judged.
         first: the first value with this verdict; None if the verdict is "identical" or "rounding".
         departed: the names of the runs that are away from the truth in this value.
         hints: known slips that reproduce the departed run's numbers, or what else is known of the cause.
         unjudged: values that differ and that the truth does not have.
+        modules: wrong by themselves, from the values that their run recorded before them.
         missing: for each run, the values that it alone lacks.
     """
 
@@ -74,6 +89,7 @@ class Comparison:
     hints: list[str]
     values: list[Compared]
     unjudged: list[str] = field(default_factory=list)
+    modules: list[Finding] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
@@ -86,40 +102,53 @@ def compare(
     truth: Truth | None = None,
     names: tuple[str, str] = ("A", "B"),
     tokens: list[list[str]] | None = None,
+    partial: bool = False,
 ) -> Comparison:
     """Compare two traces of one input.
 
-    A run's error is its distance from the truth. The noise is what rounding must cost, see
-    :mod:`longformer.parity.rounding`. A value is *identical* if both runs have the same bits. It is *rounding* if in
-    both runs the error is at most MULTIPLE times the noise, and in every row at most ROW_MULTIPLE times; for gradients
-    the limits are GRADIENTS times as wide. It is *different* otherwise, and *non-finite* if either run has NaN or
-    infinity in it. The verdict of the comparison is the worst of its values: non-finite, then different, then rounding,
-    then identical. Values that differ and that the truth does not have are listed as not judged; then the comparison is
-    not identical.
+    A run's error is its distance from the truth. The noise is what rounding must cost in the precision in which the
+    run computed, see :mod:`longformer.parity.rounding`. A value is *identical* if both runs have the same bits. It is
+    *rounding* if in both runs the error is within LIMITS, multiples of the noise for the whole value, each head, each
+    channel, each row and each number. It is *suspicious* if it is beyond a limit by no more than DOUBT, after a second
+    look with more runs; *different* if it is further; and *non-finite* if either run has NaN or infinity in it. The
+    verdict of the comparison is the worst of its values. Values that differ and that the truth does not have are listed
+    as not judged; then the comparison is not identical.
 
     Args:
         a, b: from :func:`trace` or :func:`read_trace`.
         truth: for the same input; needed unless every value is identical or not finite.
         names: of the two runs, for messages.
         tokens: texts of the tokens, (B, S), for messages.
+        partial: a run may lack values whose names look like misspelt ones of its own.
 
     Raises:
-        DataError: inputs, shapes or configs differ (the message names them); the runs have no value in common; no
-            value can be judged; or there is no truth where one is needed.
+        DataError: a value's name looks misspelt; inputs, shapes or configs differ (the message names them); the runs
+            have no value in common; no value can be judged; or there is no truth where one is needed.
     """
     check_inputs(a.inputs, b.inputs, *names)
     check_configs(metadata_object(a.metadata, "config"), metadata_object(b.metadata, "config"), *names)
     if truth is not None:
         for name, run in zip(names, (a, b), strict=True):
             check_inputs(run.inputs, truth.trace.inputs, name, "the truth")
-            check_configs(metadata_object(run.metadata, "config"), truth.config.to_dict(), name, "the truth")
+            if truth.config is not None:  # as it is for models that are no Longformer
+                check_configs(metadata_object(run.metadata, "config"), truth.config.to_dict(), name, "the truth")
+    if not partial:
+        check_names(dict(zip(names, (list(a), list(b)), strict=True)), () if truth is None else list(truth.trace))
     common = [name for name in a if name in b]
     if not common:
         raise DataError(f"{names[0]} and {names[1]} have no value in common: {listed(list(a))}; {listed(list(b))}")
     shapes = {} if truth is None else {name: header.shape for name, header in headers_of(truth.trace.tensors).items()}
     check_values(dict(zip(names, (a, b), strict=True)), shapes)
     places = Places(a.inputs, config_of(a) if truth is None else truth.config, tokens)
-    found = {name: _compare_value(name, a[name], b[name], truth, places, names) for name in common}
+    precisions = precisions_of(a), precisions_of(b)
+    found: dict[str, Compared | None] = {}
+    for runs in (None, MORE_RUNS):
+        noise = None if truth is None else tuple(truth.noise(precision, runs=runs) for precision in precisions)
+        found = {name: _compare_value(name, (a, b), truth, noise, precisions, places, names) for name in common}
+        wrong = [value for value in found.values() if value is not None and value.verdict in (SUSPICIOUS, DIFFERENT)]
+        errors = [error for value in wrong for error in (value.a, value.b)]
+        if not any(error is not None and 1 < error.excess <= SECOND_LOOK for error in errors):
+            break
     unjudged = [name for name, value in found.items() if value is None]
     if len(unjudged) == len(found):
         raise DataError(
@@ -134,13 +163,29 @@ def compare(
             f"not judged, since our model, which gives the truth, has no such value: {listed(unjudged)}"
         )
     result.about = {names[0]: dict(a.metadata), names[1]: dict(b.metadata)}
-    if result.verdict == DIFFERENT and truth is not None and result.first is not None:
+    if result.verdict == SUSPICIOUS:
+        result.notes.append(_deciding(result))
+    if result.verdict == DIFFERENT and truth is not None and truth.config is not None and result.first is not None:
         from longformer.parity.hints import find_hints
 
-        result.hints = find_hints(b if names[1] in result.departed else a, result.first.name, truth)
+        which = int(names[1] in result.departed)
+        of_run = {value.name: (value.a, value.b)[which] for value in result.values}
+        far = [name for name, error in of_run.items() if error is not None and error.far]
+        hints = find_hints((a, b)[which], result.first.name, truth, far)
+        result.hints = hints.hints
+        result.notes += hints.notes
         for name, run in zip(names, (a, b), strict=True):
             result.notes += _stale_weights(name, run, truth)
     return result
+
+
+def _deciding(result: Comparison) -> str:
+    """What run would decide a suspicion."""
+    who = listed(list(result.departed))
+    return (
+        f"to decide, run {who} in float64: rounding then shrinks by a factor of 10^8 or more, and a mistake does not. "
+        "If that cannot be, compare on other and longer texts: a mistake shows again in the same place"
+    )
 
 
 def _stale_weights(name: str, trace: Trace, truth: Truth) -> list[str]:
@@ -156,14 +201,14 @@ def _stale_weights(name: str, trace: Trace, truth: Truth) -> list[str]:
 
 
 def _conclude(values: list[Compared], unjudged: list[str], names: tuple[str, str]) -> Comparison:
-    for verdict in (NON_FINITE, DIFFERENT):
+    for verdict in (NON_FINITE, DIFFERENT, SUSPICIOUS):
         found = [value for value in values if value.verdict == verdict]
         if found:
             first = found[0]
             departed = tuple(
                 name
                 for name, error in zip(names, (first.a, first.b), strict=True)
-                if error is not None and (error.far or not math.isfinite(error.rms))
+                if error is not None and (error.far or error.doubtful)
             )
             return Comparison(names, verdict, first, departed, [], values, unjudged)
     same = not unjudged and all(value.verdict == IDENTICAL for value in values)
@@ -244,22 +289,30 @@ def check_values(runs: Mapping[str, Trace], shapes: Mapping[str, tuple[int, ...]
 
 
 def _compare_value(
-    name: str, a: Tensor, b: Tensor, truth: Truth | None, places: Places, names: tuple[str, str]
+    name: str,
+    runs: tuple[Trace, Trace],
+    truth: Truth | None,
+    noise: tuple[Mapping[str, Noise], ...] | None,
+    precisions: tuple[Precisions, Precisions],
+    places: Places,
+    names: tuple[str, str],
 ) -> Compared | None:
-    """Judge one value. None if the two differ and the truth has no such value, so that nothing says by how much."""
+    """Judge one value. None if the two differ and the truth has no such value, so that nothing says by how much.
+
+    noise, precisions: of either run.
+    """
+    a, b = (without_padding(name, run[name], places.keep) for run in runs)
     x, y = a.double(), b.double()
     finite = bool(torch.isfinite(x).all()), bool(torch.isfinite(y).all())
     if not all(finite):
         return _non_finite(name, x, y, finite, places)
     same = a.dtype == b.dtype and torch.equal(a, b)
-    errors: tuple[Error | None, Error | None] = (None, None)
+    dtypes = [precision_of(precision, name) for precision in precisions]
+    errors: tuple[Error | None, ...] = (None, None)
     true: Tensor | None = None
-    if truth is not None and name in truth.trace:
-        true = truth.trace[name]
-        errors = (
-            measure(name, x, true, truth.noise(a.dtype)[name], a.dtype),
-            measure(name, y, true, truth.noise(b.dtype)[name], b.dtype),
-        )
+    if truth is not None and noise is not None and name in truth.trace:
+        true = without_padding(name, truth.trace[name], places.keep)
+        errors = tuple(measure(z, true, of[name], dtype) for z, of, dtype in zip((x, y), noise, dtypes, strict=True))
     elif not same:
         if truth is not None:
             return None
@@ -267,24 +320,33 @@ def _compare_value(
             f"{name} differs between {names[0]} and {names[1]}, and there is no truth to judge it by. For a "
             f"Longformer, give Truth(model, inputs); {OTHERS}"
         )
-    far = any(error is not None and error.far for error in errors)
-    coarse = max((a.dtype, b.dtype), key=lambda dtype: torch.finfo(dtype).eps)
     difference = (x - y).abs()
-    ulps = difference / spacing(y if true is None else true, coarse)
+    ulps = difference / spacing(y if true is None else true, coarsest(dtypes))
     norms = float(x.norm() * y.norm())
     return Compared(
         name,
         tuple(a.shape),
-        IDENTICAL if same else DIFFERENT if far else ROUNDING,
+        _verdict(same, errors),
         largest(difference),
         rms_of(difference),
         float(difference.norm() / y.norm()) if float(y.norm()) else float(difference.norm() > 0),
         float((x * y).sum()) / norms if norms and not same else 1.0,
         largest(ulps),
         rms_of(ulps),
-        *errors,
-        () if same else worst(name, difference, places),
+        a=errors[0],
+        b=errors[1],
+        positions=() if same else worst(name, difference, places),
     )
+
+
+def _verdict(same: bool, errors: Sequence[Error | None]) -> str:
+    """Of a value, from the errors of both runs. The same bits are the same, however far from the truth."""
+    judged = [] if same else [error for error in errors if error is not None]
+    if any(error.far for error in judged):
+        return DIFFERENT
+    if any(error.doubtful for error in judged):
+        return SUSPICIOUS
+    return IDENTICAL if same else ROUNDING
 
 
 def _non_finite(name: str, x: Tensor, y: Tensor, finite: tuple[bool, bool], places: Places) -> Compared:
@@ -292,6 +354,6 @@ def _non_finite(name: str, x: Tensor, y: Tensor, finite: tuple[bool, bool], plac
     bad = ~(torch.isfinite(x) & torch.isfinite(y))
     index = tuple(bad.nonzero()[0].tolist())
     position = places.describe(name, tuple(x.shape), index, nan)
-    broken = Error(nan, nan, nan, nan, nan, nan, True)
+    broken = Error(nan, nan, nan, nan)
     errors = (None if finite[0] else broken, None if finite[1] else broken)
     return Compared(name, tuple(x.shape), NON_FINITE, nan, nan, nan, nan, nan, nan, *errors, (position,))

@@ -21,6 +21,8 @@ from longformer.models.kinds import kind_of
 from longformer.parity.comparison import Comparison, check_configs, check_inputs, check_values, compare
 from longformer.parity.format import Trace, metadata_object, read_trace
 from longformer.parity.layout import TARGETS, effective_inputs
+from longformer.parity.modules import judge_modules
+from longformer.parity.names import check_names
 from longformer.parity.rounding import Truth
 from longformer.parity.runs import Contender, load_ours, model_folder, record, require_loss
 from longformer.parity.samples import SUFFIX, Sample, Settings, read_sample
@@ -89,7 +91,7 @@ def contest(
             require_loss(folder)
         kind, _, left_out = kind_of(folder)
         sample = read_sample(source, folder, kind, settings)
-        _check_files(files, source, sample, folder)
+        _check_files(files, source, sample, folder, partial=settings.partial)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longformer-parity-")))
         traces = []
         for i, name in enumerate((a, b)):
@@ -107,8 +109,12 @@ def contest(
             probabilities=settings.probabilities,
             folder=work,
         )
-        say("judging, by runs moved by one rounding")
-        comparison = compare(traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens)
+        say("judging, by runs with rounding by chance")
+        comparison = compare(
+            traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens, partial=settings.partial
+        )
+        say("judging modules one by one")
+        judge_modules(comparison, traces[0], traces[1], truth, progress=True)
         if left_out:
             comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")
         yield Contest(comparison, traces[0], traces[1], truth, sample.tokens)
@@ -123,13 +129,16 @@ def _has_gradients(trace: Trace) -> bool:
     return any(name in trace.inputs for name in TARGETS) and any(name.startswith(GRADIENT) for name in trace)
 
 
-def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: str) -> None:
+def _check_files(files: dict[str, Trace], source: str, sample: Sample, folder: str, *, partial: bool) -> None:
     """Refuse, before anything runs, what ``compare`` would refuse in the end."""
     inputs, config = effective_inputs(sample.inputs), LongformerConfig.from_pretrained(folder)
     for name, trace in files.items():
         check_inputs(trace.inputs, inputs, name, source if source != name else f"{name}, as the model is given it")
         check_configs(metadata_object(trace.metadata, "config"), config.to_dict(), name, "the model")
-    check_values(files, expected_shapes(folder, config, inputs))
+    shapes = expected_shapes(folder, config, inputs)
+    if not partial:
+        check_names({name: list(file) for name, file in files.items()}, shapes)
+    check_values(files, shapes)
 
 
 def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, Tensor]) -> dict[str, Shape]:

@@ -76,7 +76,7 @@ class Trace(Mapping[str, Tensor]):
     def backward(self, loss: Tensor) -> None:
         """Record the gradients of the scalar ``loss``, inside ``with trace(..., gradients=True)``.
 
-        The gradient by each recorded activation is ``gradient.<name>``, 0 at padding. The gradient by each parameter
+        The gradient by each recorded activation is ``gradient.<name>``. The gradient by each parameter
         that the loss depends on is ``gradient.parameter.<name>``. The parameters' own ``.grad`` does not change.
         """
         if self._backward is None:

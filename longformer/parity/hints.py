@@ -1,94 +1,246 @@
-"""Known slips: what a value would be if the implementation had made one.
+"""Hints: the known slips that, replayed, give a run's numbers.
 
-Where a run first departs from the truth, what went into that value is still right. So each slip is tried: the value is
-computed again in float64, from the run's own recorded values and the true weights, with that one mistake made on
-purpose. A slip is named only if this reproduces the run's numbers.
+Where a run departs from the truth, what went into that value is still right in that run. So each known slip is
+replayed: the value is computed again in float64, from the run's own recorded values and the true weights, with that
+one mistake made on purpose. A slip is named only if this gives the run's value to within rounding. No hint is better
+than a wrong one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from longformer.parity import attention_slips, head_slips, slips
+from longformer.parity import attention_slips, head_slips, linear_slips, slips
+from longformer.parity.attention_replay import DENSE
 from longformer.parity.format import Trace
+from longformer.parity.measure import measure
+from longformer.parity.noise import Moved, precision_of, precisions_of
+from longformer.parity.places import without_padding
 from longformer.parity.rounding import Truth
-from longformer.parity.slips import ANOTHER, EPS, LackingError, Scene, Slip
-from longformer.parity.table import GRADIENT, PARAMETER, split_name
+from longformer.parity.scene import LackingError, Scene, Slip
+from longformer.parity.sites import right_value
+from longformer.parity.table import GRADIENT, PARAMETER, backward_order, split_name
 
-# How far a slip may be from the run that it explains: this part of the run's distance from the truth. If that distance
-# is itself hardly more than rounding, then as far as rounding explains.
-REPRODUCED = 0.05
-REPRODUCED_ROUNDED = 0.3
-ROUNDED = 2.0  # times the noise
+SLIPS: tuple[Slip, ...] = (*slips.SLIPS, *linear_slips.SLIPS, *attention_slips.SLIPS, *head_slips.SLIPS)
 
-SLIPS: dict[str, Callable[[Scene], Iterator[Slip]]] = {
-    "embeddings": slips.embeddings,
-    "query": slips.projection("query"),
-    "key": slips.projection("key"),
-    "value": slips.projection("value"),
-    "local_output": attention_slips.local_output,
-    "global_rows": attention_slips.rows_of_global_tokens,
-    "attention_output": slips.sublayer(
-        "attention.output.dense", "attention.output.LayerNorm", slips.context, lambda scene: scene.layer_input()
-    ),
-    "intermediate": slips.intermediate,
-    "feed_forward": slips.feed_forward,
-    "output": slips.sublayer(
-        "output.dense",
-        "output.LayerNorm",
-        lambda scene: scene.value("feed_forward"),
-        lambda scene: scene.value("attention_output"),
-    ),
-    "pooler_output": head_slips.pooler_output,
-    "logits": head_slips.logits,
+PART = 0.3  # a slip must leave at most this part of the run's distance from the right value
+RUNS = 4  # replays with everything moved by one rounding
+NEAREST = 4.0  # of several slips that fit, those are named that leave at most so many times what the nearest leaves
+SAME = "with this slip our {name} is theirs to within rounding"
+# The value that is computed from each: where it is right, so was what it was computed from.
+BEHIND = {
+    "query": "local_output",
+    "key": "local_output",
+    "value": "local_output",
+    "local_output": "attention_output",
+    "global_rows": "attention_output",
+    "attention_output": "intermediate",
+    "intermediate": "feed_forward",
+    "feed_forward": "output",
 }
 
 
-def find_hints(run: Trace, name: str, truth: Truth) -> list[str]:
-    """The known slips that reproduce ``run[name]``."""
+class Hints(NamedTuple):
+    """hints: the slips that explain a value. notes: what else must be said, such as that none does."""
+
+    hints: list[str]
+    notes: list[str]
+
+
+class _Fit(NamedTuple):
+    """A slip that gives the run's value, and how far it is from that, root mean square over the whole value."""
+
+    slip: Slip
+    text: str
+    left: float
+
+
+def find_hints(run: Trace, name: str, truth: Truth, wrong: Sequence[str] = ()) -> Hints:
+    """What is known of the cause by which ``run[name]`` departs from the truth.
+
+    Args:
+        run: the trace that departs.
+        name: of the first value in which it does.
+        truth: for the same input.
+        wrong: the names of all values in which it departs.
+    """
     if name.startswith(GRADIENT):
-        return [_backward(name)]
-    layer, part = split_name(name)
-    weights = {key.removeprefix("longformer."): weight for key, weight in truth.weights.items()}
-    scene = Scene(run, truth.trace, weights, truth.config, 0 if layer is None else layer, truth.trace.inputs)
-    if part not in SLIPS:
-        return []
-    actual, true = run[name].double(), truth.trace[name].double()
-    distance = float((actual - true).norm())
-    noise = float(truth.noise(run[name].dtype)[name].mean()) ** 0.5 * math.sqrt(actual.numel())
-    allowed = max(REPRODUCED * distance, min(REPRODUCED_ROUNDED * distance, ROUNDED * noise))
-    found = []
+        return Hints([_backward(name, wrong)], [])
+    scene = _scene(run, name, truth)
+    tried = [slip for slip in SLIPS if scene.part in slip.parts]
+    if not tried:
+        return Hints([], [])
     with torch.no_grad():
         try:
-            for text, candidate in SLIPS[part](scene):
-                if candidate.shape != actual.shape:
-                    continue
-                left = float((actual - candidate).norm())
-                if left <= allowed:
-                    found.append((left, text))
-        except LackingError:  # the run lacks what the other slips need
-            pass
-    closest = min((left for left, _ in found), default=0.0)
-    texts = list(dict.fromkeys(text for left, text in found if left <= 4 * closest or ANOTHER in text))
-    # Some weight or other explains every mistake in a linear layer: that counts only if nothing else explains it.
-    return _merged([text for text in texts if ANOTHER not in text] or texts)
+            right = right_value(scene)
+        except LackingError as lacking:
+            return Hints([], [_not_replayed(scene, name, str(lacking))])
+        judge = _Judge(run, name, truth)
+        if judge.within_noise(right):
+            return Hints([], [f"{name} is right for what {_theirs(run)} computed it from, which departs"])
+        fits = [fit for slip in tried for fit in _replay(slip, scene, judge, right)]
+    if not fits:
+        few = linear_slips.too_few_tokens(scene)
+        return Hints([], [f"none of the {len(tried)} known slips explains {name}", *([few] if few else [])])
+    return Hints(_named(fits, name, _behind(run, name, truth, scene, right)), [])
 
 
-def _backward(name: str) -> str:
+def _scene(run: Trace, name: str, truth: Truth) -> Scene:
+    layer, part = split_name(name)
+    weights = {key.removeprefix("longformer."): weight for key, weight in truth.weights.items()}
+    inputs = truth.trace.inputs
+    return Scene(
+        run, truth.trace, weights, truth.config, layer or 0, part, inputs, precision_of(precisions_of(run), name)
+    )
+
+
+class _Judge:
+    """Whether a replay gives the run's value to within rounding.
+
+    What rounding costs is the noise of the value or, for slips that magnify it, how far the replay itself moves when
+    all that goes into it is moved by one rounding.
+    """
+
+    def __init__(self, run: Trace, name: str, truth: Truth) -> None:
+        precisions = precisions_of(run)
+        self.name, self.dtype = name, precision_of(precisions, name)
+        self._keep = truth.trace.inputs["attention_mask"] != 0
+        self.actual, self.noise = self._real(run[name].double()), truth.noise(precisions)[name]
+
+    def _real(self, x: Tensor) -> Tensor:
+        return without_padding(self.name, x, self._keep)
+
+    def left(self, candidate: Tensor) -> float:
+        """How far the run is from a replay."""
+        return float((self.actual - self._real(candidate)).square().mean().sqrt())
+
+    def within_noise(self, candidate: Tensor, moved: Sequence[Tensor] = ()) -> bool:
+        """Whether rounding explains how far the run is from a replay.
+
+        This is the only place where hints ask what rounding costs.
+
+        Args:
+            candidate: the replay.
+            moved: the same replay, several times, with all that goes into it moved by one rounding.
+        """
+        candidate, noises = self._real(candidate), [self.noise]
+        if not bool(torch.isfinite(candidate).all()):
+            return False
+        if moved:
+            of_replay = Moved()
+            for replay in moved:
+                of_replay.add(self._real(replay) - candidate)
+            noises.append(of_replay.noise())
+        return any(not measure(self.actual, candidate, noise, self.dtype).far for noise in noises)
+
+
+def _replay(slip: Slip, scene: Scene, judge: _Judge, right: Tensor) -> list[_Fit]:
+    """The forms of a slip that give the run's value."""
+    distance, found, near = judge.left(right), [], []
+    try:
+        for i, (text, candidate) in enumerate(slip.replay(scene)):
+            if candidate.shape != right.shape or not (left := judge.left(candidate)) <= PART * distance:
+                continue
+            if judge.within_noise(candidate):
+                found.append(_Fit(slip, text, left))
+            else:
+                near.append((i, text, candidate, left))
+        if near:  # some slips magnify rounding, such as a scale that is left out
+            eps = torch.finfo(scene.dtype).eps
+            again = [list(slip.replay(scene.moved(eps, seed))) for seed in range(RUNS)]
+            for i, text, candidate, left in near:
+                moved = [replays[i][1] for replays in again if len(replays) > i and replays[i][0] == text]
+                if len(moved) == RUNS and judge.within_noise(candidate, moved):
+                    found.append(_Fit(slip, text, left))
+    except LackingError:  # the run lacks what this slip needs
+        pass
+    return found
+
+
+def _named(fits: list[_Fit], name: str, behind: str | None) -> list[str]:
+    """The hints: of the fits with the lowest rank those that are nearest, in the order of the table."""
+    rank = min(fit.slip.rank for fit in fits)
+    fits = [fit for fit in fits if fit.slip.rank == rank]
+    nearest = min(fit.left for fit in fits)
+    best: dict[str, list[str]] = {}
+    for fit in fits:
+        if fit.left <= NEAREST * nearest:
+            texts = best.setdefault(fit.slip.name, [])
+            if fit.text not in texts:
+                texts.append(fit.text)
+    hints = []
+    recorded = {fit.slip.name: fit.slip.recorded for fit in fits}
+    for slip, texts in best.items():
+        text = _either(texts)
+        if behind is not None:
+            how = recorded[slip]
+            what = f"it was recorded {how}" if how else text
+            text = f"only the recording of {name} is wrong, since {behind} behind it is right: {what}"
+        hints.append(f"{text}; {SAME.format(name=name)}")
+    return hints
+
+
+def _either(texts: list[str]) -> str:
+    """Several texts as one: those that differ in a single word are said once, with all of these words."""
+    words = [text.split() for text in texts]
+    if len({len(each) for each in words}) == 1:
+        columns = [list(dict.fromkeys(column)) for column in zip(*words, strict=True)]
+        if sum(len(column) > 1 for column in columns) <= 1:
+            return " ".join(" or ".join(column) for column in columns)
+    return "; or ".join(texts)
+
+
+def _behind(run: Trace, name: str, truth: Truth, scene: Scene, right: Tensor) -> str | None:
+    """The value computed from this one if it is right: then the model has used the right numbers."""
+    layer, part = split_name(name)
+    if part == "embeddings":
+        later = "layer.0.query"
+    elif part == "output" and layer is not None:
+        last = layer + 1 == truth.config.num_hidden_layers
+        later = "logits" if last else f"layer.{layer + 1}.query"
+    elif part in BEHIND:
+        later = f"layer.{layer}.{BEHIND[part]}"
+    else:
+        return None
+    padding = scene.inputs["attention_mask"] == 0
+    if part == "local_output" and bool(padding.any()):
+        off = (run[name].double() - right).square().sum(dim=(1, 3))
+        if float(off[padding].max()) > NEAREST * float(off[~padding].max()):
+            return None  # nothing behind depends on padding
+    if later not in run or later not in truth.trace or run[later].shape != truth.trace[later].shape:
+        return None
+    judge = _Judge(run, later, truth)
+    return later if judge.within_noise(truth.trace[later]) else None
+
+
+def _not_replayed(scene: Scene, name: str, lacking: str) -> str:
+    length = scene.inputs["input_ids"].shape[1]
+    if scene.part == "local_output" and length > DENSE:
+        return (
+            f"slips of attention were not tried on {name}: they are replayed up to {DENSE:,} tokens, and these are "
+            f"{length:,}; compare a shorter input (--max-tokens {DENSE})"
+        )
+    return f"known slips were not tried on {name}: the trace lacks {lacking}, from which it is computed"
+
+
+def _theirs(run: Trace) -> str:
+    return run.metadata.get("implementation") or "the run"
+
+
+def _backward(name: str, wrong: Sequence[str]) -> str:
     """The hint for a gradient that differs first: the forward pass is right, and so is the backward pass down to it."""
-    if name.startswith(PARAMETER):
-        return f"only the gradient by {name.removeprefix(PARAMETER)} is wrong: the backward pass of what it belongs to"
-    value = name.removeprefix(GRADIENT)
-    return f"every value on the way forward is right: the mistake is in the backward pass of what {value} goes into"
-
-
-def _merged(texts: list[str]) -> list[str]:
-    """The texts, with one for all eps if several of them fit."""
-    eps = [text for text in texts if text.startswith(EPS)]
-    if len(eps) < 2:
-        return texts
-    others = " and ".join(text.removeprefix(EPS).split()[0] for text in eps[1:])
-    return [f"{eps[0]} ({others} would fit as well)", *(text for text in texts if text not in eps)]
+    if not name.startswith(PARAMETER):
+        value = name.removeprefix(GRADIENT)
+        return f"every value on the way forward is right: the mistake is in the backward pass of what {value} goes into"
+    found = sorted({name, *(other for other in wrong if other.startswith(PARAMETER))}, key=backward_order)
+    first = found[0].removeprefix(PARAMETER)
+    if len(found) == 1:
+        return f"only the gradient by {first} is wrong: the mistake is in the backward pass of what it belongs to"
+    return (
+        f"the gradients by {len(found)} parameters are wrong, and those by all recorded values are right; the backward "
+        f"pass comes to {first} first"
+    )

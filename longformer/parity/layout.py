@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from longformer.errors import LongformerError
 from longformer.kernels import Tokens
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import HEADS, Head
-from longformer.parity.table import BASE, Table, Value, longformer_table
+from longformer.parity import probabilities as probs
+from longformer.parity.table import BASE, GLOBAL_ROWS, Table, Value, longformer_table
 
 Longformer = LongformerModel | Head
 TARGETS = tuple(dict.fromkeys(name for head in HEADS for name in head.targets))  # the right answers, of any head
@@ -28,11 +29,17 @@ class Layout(ABC):
 
     root: the module whose call begins a run.
     tokens: padding and global tokens of the run, with their index; nothing where a model has no such things.
+    own_tokens: by value: of attention whose pattern has global tokens of its own.
     """
 
     def __init__(self, root: nn.Module, table: Table) -> None:
         self.root, self.table = root, table
         self.tokens = Tokens()
+        self.own_tokens: dict[str, Tokens] = {}
+
+    def tokens_of(self, name: str) -> Tokens:
+        """The tokens of a value: the run's, but for attention whose pattern has global tokens of its own."""
+        return self.own_tokens.get(name, self.tokens)
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
@@ -49,6 +56,65 @@ class Layout(ABC):
     @abstractmethod
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
         """A module's results, of which there are several if it works by pieces of the sequence, to (B, S, ...)."""
+
+    def result(self, rows: Tensor, value: Value) -> Tensor:
+        """The inverse of :meth:`rows` of one piece."""
+        return rows
+
+    def split(self, value: Value, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The values of a trace, with their names, that a module's result gives.
+
+        Args:
+            value: which the module gives.
+            rows: the result as :meth:`rows` has it: (B, S, H·D) where the value has heads.
+
+        Raises:
+            LongformerError: the value is one by heads, and the table does not say how many there are.
+        """
+        if value.kind in ("heads", "attention"):
+            if self.table.heads is None:
+                raise LongformerError(f"the table records {value.name} by heads, but does not say how many")
+            rows = rows.unflatten(-1, (self.table.heads, -1)).transpose(1, 2)  # (B, H, S, D)
+        tokens = self.tokens_of(value.name)
+        if value.kind == "attention" and tokens.is_global is not None and tokens.global_index is not None:
+            yield global_name(value.name), probs.global_rows(rows, tokens.global_index)
+            rows = rows.masked_fill(tokens.is_global[:, None, :, None], 0)
+        yield value.name, rows
+
+    def join(self, value: Value, rows: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of :meth:`split`: a module's result with the values ``given`` in place of its own.
+
+        What is not given stays.
+        """
+        own = dict(self.split(value, rows))
+        taken = {name: given.get(name, tensor) for name, tensor in own.items()}
+        result = taken[value.name]
+        tokens = self.tokens_of(value.name)
+        if len(taken) > 1 and tokens.is_global is not None and tokens.global_index is not None:
+            index = tokens.is_global.cumsum(dim=1).clamp(min=1) - 1  # (B, S): which of the global rows is a token's
+            spread = index[:, None, :, None].expand_as(result)
+            result = torch.where(
+                tokens.is_global[:, None, :, None], taken[global_name(value.name)].gather(2, spread), result
+            )
+        if value.kind in ("heads", "attention"):
+            result = result.transpose(1, 2).flatten(2)
+        return result
+
+    def counted(self, value: Value, name: str, x: Tensor) -> Tensor:
+        """A value that ``value``'s module gives, or its gradient, with 0 at padding, whose rows do not count.
+
+        What attention itself gives is 0 there, and counts; its gradient does not.
+        """
+        keep = self.tokens.keep
+        counts = value.kind == "plain" or (name == value.name and value.kind == "attention")
+        if keep is None or counts or name.endswith(GLOBAL_ROWS):
+            return x
+        return x.masked_fill(~keep[..., None] if value.kind == "tokens" else ~keep[:, None, :, None], 0)
+
+
+def global_name(name: str) -> str:
+    """The name of the global tokens' rows beside that of a layer's local output."""
+    return name.removesuffix("local_output") + GLOBAL_ROWS
 
 
 def choose_layout(model: nn.Module, table: Table | None) -> Layout:
@@ -77,6 +143,9 @@ class PlainLayout(Layout):
 
     def rows(self, pieces: list[Tensor], value: Value) -> Tensor:
         return pieces[0].transpose(0, 1) if value.axes == "sbc" else pieces[0]
+
+    def result(self, rows: Tensor, value: Value) -> Tensor:
+        return rows.transpose(0, 1) if value.axes == "sbc" else rows
 
 
 class LongformerLayout(Layout):

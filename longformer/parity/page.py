@@ -16,7 +16,9 @@ from longformer.files import write_text
 from longformer.parity.comparison import Compared, Comparison
 from longformer.parity.contest import Contest
 from longformer.parity.format import metadata_object
-from longformer.parity.measure import GRADIENTS, MULTIPLE, Error, row_ratios
+from longformer.parity.measure import MULTIPLE, Error, row_ratios
+from longformer.parity.noise import precisions_of
+from longformer.parity.places import without_padding
 from longformer.parity.report import furthest, place, summary
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, split_name
 
@@ -95,11 +97,12 @@ def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
     by_token = len(value.shape) in (3, 4) and part not in (GLOBAL_ROWS, PROBABILITIES[2])
     if not by_token or value.name.startswith(PARAMETER) or value.name not in truth.trace:
         return None
-    true = truth.trace[value.name]
+    true, keep = truth.trace[value.name], truth.trace.inputs["attention_mask"] != 0
     maps = []
     for trace in (contest.a, contest.b):
-        mine = trace[value.name]
-        ratios = row_ratios(mine.double() - true, true, truth.noise(mine.dtype)[value.name])[:EXAMPLES]
+        noise = truth.noise(precisions_of(trace))[value.name]
+        off = without_padding(value.name, trace[value.name].double() - true, keep)
+        ratios = row_ratios(off, true, noise)[:EXAMPLES]
         ratios = ratios[:, None] if ratios.dim() == 2 else ratios  # (B, H or 1, S)
         step = math.ceil(ratios.shape[2] / BINS)
         if step > 1:
@@ -133,8 +136,7 @@ def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
     """An SVG of the error of each value in both runs, root mean square, with what rounding may cost, and a legend."""
     pairs = [(value, value.a, value.b) for value in values if value.a is not None and value.b is not None]
     errors = [error for _, a, b in pairs for error in (a, b)]
-    factor = MULTIPLE * (GRADIENTS if pairs and pairs[0][0].name.startswith(GRADIENT) else 1.0)
-    numbers = [x for error in errors for x in (error.rms, error.noise, factor * error.noise)]
+    numbers = [x for error in errors for x in (error.rms, error.noise, MULTIPLE * error.noise)]
     numbers = [x for x in numbers if math.isfinite(x) and x > 0]
     if not numbers:
         return "<p>No value could be measured against the truth.</p>"
@@ -143,7 +145,7 @@ def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
     alike = [error.noise for error in runs["a"]] == [error.noise for error in runs["b"]]
     allowed = {"both": runs["a"]} if alike else runs
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="error against depth">']
-    parts += [_band(kind, run, factor, axes) for kind, run in allowed.items()]
+    parts += [_band(kind, run, axes) for kind, run in allowed.items()]
     parts += _grid(axes, [value.name for value, _, _ in pairs])
     for kind, run in runs.items():
         points = " ".join(f"{axes.x(i)},{axes.y(error.rms)}" for i, error in enumerate(run))
@@ -157,13 +159,13 @@ def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
                 f"{html.escape(value.name)}: {error.rms:.3g}, {error.ratio:.3g} times the noise</title></circle>"
             )
     parts.append("</svg>")
-    return "".join(parts) + _legend(comparison.names, list(allowed), factor)
+    return "".join(parts) + _legend(comparison.names, list(allowed))
 
 
-def _band(kind: str, run: Sequence[Error], factor: float, axes: _Axes) -> str:
+def _band(kind: str, run: Sequence[Error], axes: _Axes) -> str:
     """The area from the noise to the largest error that is allowed."""
     low = [f"{axes.x(i)},{axes.y(error.noise)}" for i, error in enumerate(run)]
-    high = [f"{axes.x(i)},{axes.y(factor * error.noise)}" for i, error in enumerate(run)]
+    high = [f"{axes.x(i)},{axes.y(MULTIPLE * error.noise)}" for i, error in enumerate(run)]
     return f'<polygon class="allowed {kind}" points="{" ".join([*low, *reversed(high)])}"/>'
 
 
@@ -186,13 +188,13 @@ def _grid(axes: _Axes, names: Sequence[str]) -> list[str]:
     return parts
 
 
-def _legend(names: tuple[str, str], allowed: Sequence[str], factor: float) -> str:
+def _legend(names: tuple[str, str], allowed: Sequence[str]) -> str:
     lines = "".join(
         f'<span><i class="{kind}"></i>{html.escape(name)}</span>' for kind, name in zip("ab", names, strict=True)
     )
     bands = "".join(f'<i class="allowed {kind}"></i>' for kind in allowed)
     return (
-        f'<p class="soft legend">{lines}<span>{bands}what rounding costs, up to the {factor:g} times that are allowed'
+        f'<p class="soft legend">{lines}<span>{bands}what rounding costs, up to the {MULTIPLE:g} times that are allowed'
         "</span>Distance from the float64 run, root mean square. Click a point for its map.</p>"
     )
 

@@ -15,6 +15,31 @@ from longformer.parity.format import Trace, metadata_object
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
 POSITIONS = 8  # how many of the positions that differ most are listed
+AT_EDGES = 10.0  # how many times as far off tokens at the ends must be as all others for the window's edge to matter
+
+# The rows of padding do not count: no real token's value depends on them. What attention itself gives is 0 there.
+BY_TOKENS = ("embeddings", "attention_output", "intermediate", "feed_forward", "output", "logits")  # (B, S, ...)
+BY_HEADS = ("query", "key", "value")  # (B, H, S, D)
+
+
+def without_padding(name: str, x: Tensor, keep: Tensor | None) -> Tensor:
+    """A value with 0 in the rows of padding, where these do not count.
+
+    They count in ``local_output`` and in probabilities alone, in which a trace has 0 there.
+
+    Args:
+        name: of the value, or of its gradient.
+        x: the value, or its noise, which lacks the last axis.
+        keep: (B, S) bool, False at padding; None if that is not known.
+    """
+    part = split_name(name.removeprefix(GRADIENT))[1]
+    axis = 1 if part in BY_TOKENS else 2 if part in BY_HEADS else None
+    if keep is None or axis is None or name.startswith(PARAMETER) or bool(keep.all()):
+        return x
+    if x.dim() <= axis or (x.shape[0], x.shape[axis]) != tuple(keep.shape):
+        return x
+    padding = ~keep.view(*keep.shape[:1], *(1,) * (axis - 1), keep.shape[1], *(1,) * (x.dim() - axis - 1))
+    return x.masked_fill(padding, 0)
 
 
 @dataclass(frozen=True)
@@ -22,7 +47,8 @@ class Position:
     """A place in a value where two runs differ.
 
     head, token: None where the value has no such axis.
-    kinds: of the token: "padding", "global", "window edge" (the document's end cuts its window).
+    kinds: of the token: "padding", "global", "window edge" (the document's end cuts its window, and the runs differ at
+        such tokens alone, or far more than elsewhere).
     """
 
     index: tuple[int, ...]
@@ -52,8 +78,14 @@ class Places:
         self.global_index = None if self.is_global is None else global_index(self.is_global, counted=True)
         self.config, self.tokens = config, tokens
 
-    def describe(self, name: str, shape: tuple[int, ...], index: tuple[int, ...], difference: float) -> Position:
-        """The place ``index`` in the value ``name``, which has ``shape``."""
+    def describe(
+        self, name: str, shape: tuple[int, ...], index: tuple[int, ...], difference: float, *, at_edges: bool = False
+    ) -> Position:
+        """The place ``index`` in the value ``name``, which has ``shape``.
+
+        Args:
+            at_edges: whether it matters if the document's end cuts a token's window, see :meth:`at_edges`.
+        """
         layer, part = split_name(name.removeprefix(GRADIENT))
         if name.startswith(PARAMETER) or self.keep is None or len(shape) < 3:
             return Position(index, difference)
@@ -67,23 +99,49 @@ class Places:
         if not 0 <= token < self.keep.shape[1]:
             return Position(index, difference, batch, head)
         text = self.tokens[batch][token] if self.tokens and token < len(self.tokens[batch]) else None
-        return Position(index, difference, batch, head, token, self._kinds(batch, head, token, layer), text)
+        kinds = self._kinds(batch, token)
+        if at_edges and not kinds and bool(self._edges(layer, heads=head is not None)[batch, head or 0, token]):
+            kinds = ("window edge",)
+        return Position(index, difference, batch, head, token, kinds, text)
 
-    def _kinds(self, batch: int, head: int | None, token: int, layer: int | None) -> tuple[str, ...]:
+    def _kinds(self, batch: int, token: int) -> tuple[str, ...]:
         assert self.keep is not None
         if not self.keep[batch, token]:
             return ("padding",)
-        kinds = ["global"] if self.is_global is not None and self.is_global[batch, token] else []
-        if self.config is not None and layer is not None and layer < self.config.num_hidden_layers:
-            present = self.keep[batch].nonzero().flatten()
-            before, behind = token - int(present[0]), int(present[-1]) - token
-            gaps = self.config.dilation(layer)
-            gap = gaps[head] if head is not None and head < len(gaps) else max(gaps)
-            reach = gap * self.config.window(layer)[0]  # the same on both sides
-            # In a document that is shorter than the window every token is at an edge, and none is special.
-            if min(before, behind) < reach <= (before + behind) / 2:
-                kinds.append("window edge")
-        return tuple(kinds)
+        return ("global",) if self.is_global is not None and bool(self.is_global[batch, token]) else ()
+
+    def at_edges(self, name: str, rows: Tensor) -> bool:
+        """Whether two runs differ far more where the document's end cuts a token's window than where it does not.
+
+        Only then is it worth saying. Half of the tokens of a short document are near an end.
+
+        Args:
+            name: of the value.
+            rows: how far each row differs, (B, S) or (B, H, S).
+        """
+        layer = split_name(name.removeprefix(GRADIENT))[0]
+        if name.startswith(PARAMETER) or self.keep is None or self.config is None or layer is None:
+            return False
+        if layer >= self.config.num_hidden_layers or rows.dim() not in (2, 3):
+            return False
+        if (rows.shape[0], rows.shape[-1]) != tuple(self.keep.shape):
+            return False
+        by_heads = rows[:, None] if rows.dim() == 2 else rows
+        local = self.keep if self.is_global is None else self.keep & ~self.is_global
+        local = local[:, None].expand_as(by_heads)
+        edges = self._edges(layer, heads=rows.dim() == 3).expand_as(by_heads)
+        near, far = by_heads[local & edges], by_heads[local & ~edges]
+        return bool(len(near)) and bool(len(far)) and float(near.max()) > AT_EDGES * float(far.max())
+
+    def _edges(self, layer: int | None, *, heads: bool) -> Tensor:
+        """(B, 1 or H, S) bool: the tokens whose window, in any head or by ``heads``, the document's end cuts."""
+        assert self.keep is not None and self.config is not None and layer is not None
+        place = torch.arange(self.keep.shape[1])
+        first, last = self.keep.int().argmax(dim=1), (self.keep * place).amax(dim=1)
+        nearest = torch.minimum(place - first[:, None], last[:, None] - place)[:, None]  # (B, 1, S)
+        gaps, reach = self.config.dilation(layer), self.config.window(layer)[0]  # the same on both sides
+        gaps = gaps if heads else (max(gaps),)
+        return nearest < torch.tensor(gaps)[None, :, None] * reach
 
 
 def config_of(trace: Trace) -> LongformerConfig | None:
@@ -99,11 +157,11 @@ def worst(name: str, difference: Tensor, places: Places) -> tuple[Position, ...]
     rows = difference.amax(dim=-1) if difference.dim() else difference
     flat = rows.flatten()
     found = torch.topk(flat, min(POSITIONS, len(flat)))
-    positions = []
+    positions, at_edges = [], places.at_edges(name, rows)
     for value, place in zip(found.values.tolist(), found.indices.tolist(), strict=True):
         if value == 0:
             break
         row = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), rows.shape)) if rows.dim() else ()
         last = (int(difference[row].argmax()),) if difference.dim() else ()
-        positions.append(places.describe(name, tuple(difference.shape), (*row, *last), value))
+        positions.append(places.describe(name, tuple(difference.shape), (*row, *last), value, at_edges=at_edges))
     return tuple(positions)

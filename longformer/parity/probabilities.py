@@ -8,6 +8,7 @@ W = left + 1 + right. G is the number of global tokens in the example that has m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from longformer.errors import LongformerError
 from longformer.kernels import Tokens, attend
-from longformer.models.attention import LongformerSelfAttention, attention_probabilities
+from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention, attention_probabilities
 from longformer.parity.table import PROBABILITIES
+
+Of = Callable[..., AttentionProbabilities]
 
 
 class Projected(NamedTuple):
@@ -48,8 +51,17 @@ def of_reference(output: Any, tokens: Tokens) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def of_ours(attention: LongformerSelfAttention, projected: Projected, states: Tensor) -> dict[str, Tensor]:
-    """From what our layer projected, and from the states (B, S, C) that it was given."""
+def of_ours(
+    attention: LongformerSelfAttention,
+    projected: Projected,
+    states: Tensor,
+    probabilities: Of = attention_probabilities,
+) -> dict[str, Tensor]:
+    """From what our layer projected, and from the states (B, S, C) that it was given.
+
+    Args:
+        probabilities: what computes them, with the arguments of :func:`attention_probabilities`.
+    """
     query, key, _, tokens = projected
 
     def split(projection: nn.Module) -> Tensor:
@@ -57,7 +69,7 @@ def of_ours(attention: LongformerSelfAttention, projected: Projected, states: Te
         return x.unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
 
     projections = () if tokens.is_global is None else (attention.query_global, attention.key_global)
-    found = attention_probabilities(query, key, attention.pattern, tokens, *map(split, projections))
+    found = probabilities(query, key, attention.pattern, tokens, *map(split, projections))
     return {name: tensor for name, tensor in zip(PROBABILITIES, found, strict=True) if tensor is not None}
 
 

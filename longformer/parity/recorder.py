@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from longformer.checkpoints.names import todays_name
 from longformer.errors import LongformerError, listed
 from longformer.kernels import Tokens, choose
-from longformer.models.attention import LongformerSelfAttention
+from longformer.models.attention import LongformerSelfAttention, attention_probabilities
 from longformer.parity import probabilities as probs
+from longformer.parity.compiled import compiled_in_parts, is_compiled, of_whole_parts, uncompiled
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
-from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout
+from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout, global_name
+from longformer.parity.operations import CoarsestSeen, coarsest
 from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, PROBABILITIES, Table, Value, order
 
 Sink = Callable[[str, Tensor], None]
@@ -51,7 +53,8 @@ def trace(
     as the plain model. After the block the model is as before, also if there was an exception.
 
     Args:
-        model: ours, transformers' Longformer, or any module together with a ``table``.
+        model: ours, transformers' Longformer, or any module together with a ``table``. Of one that torch.compile made,
+            the values of whole parts are recorded, see :mod:`longformer.parity.compiled`.
         table: which modules are recorded under which names; None for a Longformer.
         only: names or patterns such as ``"layer.*.output"`` of the values to record; None is all.
         probabilities: record attention probabilities too. Our model then computes its attention with
@@ -66,12 +69,18 @@ def trace(
             ``only`` matches nothing; or, with ``probabilities``, two implementations disagree.
         DataError: ``path`` cannot be written.
     """
+    given, model = model, uncompiled(model)
     layout = choose_layout(model, table)
+    if is_compiled(given):
+        if probabilities:
+            raise LongformerError("attention probabilities are inside what is compiled; record the model without it")
+        layout.table = of_whole_parts(layout.table) if table is None else layout.table
     recorder = Recorder(model, layout, only=only, probabilities=probabilities, gradients=gradients)
     result = Trace()
     result._backward = recorder.backward if gradients else None
     result.metadata = {"format": FORMAT, "version": str(VERSION), **layout.describe()}
     result.metadata.update(describe_model(model, digests=digests))
+    result.metadata.update({"compiled": "in parts"} if is_compiled(given) else {})
     if table is not None:  # a Longformer's order is known
         result.metadata["order"] = json.dumps(list(recorder.names_in_order()))
     result.metadata.update(metadata or {})
@@ -85,7 +94,11 @@ def trace(
         recorder.sink = held.__setitem__
         recorder.input_sink = result.inputs.__setitem__
     try:
-        with recorder.attached():
+        with ExitStack() as stack:
+            if is_compiled(given):
+                stack.enter_context(compiled_in_parts(given, list(recorder.values)))
+            stack.enter_context(recorder.attached())
+            stack.enter_context(recorder.watching())
             yield result
         if not recorder.has_run:
             raise LongformerError("the model did not run inside trace(): nothing is recorded")
@@ -120,15 +133,17 @@ class Recorder:
         self.only, self.probabilities, self.gradients, self.check = only, probabilities, gradients, check
         self.sink: Sink = lambda name, tensor: None
         self.input_sink: Sink = lambda name, tensor: None
+        self.probabilities_of: probs.Of = attention_probabilities
         self.has_run = False
         self.notes: dict[str, str] = {}
         self._pieces: dict[str, list[Tensor]] = {}
-        self._tokens: dict[str, Tokens] = {}  # of attention whose pattern has global tokens of its own
         self._value_of = {value.name: value for value in self.values.values()}
         self._handles: ExitStack
         self._given: set[str] = set()
         self._impl = ""
         self._kernels: dict[str, None] = {}
+        self._watch: CoarsestSeen | None = None
+        self._precisions: dict[str, str] = {}
         if probabilities and not isinstance(layout, LongformerLayout):
             raise LongformerError("attention probabilities are recorded of a Longformer, not of a module with a table")
         _check_mode(model, self.values, probabilities=probabilities, gradients=gradients)
@@ -138,7 +153,7 @@ class Recorder:
         for name, value in self._value_of.items():
             yield name
             if value.kind == "attention":
-                yield name.removesuffix("local_output") + GLOBAL_ROWS
+                yield global_name(name)
 
     def possible_names(self) -> list[str]:
         """Names of all tensors that this recording may give."""
@@ -166,6 +181,14 @@ class Recorder:
                     self._switch(stack, modules[path])
             stack.callback(self.model.register_forward_hook(lambda *_: self._flush()).remove)
             yield
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note in ``notes`` which values are computed in a coarser precision than they have."""
+        self.notes["precisions"] = "{}"
+        with CoarsestSeen() as self._watch:
+            yield
+        self._watch = None
 
     def take(self, inputs: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> None:
         """Record a run that happened elsewhere, by the ``results`` of modules under their paths in the model."""
@@ -214,20 +237,32 @@ class Recorder:
             # (On the CPU `.cpu()` alone would be no copy.)
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
+            self._note_precision(value.name, first)
             if isinstance(module, LongformerSelfAttention):
                 if module.has_own_tokens:
-                    self._tokens[value.name] = Tokens(*(None if x is None else x.cpu() for x in arguments[1]))
+                    self.layout.own_tokens[value.name] = Tokens(*(None if x is None else x.cpu() for x in arguments[1]))
                 self._kernels[_kernel_of(module, arguments[0], first)] = None
                 self.notes["kernel"] = ", ".join(self._kernels)
             if value.kind == "attention" and self.probabilities:
                 self._record_probabilities(value, module, arguments, output)
             if last_of_layer or isinstance(self.layout, PlainLayout):
                 self._flush()
+            if self._watch is not None:
+                self._watch.take()  # what the recorder itself did
             if self.gradients and first.requires_grad:
-                return _with_first(output, self._with_gradient(value, first))
+                return with_first(output, self._with_gradient(value, first))
             return None
 
         return record
+
+    def _note_precision(self, name: str, result: Tensor) -> None:
+        """Note the coarsest precision of what was computed since the value before, if ``result`` has a finer one."""
+        if self._watch is None or not result.is_floating_point():
+            return
+        dtype = coarsest([result.dtype, *self._watch.take()])
+        if dtype != result.dtype:
+            self._precisions[name] = str(dtype).removeprefix("torch.")
+            self.notes["precisions"] = json.dumps(self._precisions)
 
     def _flush(self) -> None:
         """Hand on what has come so far."""
@@ -235,19 +270,8 @@ class Recorder:
             self._emit(self._value_of[name], self.layout.rows(self._pieces.pop(name), self._value_of[name]), "")
 
     def _emit(self, value: Value, rows: Tensor, prefix: str) -> None:
-        if value.kind == "heads" or value.kind == "attention":
-            if self.layout.table.heads is None:
-                raise LongformerError(f"the table records {value.name} by heads, but does not say how many")
-            rows = rows.unflatten(-1, (self.layout.table.heads, -1)).transpose(1, 2)  # (B, H, S, D)
-        tokens = self._tokens.get(value.name, self.layout.tokens)
-        if prefix and value.kind != "plain" and tokens.keep is not None:
-            padding = ~tokens.keep
-            rows = rows.masked_fill(padding[:, None, :, None] if rows.dim() == 4 else padding[..., None], 0)
-        if value.kind == "attention" and tokens.is_global is not None and tokens.global_index is not None:
-            global_name = value.name.removesuffix("local_output") + GLOBAL_ROWS
-            self._give(prefix + global_name, probs.global_rows(rows, tokens.global_index))
-            rows = rows.masked_fill(tokens.is_global[:, None, :, None], 0)
-        self._give(prefix + value.name, rows)
+        for name, tensor in self.layout.split(value, rows):
+            self._give(prefix + name, tensor)
 
     def _give(self, name: str, tensor: Tensor) -> None:
         if name in self._given:
@@ -275,11 +299,11 @@ class Recorder:
             found = probs.of_reference(output, layout.tokens)
         else:
             query, key, values = (by_heads(layer + part) for part in ("query", "key", "value"))
-            tokens = self._tokens.get(value.name, layout.tokens)
+            tokens = layout.tokens_of(value.name)
             projected = probs.Projected(query, key, values, tokens)
             if self.check:
                 probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
-            found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value))
+            found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value), self.probabilities_of)
             # As check_agreement has it run: without gradients and dropout.
             impl = choose(query, impl=self._impl, pattern=module.pattern).impl
             self.notes["kernel"] = f"banded, which agrees with {impl}" if module.pattern.is_band else impl
@@ -312,7 +336,7 @@ class Recorder:
                 self._give(PARAMETER + todays_name(name), gradient.detach().cpu())
 
 
-def _with_first(output: Any, first: Tensor) -> Any:
+def with_first(output: Any, first: Tensor) -> Any:
     """A module's output with ``first`` in place of its tensor, or of the first of its tensors."""
     if isinstance(output, Tensor):
         return first

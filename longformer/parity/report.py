@@ -9,40 +9,46 @@ from typing import Any
 
 import click
 
-from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, Compared, Comparison
-from longformer.parity.measure import Error
+from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, SUSPICIOUS, Compared, Comparison
+from longformer.parity.measure import LIMITS, Error
 from longformer.parity.places import Position
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
-COLOURS = {IDENTICAL: "green", "rounding": "green", DIFFERENT: "red", NON_FINITE: "red"}
+JSON_FORMAT = "longformer-comparison"
+JSON_VERSION = 1  # grows where an entry is renamed, or means something else, or goes; a new entry leaves it as it is
+MODULES = 12  # wrong modules of which the terminal has a row
+COLOURS = {IDENTICAL: "green", "rounding": "green", SUSPICIOUS: "yellow", DIFFERENT: "red", NON_FINITE: "red"}
+
+
+NAME, HEAD = 36, 11  # columns of a value's name, and of a run's error over the noise: a row has 100
 
 
 def table(comparison: Comparison, *, everything: bool = False) -> str:
-    """The verdict, the first value that it is true of, and why; then a row for each value."""
-    heads = [f"{_short(name)} / noise" for name in comparison.names]
+    """The verdict, the first value that it is true of, and why; then a row for each value, at most 100 columns wide."""
+    heads = [shortened(PurePath(name).name, HEAD) for name in comparison.names]
     lines = [*verdict(comparison), ""]
-    shown = _shown(comparison, everything)
-    wide = max([28, *(len(value.name) for value in shown if value is not None)])
-    header = f"{'value':<{wide}} {'verdict':<10} {'largest':>9} {'rms':>9} {'relative':>9} {'1-cosine':>9} {'ulp':>9}"
-    lines.append("  ".join([header, *heads]))
-    for value in shown:
+    lines.append(f"{'':<{NAME + 11 + 3 * 9}}  {'times the noise':>{2 * HEAD + 2}}")
+    columns = f"{'value':<{NAME}} {'verdict':<10} {'largest':>8} {'relative':>8} {'ulp':>8}"
+    lines.append("  ".join([columns, *(f"{head:>{HEAD}}" for head in heads)]))
+    for value in _shown(comparison, everything):
         if value is None:
             lines.append("...")
             continue
         row = (
-            f"{value.name:<{wide}} {value.verdict:<10} {value.largest:>9.2g} {value.rms:>9.2g} {value.relative:>9.2g} "
-            f"{max(0.0, 1 - value.cosine):>9.2g} {value.ulp_largest:>9.3g}"
+            f"{shortened(value.name, NAME):<{NAME}} {value.verdict:<10} {value.largest:>8.2g} {value.relative:>8.2g} "
+            f"{value.ulp_largest:>8.3g}"
         )
-        ratios = (f"{_ratio(error):>{len(head)}}" for head, error in zip(heads, (value.a, value.b), strict=True))
-        row = "  ".join([row, *ratios])
+        row = "  ".join([row, *(f"{_ratio(error):>{HEAD}}" for error in (value.a, value.b))])
         lines.append(click.style(row, fg="red", bold=value is comparison.first) if _wrong(value) else row)
     return "\n".join(lines)
 
 
-def _short(name: str, longest: int = 24) -> str:
-    """A run's name for the head of a column."""
-    name = PurePath(name).name
-    return name if len(name) <= longest else f"{name[: longest - 12]}...{name[-9:]}"
+def shortened(name: str, longest: int) -> str:
+    """A name in at most ``longest`` characters: beginnings say what it belongs to, and endings which one it is."""
+    if len(name) <= longest:
+        return name
+    front = longest // 3
+    return f"{name[:front]}..{name[len(name) - (longest - front - 2) :]}"
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -52,6 +58,9 @@ def verdict(comparison: Comparison) -> list[str]:
     if first is not None:
         lines += [f"  at {place(position)}" for position in first.positions[:3]]
     lines += [f"  hint: {hint}" for hint in comparison.hints]
+    lines += [f"  module: {module.sentence}" for module in comparison.modules[:MODULES]]
+    if len(comparison.modules) > MODULES:
+        lines.append(f"  and {len(comparison.modules) - MODULES} more wrong modules; --json has them all")
     lines += [f"  note: {note}" for note in comparison.notes]
     for name, absent in comparison.missing.items():
         lines.append(
@@ -69,18 +78,30 @@ def summary(comparison: Comparison) -> str:
     if first is None:
         worst, left = furthest(comparison), len(comparison.unjudged)
         return (
-            f"{a} and {b} differ by no more than rounding in {count} values; furthest from the truth is {worst.name}, "
-            f"at {max(_number(worst.a), _number(worst.b)):.2f} times the noise"
+            f"{a} and {b} differ by no more than rounding in {count} values; closest to a limit is {worst.name}"
+            f"{''.join(f' ({_how(error)})' for error in [_further(worst)] if error is not None)}"
             f"{f'; {left} more differ and could not be judged' if left else ''}"
         )
     who = " and ".join(comparison.departed)
     if comparison.verdict == NON_FINITE:
         return f"NaN or infinity appears first in {first.name}, in {who}"
     errors = [error for name, error in zip((a, b), (first.a, first.b), strict=True) if name in comparison.departed]
-    worst_error = max(errors, key=lambda error: error.ratio if error else 0.0)
-    assert worst_error is not None
-    how = f"{worst_error.ratio:.3g} times the noise, {worst_error.row_ratio:.3g} in the worst row"
-    return f"{who} {'departs' if len(comparison.departed) == 1 else 'depart'} from the truth in {first.name} ({how})"
+    how = _how(max((error for error in errors if error is not None), key=lambda error: error.excess))
+    alone = len(comparison.departed) == 1
+    if comparison.verdict == SUSPICIOUS:
+        return f"{who} may depart from the truth in {first.name}, and rounding is not ruled out ({how})"
+    return f"{who} {'departs' if alone else 'depart'} from the truth in {first.name} ({how})"
+
+
+PARTS = {"value": "", **{part: f" in one {part}" for part in LIMITS if part != "value"}}
+
+
+def _how(error: Error) -> str:
+    """How far, in the part of the value where that says most."""
+    part = error.worst
+    over_all = "" if part == "value" else f"{error.ratio:.3g} times the noise, and "
+    unit = "" if over_all else " the noise"
+    return f"{over_all}{error.ratios[part]:.3g} times{unit}{PARTS[part]}, where {error.limits[part]:.3g} are allowed"
 
 
 def place(position: Position) -> str:
@@ -122,16 +143,21 @@ def _is_inner(name: str) -> bool:
 
 
 def furthest(comparison: Comparison) -> Compared:
-    """The value that is furthest from the truth in either run, in multiples of its noise."""
-    return max(comparison.values, key=lambda value: max(_number(value.a), _number(value.b)))
+    """The value of which a part is furthest from the truth in either run, in multiples of its limit."""
+    return max(comparison.values, key=lambda value: _excess(_further(value)))
+
+
+def _further(value: Compared) -> Error | None:
+    """The run's error that is closer to its limit, or beyond it by more."""
+    return max((value.a, value.b), key=_excess)
 
 
 def _wrong(value: Compared) -> bool:
-    return value.verdict in (DIFFERENT, NON_FINITE)
+    return value.verdict in (SUSPICIOUS, DIFFERENT, NON_FINITE)
 
 
-def _number(error: Error | None) -> float:
-    return error.ratio if error is not None else 0.0
+def _excess(error: Error | None) -> float:
+    return error.excess if error is not None else 0.0
 
 
 def _ratio(error: Error | None) -> str:
@@ -139,15 +165,18 @@ def _ratio(error: Error | None) -> str:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything, for JSON: NaN and infinity are null."""
+    """Everything, for JSON, by the schema ``docs/comparison.schema.json``: NaN and infinity are null."""
     first = comparison.first
     return {
+        "format": JSON_FORMAT,
+        "version": JSON_VERSION,
         "verdict": comparison.verdict,
         "summary": summary(comparison),
         "names": list(comparison.names),
         "first": None if first is None else first.name,
         "departed": list(comparison.departed),
         "hints": comparison.hints,
+        "modules": [module.as_json() for module in comparison.modules],
         "notes": comparison.notes,
         "unjudged": comparison.unjudged,
         "missing": comparison.missing,
@@ -193,8 +222,10 @@ def _error(error: Error | None) -> dict[str, Any] | None:
         "ulp": _finite(error.ulp),
         "noise": _finite(error.noise),
         "ratio": _finite(error.ratio),
-        "row_ratio": _finite(error.row_ratio),
+        "limits": error.limits,
+        "ratios": {part: _finite(ratio) for part, ratio in error.ratios.items()},
         "far": error.far,
+        "doubtful": error.doubtful,
     }
 
 

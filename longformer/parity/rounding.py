@@ -1,35 +1,62 @@
-"""What is true, and what rounding costs: a run in float64, and the same run with everything moved by one rounding.
+"""What is true, and what rounding costs: a run in float64, and the same run in arithmetic of few digits.
 
 The truth is our model with the same weights in float64 and attention as it is defined (``impl="reference"``). What must
-a precision lose? To estimate that, the same float64 model runs a few times more, and every number that it keeps is
-moved: each weight and each result of each module is multiplied by 1 + ε·u, where u is uniform in [-1, 1] and ε is one
-unit in the last place of that precision at 1. Nothing is moved by less than the precision's smallest number. The query
-and key of each token in each head are moved once more, as a whole: if the products that make up a score have one sign,
-their roundings do not average out. How far a value then moves, root mean square over the runs, is the *noise* of the
-value. It depends on the depth, the weights and the input, and on nothing in the implementations under test.
+a precision lose? To estimate that, the same float64 model runs a few times more. Each time every operation's result is
+rounded up or down by chance to the precision in which the judged run computed, and every sum gets the error of adding
+its terms one after another (:mod:`longformer.parity.operations`). How far a value then moves, root mean square over the
+runs, is the *noise* of the value. It depends on the depth, the weights and the input, and on nothing in the
+implementations under test but their precisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longformer.models.attention import LongformerSelfAttention
+from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention, attention_probabilities
 from longformer.models.encoder import LongformerModel
 from longformer.parity.format import Trace
 from longformer.parity.layout import Longformer, choose_layout
+from longformer.parity.noise import Moved, Noise, Precisions, precision_of
+from longformer.parity.operations import ROUNDING, Rounding, coarsest, round_by_chance
+from longformer.parity.places import without_padding
 from longformer.parity.recorder import Recorder, trace
-from longformer.parity.table import PARAMETER
+from longformer.parity.table import Value
 
 Inputs = Mapping[str, Tensor]
 
-RUNS = 4  # perturbed runs: with 64 numbers in a row, 4 runs give its noise to 6%
+RUNS = 4  # rounded runs: with 64 numbers in a row, 4 runs give its noise to 6%
+MORE_RUNS = 16  # where 4 leave a doubt
 DENSE = 1024  # tokens up to which the truth's attention is dense: beyond that, S² numbers in float64 are too many
+
+
+@contextmanager
+def stochastic_rounding(dtypes: torch.dtype | Iterable[torch.dtype], generator: torch.Generator) -> Iterator[Rounding]:
+    """While this is open, what is computed in float64 is rounded, operation by operation, as a coarser dtype would.
+
+    Each result is rounded up or down by chance, and sums get the error of adding their terms one after another: see
+    :mod:`longformer.parity.operations`. A model in float64 whose weights and inputs are rounded too then computes what
+    a clean implementation in that precision might. Several such runs show how far rounding moves each value.
+
+        with stochastic_rounding(torch.float32, generator):
+            output = module(*inputs)  # module and inputs in float64
+
+    Args:
+        dtypes: the precision, or several, such as those of a module's inputs and output: the coarsest counts.
+        generator: of the random numbers.
+
+    Yields:
+        the mode, whose ``dtype`` may be changed meanwhile, and in whose ``paused()`` nothing is rounded.
+    """
+    mode = Rounding(coarsest([dtypes] if isinstance(dtypes, torch.dtype) else dtypes), generator)
+    with sdpa_kernel(SDPBackend.MATH), mode:
+        yield mode
 
 
 class Truth:
@@ -40,7 +67,7 @@ class Truth:
         inputs: the arguments of its forward, by name.
         loss: makes a loss from what the model gives, for gradients; None is no gradients.
         probabilities: whether attention probabilities are recorded.
-        runs: how many perturbed runs the noise comes from.
+        runs: how many rounded runs the noise comes from at first.
         folder: where the run is written as a trace file, layer by layer; None holds it in memory.
     """
 
@@ -60,7 +87,7 @@ class Truth:
         dense = self.inputs["input_ids"].shape[-1] <= DENSE
         self.kernel = "reference" if dense else "blocked"
         self._model = self._in_double(model)
-        self._noise: dict[torch.dtype, dict[str, Tensor]] = {}
+        self._moved: dict[Any, tuple[torch.Generator, dict[str, Moved]]] = {}
         path = None if folder is None else folder / "truth.safetensors"
         with self._grad_mode(), trace(self._model, path=path, digests=False, **self._options()) as self.trace:
             self._run(self.trace)
@@ -83,91 +110,130 @@ class Truth:
         double.load_state_dict({name: weight.cpu().double() for name, weight in self.weights.items()}, assign=True)
         return double.eval()
 
-    def noise(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """For each value, how far one rounding of everything moves each row: mean squares of shape[:-1] of the value.
+    def noise(self, precisions: Precisions, *, runs: int | None = None) -> dict[str, Noise]:
+        """For each value, how far rounding moves it.
 
-        A row is the last axis of a value: the channels of a token, or of a token in one head.
+        Args:
+            precisions: a dtype, or dtypes by value, see :func:`longformer.parity.noise.precisions_of`.
+            runs: how many runs it must come from at least; None is as many as there are, or else ``self.runs``.
         """
-        if dtype not in self._noise:
-            self._noise[dtype] = self._estimate(dtype)
-        return self._noise[dtype]
+        key = precisions if isinstance(precisions, torch.dtype) else tuple(precisions.items())
+        if key not in self._moved:
+            self._moved[key] = torch.Generator().manual_seed(0), {}
+        generator, moved = self._moved[key]
+        done = next((each.runs for each in moved.values()), 0)
+        for _ in range(done, max(runs or 0, done or self.runs)):
+            self._add_run(precisions, generator, moved)
+        return {name: each.noise() for name, each in moved.items()}
 
-    def _estimate(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        total: dict[str, Tensor] = {}
+    def _add_run(self, precisions: Precisions, generator: torch.Generator, moved: dict[str, Moved]) -> None:
+        model, keep = self._model, self.trace.inputs["attention_mask"] != 0
+        with ExitStack() as stack:
+            stack.enter_context(self._grad_mode())
+            recorder = Recorder(model, choose_layout(model, None), check=False, **self._options())
+            stack.enter_context(_rounded_weights(model, self.weights, recorder.values, precisions, generator))
+            for part in model.modules():  # the same formula without an S × S tensor, in operations that can be seen
+                if isinstance(part, LongformerSelfAttention):
+                    stack.callback(setattr, part, "impl", part.impl)
+                    part.impl = "chunked"
+            mode = stack.enter_context(stochastic_rounding(torch.float64, generator))
 
-        def add(name: str, value: Tensor) -> None:
-            square = row_mean_square(value - self.trace[name]) / self.runs
-            total[name] = total[name] + square if name in total else square
+            def add(name: str, value: Tensor) -> None:
+                with mode.paused():
+                    off = without_padding(name, value - self.trace[name], keep)
+                    moved.setdefault(name, Moved()).add(off)
 
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(self.runs):
-            # These hooks come before the recorder's, so that it sees what was moved. Kernels cannot be checked then.
-            with perturbed(self._model, self.weights, dtype, generator), self._grad_mode():
-                recorder = Recorder(self._model, choose_layout(self._model, None), check=False, **self._options())
-                recorder.sink = add
-                with recorder.attached():
-                    self._run(recorder)
-        for name, noise in total.items():
-            weight = f"{name.removesuffix('bias')}weight"
-            if name.startswith(PARAMETER) and name.endswith(".bias") and weight in total:
-                # A bias is a weight whose input is 1. Its gradient can be 0 in exact arithmetic: a key's bias moves all
-                # scores of a row alike. A computer then gives the rounding of the terms, which is as large as in the
-                # weight beside it. The perturbed runs do not show that: what they move are factors of all terms.
-                total[name] = torch.maximum(noise, total[weight].mean())
-        return total
+            recorder.sink = add
+            recorder.probabilities_of = _RoundedProbabilities(mode)
+            # The recorder's hooks come between these two kinds of hooks.
+            stages = _Stages(model, recorder.values, precisions, mode)
+            stack.enter_context(recorder.attached())
+            stack.enter_context(stages.attached())
+            self._run(recorder)
 
 
-def row_mean_square(x: Tensor) -> Tensor:
-    """Mean square over the last axis, in float64."""
-    return x.double().square().mean(dim=-1) if x.dim() else x.double().square()
+class _RoundedProbabilities:
+    """Attention probabilities with the noise of their arithmetic.
+
+    Their formula goes through a band diagonal by diagonal, which would take long operation by operation. So what a
+    score and the sum of a softmax lose is put into their arguments and results.
+    """
+
+    def __init__(self, mode: Rounding) -> None:
+        self.mode = mode
+
+    def __call__(
+        self, query: Tensor, key: Tensor, pattern: Any, tokens: Any, *globally: Tensor
+    ) -> AttentionProbabilities:
+        with self.mode.paused():
+            moved = [self._moved(x) for x in globally]
+            found = attention_probabilities(self._moved(query), self._moved(key), pattern, tokens, *moved)
+            columns, rows = (None if x is None else self._summed(x) for x in found[1:])
+            return AttentionProbabilities(self._summed(found.band), columns, rows)
+
+    def _summed(self, x: Tensor) -> Tensor:
+        """Probabilities (..., W) over the sum of a softmax, and stored."""
+        moved = x * (1 + self._by_chance(x[..., :1], x.shape[-1]))
+        return round_by_chance(moved, self.mode.dtype, self.mode.generator)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """(..., D), moved by as much as moves its products as a sum of D rounded terms moves them."""
+        terms = x.shape[-1]
+        return x * (1 + self._by_chance(x, terms) + self._by_chance(x[..., :1], terms))
+
+    def _by_chance(self, like: Tensor, terms: int) -> Tensor:
+        size = torch.finfo(self.mode.dtype).eps * (terms * ROUNDING / 2) ** 0.5
+        return size * torch.randn(like.shape, dtype=torch.float64, generator=self.mode.generator)
+
+
+class _Stages:
+    """Sets the precision of a rounded run: up to each value's module, the one in which that value is computed."""
+
+    def __init__(self, model: nn.Module, values: Mapping[str, Value], precisions: Precisions, mode: Rounding) -> None:
+        self.model, self.values, self.mode = model, values, mode
+        self.dtypes = [precision_of(precisions, value.name) for value in values.values()]
+        # What is behind the last value, and the way back.
+        rest = precisions if isinstance(precisions, torch.dtype) else coarsest(precisions.values())
+        self.dtypes.append(rest)
+        mode.dtype = self.dtypes[0]
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        modules = dict(self.model.named_modules())
+        with ExitStack() as stack:
+            for path, following in zip(self.values, self.dtypes[1:], strict=True):
+                stack.callback(modules[path].register_forward_hook(self._hook(following)).remove)
+            yield
+
+    def _hook(self, following: torch.dtype) -> Callable[..., None]:
+        def turn(module: nn.Module, arguments: Any, output: Any) -> None:
+            self.mode.dtype = following
+
+        return turn
 
 
 @contextmanager
-def perturbed(
-    model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, generator: torch.Generator
+def _rounded_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    values: Mapping[str, Value],
+    precisions: Precisions,
+    generator: torch.Generator,
 ) -> Iterator[None]:
-    """While this is open, ``model``'s weights and its modules' results are moved by up to a unit of ``dtype``."""
-    info = torch.finfo(dtype)
-
-    def uniform(shape: torch.Size) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)
-
-    def move(x: Tensor) -> Tensor:
-        # Below the smallest normal number the units do not shrink: small gradients in float16 are such numbers.
-        return x + uniform(x.shape) * (x.abs() * info.eps).clamp(min=info.tiny * info.eps)
-
-    def move_heads(x: Tensor, heads: int) -> Tensor:
-        split = x.unflatten(-1, (heads, -1))
-        return (split + split * info.eps * uniform(split.shape[:-1])[..., None]).flatten(-2)
-
-    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor):
-            return None
-        moved = move(output)
-        if module in scored:
-            moved = move_heads(moved, scored[module])
-        if moved.requires_grad:  # the backward pass is rounded too
-            moved.register_hook(move)
-        return moved
-
-    scored = {
-        projection: part.num_heads
-        for part in model.modules()
-        if isinstance(part, LongformerSelfAttention)
-        for projection in (part.query, part.key, part.query_global, part.key_global)
-    }
-    parameters = dict(model.named_parameters())
-    with ExitStack() as stack:
-        for part in model.modules():
-            stack.callback(part.register_forward_hook(hook).remove)
-        stack.callback(_restore, parameters, weights)
-        with torch.no_grad():
-            for parameter in parameters.values():
-                parameter.copy_(move(parameter))
+    """While this is open, ``model``'s weights are rounded to the precision of the value that they serve."""
+    changed = []
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # A module's value is computed by what is in it, save by what another value in it comes from.
+            served = next((value.name for path, value in values.items() if name.startswith(f"{path}.")), "")
+            dtype = precision_of(precisions, served)
+            if coarsest([dtype, weights[name].dtype]) == weights[name].dtype:
+                continue  # it has all digits of this weight
+            parameter.copy_(round_by_chance(parameter, dtype, generator))
+            changed.append((name, parameter))
+    try:
         yield
-
-
-@torch.no_grad()
-def _restore(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+    finally:
+        with torch.no_grad():
+            for name, parameter in changed:
+                parameter.copy_(weights[name])

@@ -28,6 +28,8 @@ from longformer.parity.targets import as_arguments, targets_of
 
 EXPORTED = ".onnx"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+COMPILED = "compiled"
+SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Contender:
     Args:
         implementation: "ours", "transformers", which takes no ``impl``, or the path of an ``.onnx`` file, which takes
             neither ``dtype`` nor ``impl``.
-        dtype: one of ``DTYPES``.
+        dtype: one of ``DTYPES``, or its short name in ``SHORT``.
         impl: implementation of our kernels.
+        is_compiled: whether it runs as torch.compile makes it, see :mod:`longformer.parity.compiled`.
 
     Raises:
         DataError: there is no such dtype or kernel, or it cannot be used here.
@@ -47,10 +50,12 @@ class Contender:
     implementation: str
     dtype: str = "float32"
     impl: str = "auto"
+    is_compiled: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", SHORT.get(self.dtype, self.dtype))
         if self.dtype not in DTYPES:
-            raise DataError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise DataError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}, in short {', '.join(SHORT)}")
         if self.implementation == "transformers" and self.impl != "auto":
             raise DataError(f"transformers has one kernel, its own: {self.impl!r} chooses among ours")
         try:
@@ -69,21 +74,28 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """Read ``ours[:DTYPE][:KERNEL]``, ``transformers[:DTYPE]`` or ``FILE.onnx``. Raises DataError for others."""
+        """Read ``ours[:DTYPE][:KERNEL]``, ``transformers[:DTYPE]``, either with ``:compiled``, or ``FILE.onnx``.
+
+        Raises:
+            DataError: it is none of these.
+        """
         if text.endswith(EXPORTED):
             return cls(text)
         implementation, *parts = text.split(":")
-        dtypes = [part for part in parts if part in DTYPES]
-        kernels = [part for part in parts if part not in DTYPES]
+        compiled = [part for part in parts if part == COMPILED]
+        parts = [part for part in parts if part != COMPILED]
+        dtypes = [part for part in parts if part in DTYPES or part in SHORT]
+        kernels = [part for part in parts if part not in dtypes]
         known = implementation in ("ours", "transformers")
-        if not known or "" in parts or len(dtypes) > 1 or len(kernels) > 1:
+        if not known or "" in parts or max(map(len, (dtypes, kernels, compiled))) > 1:
             raise DataError(
                 f"{text!r} is neither a trace file ({SUFFIX}) nor an exported model ({EXPORTED}), nor "
-                "ours[:DTYPE][:KERNEL] nor transformers[:DTYPE], "
-                f"with DTYPE one of {', '.join(DTYPES)} and KERNEL one of {', '.join(IMPLEMENTATIONS)}"
+                "ours[:DTYPE][:KERNEL][:compiled] nor transformers[:DTYPE][:compiled], "
+                f"with DTYPE one of {', '.join(DTYPES)}, in short {', '.join(SHORT)}, and KERNEL one of "
+                f"{', '.join(IMPLEMENTATIONS)}"
             )
         try:
-            return cls(implementation, *(dtypes or ["float32"]), *kernels)
+            return cls(implementation, (dtypes or ["float32"])[0], (kernels or ["auto"])[0], bool(compiled))
         except DataError as error:
             raise DataError(f"{text!r}: {error}") from None
 
@@ -96,13 +108,19 @@ class Contender:
         """Raise DataError where it does not have what is to be recorded."""
         if self.is_exported and (settings.gradients or settings.probabilities):
             raise DataError(f"{self.implementation} has neither gradients nor attention probabilities")
+        if self.is_compiled and settings.probabilities:
+            raise DataError(
+                f"{self.implementation}:compiled has no attention probabilities: they are inside what is compiled"
+            )
 
     def load(self, name_or_path: str) -> nn.Module:
         """The model at ``name_or_path``, a folder or a name on the hub, ready to be run in this way."""
         dtype = getattr(torch, self.dtype)
         if self.implementation == "ours":
-            return load_ours(name_or_path, dtype=dtype, impl=self.impl)
-        return _load_reference(name_or_path, dtype)
+            model: nn.Module = load_ours(name_or_path, dtype=dtype, impl=self.impl)
+        else:
+            model = _load_reference(name_or_path, dtype)
+        return torch.compile(model) if self.is_compiled else model  # type: ignore[return-value]
 
 
 def load_ours(name_or_path: str, *, dtype: torch.dtype = torch.float32, impl: str = "auto") -> Longformer:
@@ -136,6 +154,18 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
     kind, arguments, _ = kind_of(name_or_path)
     model = getattr(transformers, kind.__name__).from_pretrained(name_or_path, dtype=dtype, **arguments)
     return model.eval()
+
+
+@contextmanager
+def _as_far_as_it_goes(contender: Contender) -> Iterator[None]:
+    """While this is open, what torch cannot compile of transformers' model runs as it is written."""
+    if not contender.is_compiled or contender.implementation == "ours":
+        yield
+        return
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(suppress_errors=True):
+        yield
 
 
 @contextmanager
@@ -198,6 +228,7 @@ def record(
     module = contender.load(model)
     with (
         torch.set_grad_enabled(settings.gradients),
+        _as_far_as_it_goes(contender),
         trace(
             module,
             path=path,

@@ -30,6 +30,7 @@ class Settings:
     max_tokens: int | None = None
     probabilities: bool = False
     gradients: bool = False
+    partial: bool = False  # whether a value of a comparison may be missing that looks misspelt
 
 
 class Sample(NamedTuple):
@@ -69,7 +70,7 @@ def read_sample(path: str, model: str, kind: type[Longformer], settings: Setting
         inputs = _inputs_of_text(path, load_tokenizer(settings.tokenizer, model), settings.question)
     targets = {name: inputs.pop(name) for name in targets_of(kind) if name in inputs}
     if settings.max_tokens is not None:
-        inputs = {name: tensor[:, : settings.max_tokens] for name, tensor in inputs.items()}
+        inputs = cut_inputs(inputs, config.sep_token_id, settings.max_tokens)
         targets = cut(targets, kind, settings.max_tokens)
     if "global_attention_mask" not in inputs:
         inputs["global_attention_mask"] = _global_mask(inputs["input_ids"], config)
@@ -78,6 +79,34 @@ def read_sample(path: str, model: str, kind: type[Longformer], settings: Setting
         check_targets(path, kind, config, targets, inputs)
         inputs |= targets
     return Sample(inputs, token_texts(inputs["input_ids"], model, settings.tokenizer))
+
+
+def cut_inputs(inputs: dict[str, Tensor], separator: int | None, length: int) -> dict[str, Tensor]:
+    """(B, S) each, cut to ``length`` tokens. A row that ends in a separator does so still: what is cut is before it.
+
+    Args:
+        separator: its token id; None if there is none.
+
+    Raises:
+        DataError: nothing would be left of the context behind a question.
+    """
+    ids = inputs["input_ids"]
+    if separator is None or ids.shape[1] <= length:
+        return {name: tensor[:, :length] for name, tensor in inputs.items()}
+    real = inputs.get("attention_mask", torch.ones_like(ids)) != 0
+    last = (real * torch.arange(ids.shape[1])).amax(dim=1)
+    ends = (last >= length) & (ids.gather(1, last[:, None])[:, 0] == separator)
+    marks = ids == separator
+    front = (marks.cumsum(1) < 2).sum(1) + 1  # up to the second separator, behind which the context begins
+    for row in (ends & (marks.sum(1) == 3)).nonzero().flatten().tolist():
+        if int(front[row]) + 2 > length:
+            raise DataError(
+                f"max_tokens is {length}, which leaves nothing of the context: the question and its separators take "
+                f"{int(front[row])}; give at least {int(front[row]) + 2}"
+            )
+    short = {name: tensor[:, :length].clone() for name, tensor in inputs.items()}
+    short["input_ids"][ends, length - 1] = separator
+    return short
 
 
 def _inputs_of_trace(path: str, kind: type[Longformer]) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ def split_name(name: str) -> tuple[int | None, str]:
 def order(name: str) -> tuple[int, int, int, str]:
     """Sort key: the order in which a Longformer computes its values, and then its gradients, from the last layer on."""
     if name.startswith(PARAMETER):  # after those of all activations
-        return (2, 0, 0, name)
+        return (2, *backward_order(name))
     layer, step = _place(name.removeprefix(GRADIENT))
     return (1, -layer, -step, name) if name.startswith(GRADIENT) else (0, layer, step, name)
 
@@ -172,3 +172,22 @@ def _place(name: str) -> tuple[int, int]:
     if name == "embeddings":
         return -1, 0
     return 10**9, int(name != "pooler_output")  # which multiple choice has before its logits
+
+
+def backward_order(name: str) -> tuple[int, int, str]:
+    """Sort key of gradients by parameters, ``gradient.parameter.<name>``, in the order of the backward pass.
+
+    The head's come first, then those of the last layer, from its output back to its query, and so on to the embeddings.
+    """
+    path = name.removeprefix(PARAMETER).removeprefix(f"{BASE}.")
+    match = re.match(r"encoder\.layer\.([0-9]+)\.(.+)", path)
+    if match is None:
+        return (2 if path.startswith("embeddings.") else 0, int("LayerNorm" not in path), path)
+    step = next((i for i, start in enumerate(_BACKWARD) if match[2].startswith(start)), len(_BACKWARD))
+    return 1, -int(match[1]) * 100 + step, path
+
+
+_BACKWARD = (
+    *("output.LayerNorm", "output.dense", "intermediate", "attention.output.LayerNorm", "attention.output.dense"),
+    *("attention.self.value", "attention.self.key", "attention.self.query"),
+)

@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 
 from longformer.errors import DataError, listed
 from longformer.parity.comparison import DIFFERENT, NON_FINITE, compare
 from longformer.parity.format import Trace
-from longformer.parity.measure import MULTIPLE, ROW_MULTIPLE, row_ratios, spacing
+from longformer.parity.measure import MULTIPLE, measure, spacing
+from longformer.parity.noise import Moved, row_mean_square
+from longformer.parity.operations import round_by_chance
 from longformer.parity.report import table
-from longformer.parity.rounding import RUNS, Truth, row_mean_square
+from longformer.parity.rounding import MORE_RUNS, Truth, stochastic_rounding
 
+UNITS = 5.0  # in the last place: how far the actual value may be off without a truth
 FACTOR = 2.0  # how many times further from the truth than the expected value the actual one may be
 
 
@@ -32,13 +36,16 @@ def assert_parity(
     With traces and a :class:`Truth` this is :func:`compare`, and the message is its report. With tensors, or mappings
     of tensors, the truth is a float64 result. Then ``actual`` may be ``factor`` times as far from it as ``expected``
     is, root mean square over the whole value, and in any row eight times as far as that. Without a truth, ``expected``
-    counts as the truth, and ``actual`` may be off by MULTIPLE units in the last place of its precision. That is right
+    counts as the truth, and ``actual`` may be off by UNITS units in the last place of its precision. That is right
     for single operations, but not for what has gone through layers. Infinity must be in all at the same place. NaN is
     refused everywhere.
+
+    Tensors may be numpy arrays.
 
     Raises:
         AssertionError: they do not agree; the message names the value, the place and the size.
         DataError: the truth lacks a value.
+        TypeError: something is not floating point, or the truth is not float64.
     """
     if isinstance(actual, Trace) and isinstance(expected, Trace) and isinstance(truth, Truth):
         result = compare(actual, expected, truth=truth, names=("actual", "expected"))
@@ -47,8 +54,15 @@ def assert_parity(
         return
     if isinstance(truth, Truth):
         raise TypeError("a Truth judges traces; give two of them, or tensors and a float64 tensor")
-    ours, theirs = _named(actual), _named(expected)
-    true = None if truth is None else _named(truth)
+    ours, theirs = _named(actual, "actual"), _named(expected, "expected")
+    true = None if truth is None else _named(truth, "the truth")
+    coarse = [name for name, x in (true or {}).items() if x.dtype != torch.float64]
+    if true is not None and coarse:
+        kind = str(true[coarse[0]].dtype).removeprefix("torch.")
+        raise TypeError(
+            f"the truth is {kind} in {listed(coarse)}; it must be float64, since it has to be right where float32 is "
+            "not: compute it from arguments in float64"
+        )
     if ours.keys() != theirs.keys():
         raise AssertionError(f"values differ: {sorted(ours.keys() ^ theirs.keys())} are in one of the two only")
     lacking = [name for name in ours if true is not None and name not in true]
@@ -60,8 +74,13 @@ def assert_parity(
         _assert_tensor(name, ours[name], theirs[name], None if true is None else true[name], factor)
 
 
-def _named(given: Mapping[str, Tensor] | Tensor) -> Mapping[str, Tensor]:
-    return {"value": given} if isinstance(given, Tensor) else given
+def _named(given: Any, what: str) -> Mapping[str, Tensor]:
+    """Tensors by name. Raises TypeError where there is something that is not floating point."""
+    if not isinstance(given, Mapping):
+        return {"value": _floating(what, given)}
+    if isinstance(given, Trace):  # read one value at a time
+        return given
+    return {name: _floating(f"{what}[{name!r}]", x) for name, x in given.items()}
 
 
 def _assert_tensor(name: str, actual: Tensor, expected: Tensor, truth: Tensor | None, factor: float) -> None:
@@ -76,11 +95,11 @@ def _assert_tensor(name: str, actual: Tensor, expected: Tensor, truth: Tensor | 
         coarse = max(actual.dtype, expected.dtype, key=lambda dtype: torch.finfo(dtype).eps)
         off = (actual.double() - expected.double()).abs()
         units = off / spacing(expected.double(), coarse)
-        if not bool((units <= MULTIPLE).all()):
+        if not bool((units <= UNITS).all()):
             raise AssertionError(
                 f"{name}: {_where(units)} differs by {float(off.flatten()[units.argmax()]):.3g}, "
                 f"{float(units.max()):.3g} units in the last place of {str(coarse).removeprefix('torch.')}, where "
-                f"{MULTIPLE:g} are allowed; a truth in float64 would allow what rounding must cost"
+                f"{UNITS:g} are allowed; a truth in float64 would allow what rounding must cost"
             )
         return
     truth = rest[0]
@@ -102,63 +121,86 @@ def _assert_tensor(name: str, actual: Tensor, expected: Tensor, truth: Tensor | 
 
 
 def assert_within_rounding(
-    actual: Tensor, function: Callable[..., Tensor], *arguments: Any, multiple: float = MULTIPLE, runs: int = RUNS
+    actual: Tensor | np.ndarray[Any, Any],
+    function: Callable[..., Tensor],
+    *arguments: Any,
+    multiple: float = MULTIPLE,
+    runs: int = MORE_RUNS,
+    **keywords: Any,
 ) -> None:
-    """Assert that ``actual`` is ``function(*arguments)`` up to what rounding of its precision must cost.
+    """Assert that ``actual`` is ``function(*arguments, **keywords)`` up to what rounding of its precision must cost.
 
     The truth is ``function`` of the arguments in float64. What rounding costs is how far this result moves when every
-    floating-point tensor among the arguments is moved by up to a unit in the last place of ``actual``'s precision.
+    operation in ``function`` is rounded up or down by chance, and sums have the error of adding their terms one after
+    another, see :func:`longformer.parity.rounding.stochastic_rounding`.
 
-        assert_within_rounding(fast_softmax(x), torch.softmax, x, -1)
+        assert_within_rounding(fast_softmax(x), torch.softmax, x, dim=-1)
 
     Args:
-        actual: in the precision that is judged.
+        actual: a tensor or an array, in the precision that is judged.
         function: the right formula, in plain torch.
-        arguments: its arguments, from which ``actual`` was computed.
-        multiple: how many times this noise is allowed over the whole value; in a row (the last axis) about three times
-            as many.
-        runs: how often the arguments are moved.
+        arguments, keywords: its arguments, from which ``actual`` was computed. Arrays are given to it as tensors.
+        multiple: how many times this noise is allowed over the whole value; the limits for a row, a channel and a
+            number are in proportion.
+        runs: how often it is computed with rounding.
 
     Raises:
         AssertionError: it is further; the message says by how much and where.
+        TypeError: ``actual`` is not floating point, or ``function`` does not give a tensor.
     """
+    actual = _floating("actual", actual)
 
     def wide(x: Any) -> Any:
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
         return x.detach().double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
     generator = torch.Generator().manual_seed(0)
-    eps = torch.finfo(actual.dtype).eps
 
-    def moved(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
-        return x * (1 + torch.empty(x.shape, dtype=x.dtype).uniform_(-eps, eps, generator=generator).to(x.device))
+    def rounded(x: Any) -> Any:
+        is_number = isinstance(x, Tensor) and x.is_floating_point()
+        return round_by_chance(x, actual.dtype, generator) if is_number else x
 
-    doubles = [wide(x) for x in arguments]
+    given, named = [wide(x) for x in arguments], {name: wide(x) for name, x in keywords.items()}
+    moved = Moved()
     with torch.no_grad():
-        truth = function(*doubles)
+        truth = function(*given, **named)
+        if not isinstance(truth, Tensor):
+            raise TypeError(f"function gives a {type(truth).__name__}; it must give one tensor")
+        truth = truth.double()
         _check_shape("actual", actual, truth)
         infinite = ~torch.isfinite(truth)
         result, truth = _finite("actual", actual.detach(), {"the truth": truth})
-        moves = [function(*(moved(x) for x in doubles)).masked_fill(infinite, 0) - truth for _ in range(runs)]
-    # The result itself is rounded once. A function that does not move, such as a maximum of equal numbers, lacks that.
-    own = row_mean_square(spacing(truth, actual.dtype)) / 12
-    noise = own + torch.stack([row_mean_square(move) for move in moves]).mean(dim=0)
+        for _ in range(runs):
+            inputs = [rounded(x) for x in given], {name: rounded(x) for name, x in named.items()}
+            with stochastic_rounding(actual.dtype, generator):
+                once = function(*inputs[0], **inputs[1])
+            moved.add(once.masked_fill(infinite, 0) - truth)
+    if not truth.numel():
+        return
+    noise = moved.noise()
+    if not math.isfinite(float(noise.mean())):
+        raise AssertionError("with rounding, the function is not finite: nothing can be judged")
     off = result.double() - truth
-    expected = float(noise.mean().sqrt()) if noise.numel() else 0.0
-    if not math.isfinite(expected):
+    error = measure(result.double(), truth, noise, actual.dtype)
+    allowed = error.limits[error.worst] * multiple / MULTIPLE
+    if not error.ratios[error.worst] <= allowed:
+        part = "" if error.worst == "value" else f", and {error.ratios[error.worst]:.3g} times in one {error.worst}"
         raise AssertionError(
-            "when its arguments are moved by one rounding, the function is not finite: nothing can be judged"
+            f"actual is {error.rms:.3g} from the truth, {error.ratio:.3g} times what rounding costs "
+            f"({error.noise:.3g}){part}, where {allowed:.3g} are allowed. "
+            f"Largest at {_where(off.abs())}: {error.largest:.3g}"
         )
-    ratio = _rms(off) / expected if expected else (math.inf if _rms(off) else 0.0)
-    row_ratio = float(row_ratios(off, truth, noise).max()) if off.numel() else 0.0
-    in_row = multiple * ROW_MULTIPLE / MULTIPLE
-    if not (ratio <= multiple and row_ratio <= in_row):
-        raise AssertionError(
-            f"actual is {_rms(off):.3g} from the truth, {ratio:.3g} times what rounding costs ({expected:.3g}), and in "
-            f"one row {row_ratio:.3g} times, where {multiple:g} and {in_row:g} are allowed. "
-            f"Largest at {_where(off.abs())}: {float(off.abs().max()):.3g}"
-        )
+
+
+def _floating(name: str, x: Any) -> Tensor:
+    """``x`` as a tensor. Raises TypeError where it is none, or holds no floating-point numbers."""
+    tensor = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; give a tensor or a numpy array")
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"{name} is {kind}, which is not rounded; compare such values with torch.equal")
+    return tensor.cpu()
 
 
 def _check_shape(name: str, x: Tensor, y: Tensor) -> None:

@@ -32,7 +32,7 @@ def draw_depth(axes: Axes, comparison: Comparison, *, gradients: bool = False) -
     Raises:
         LongformerError: no value was measured against a truth.
     """
-    from longformer.parity.measure import GRADIENTS, MULTIPLE
+    from longformer.parity.measure import MULTIPLE
     from longformer.parity.table import GRADIENT, split_name
 
     values = [
@@ -46,9 +46,8 @@ def draw_depth(axes: Axes, comparison: Comparison, *, gradients: bool = False) -
             f"no {kind} was measured against a truth; give compare() one, and record {kind}s in both runs"
         )
     places = range(len(values))
-    allowed = MULTIPLE * (GRADIENTS if gradients else 1.0)
     noise = [max(value.a.noise, value.b.noise) for value in values if value.a and value.b]
-    axes.fill_between(places, noise, [allowed * x for x in noise], color="#dddddd", label="what rounding may cost")
+    axes.fill_between(places, noise, [MULTIPLE * x for x in noise], color="#dddddd", label="what rounding may cost")
     for name, side, colour in zip(comparison.names, "ab", LINES, strict=False):
         errors = [getattr(value, side) for value in values]
         rms = [error.rms if math.isfinite(error.rms) and error.rms > 0 else math.nan for error in errors]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from documentation_blocks import ROOT
+from documentation_blocks import ROOT, blocks
 from short_encoder import short_encoder
 from tiny_checkpoint import byte_level_tokenizer, tiny_model
 from training_runs import QUESTIONS, TEXTS, squad_file
@@ -71,6 +72,7 @@ def build(folder: Path) -> None:
     (folder / "longformer" / "data" / "constitution.txt").write_text(constitution[:3000], encoding="utf-8")
     (folder / "longformer" / "pretrained").symlink_to(ROOT / "longformer" / "pretrained")
     _data(folder)
+    _code(folder)
     _models(folder)
     _hub(folder)
 
@@ -95,6 +97,14 @@ def _data(folder: Path) -> None:
         (folder / name).write_text("text,label\n" + "".join(f'"{text}",{label}\n' for text, label in TEXTS))
     for name in ("document.txt", "letter.txt", "INPUT"):
         (folder / name).write_text("".join(LINES[:2]))
+
+
+def _code(folder: Path) -> None:
+    """The files of Python whose names stand in the first line of a page's block."""
+    for block in blocks("docs/how-to/compare-models.md"):
+        name = re.match(r"# (\w+\.py)$", block.text.splitlines()[0])
+        if name:
+            (folder / name[1]).write_text(block.text, encoding="utf-8")
 
 
 def _models(folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 ``python tests/support/parity_figures.py NAME ...`` prints those that are named, or all.
 
-``mistakes``: what the tool says of each planted slip. ``depth``: the error after each layer, ours and transformers',
-for the full base architecture and the shipped checkpoint. ``cost``: time and memory of the commands on the base
-architecture; it needs a machine that does nothing else.
+``mistakes``: what the tool says of each planted slip. ``sizes``: from which size on a mistake is found. ``depth``: the
+error after each layer, ours and transformers', for the full base architecture and the shipped checkpoint. ``cost``:
+time and memory of the commands on the base architecture; it needs a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -60,6 +60,50 @@ def mistakes(folder: Path) -> None:
     from parity_mistakes import main
 
     main()
+
+
+def sizes(folder: Path) -> None:
+    """From how many times the noise on a mistake in a part of a value is called different, with trained weights."""
+    from parity_calibration import run, shipped
+
+    from longformer.parity import Truth
+    from longformer.parity.measure import measure
+
+    pair, inputs = shipped(DOCUMENT, "Who tries impeachments?", 160)
+    truth, ours = Truth(pair.ours, inputs), run(pair.ours, inputs)
+    noise = truth.noise(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    print("\n| value | everywhere | one head | one channel | one token | one number |\n|---|---|---|---|---|---|")
+    for name in ("layer.2.query", "layer.2.local_output", "layer.2.feed_forward", "layer.2.output", "logits"):
+        value, true, unit = ours[name].double(), truth.trace[name], float(noise[name].mean().sqrt())
+
+        def found(
+            index: tuple[Any, ...], name: str = name, value: Any = value, true: Any = true, unit: Any = unit
+        ) -> str:
+            least = []
+            for _ in range(8):
+                place = tuple(
+                    int(torch.randint(n, (), generator=generator)) if i is None else i
+                    for i, n in zip(index, value.shape, strict=True)
+                )
+                times = 1.0
+                while True:
+                    spoilt = value.clone()
+                    signs = torch.randn(value[place].shape, generator=generator, dtype=torch.float64).sign()
+                    spoilt[place] += signs * times * unit
+                    if measure(spoilt, true, noise[name], torch.float32).far:
+                        break
+                    times *= 1.1
+                least.append(times)
+            return f"{min(least):.0f} to {max(least):.0f}"
+
+        rest = slice(None)
+        by_head = value.dim() == 4
+        heads = found((rest, None, rest, rest)) if by_head else "-"
+        channel = (rest, None, rest, None) if by_head else (rest, rest, None)
+        row = (None, None, None, rest) if by_head else (None, None, rest)
+        cells = [found((rest,) * value.dim()), heads, found(channel), found(row), found((None,) * value.dim())]
+        print(f"| `{name}` | {' | '.join(cells)} |")
 
 
 def depth(folder: Path) -> None:
@@ -118,7 +162,7 @@ def _row(text: str, used: tuple[float, float]) -> None:
     print(f"| `{text.split(', ')[0]}`, {', '.join(text.split(', ')[1:])} | {used[0]:.1f} | {used[1]:.2f} |", flush=True)
 
 
-FIGURES: dict[str, Callable[[Path], None]] = {"mistakes": mistakes, "depth": depth, "cost": cost}
+FIGURES: dict[str, Callable[[Path], None]] = {"mistakes": mistakes, "sizes": sizes, "depth": depth, "cost": cost}
 
 
 def main(names: list[str]) -> None:

@@ -141,7 +141,7 @@ def positions(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs)
     return run(model, {**inputs, "position_ids": (real.cumsum(dim=1) - 1) * real})
 
 
-@mistake("LayerNorm eps 1e-12 against 1e-5", "embeddings", "LayerNorm's eps is 1e-12 instead of 1e-05")
+@mistake("LayerNorm eps 1e-12 against 1e-5", "embeddings", "LayerNorm's eps is 1e-12")
 def eps(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> Trace:
     for part in model.modules():
         if isinstance(part, nn.LayerNorm):
@@ -149,7 +149,7 @@ def eps(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> Tr
     return run(model, inputs)
 
 
-@mistake("the same in a single LayerNorm", "layer.1.output", "LayerNorm's eps is 1e-12 instead of 1e-05")
+@mistake("the same in a single LayerNorm", "layer.1.output", "LayerNorm's eps is 1e-12")
 def one_eps(pair: Pair, model: LongformerForQuestionAnswering, inputs: Inputs) -> Trace:
     layer(model).output.LayerNorm.eps = 1e-12
     return run(model, inputs)
@@ -224,7 +224,7 @@ def main() -> None:
     for name in MISTAKES:
         found = judge(name, pair, inputs, truth, expected)
         assert found.first is not None and found.first.b is not None
-        print(f"| {name} | `{found.first.name}` | {found.first.b.ratio:.2g} | {'; '.join(found.hints)} |")
+        print(f"| {name} | `{found.first.name}` | {found.first.b.ratio:.2g} | {found.hints[0].split('; with')[0]} |")
 
 
 if __name__ == "__main__":

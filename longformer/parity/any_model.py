@@ -1,0 +1,410 @@
+"""Any two models: what each of their modules gives, and the truth in float64 from the first.
+
+``longformer parity compare A.py:make_model B.py:make_model INPUT`` compares them as it compares Longformers: from end
+to end, and module by module. A value is a tensor that a module gives. It is called by the module's path; that of the
+second call of a module is ``path@2``; of several tensors the others are ``path:1`` or ``path:key``. The model's own are
+called ``output``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from longformer.errors import DataError, explaining, listed, unknown_name
+from longformer.files import read_json
+from longformer.parity.compiled import is_compiled, uncompiled
+from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, metadata_object
+from longformer.parity.noise import Moved, Precisions
+from longformer.parity.operations import CoarsestSeen, coarsest
+from longformer.parity.replay import Replay, Stages, in_stages, stages_of, visited
+from longformer.parity.rounding import RUNS, Truth
+from longformer.parity.runs import DTYPES
+from longformer.parity.table import GRADIENT, PARAMETER
+
+CODE = ".py:"  # in what names a function that makes a model or an input
+OUTPUT = "output"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model is called with, which every model gets in its own precision."""
+
+    arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors, by name; ``argument0`` is the first without one."""
+        given = {**{f"argument{i}": value for i, value in enumerate(self.arguments)}, **self.keywords}
+        return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+
+    def run(self, model: nn.Module) -> Any:
+        """What ``model`` makes of it. Raises DataError where the call fails, or a tensor is on another device."""
+        first = next((p for p in model.parameters() if p.is_floating_point()), None)
+        dtype = torch.float32 if first is None else first.dtype
+        for name, value in self.named().items():
+            if first is not None and value.device != first.device:
+                raise DataError(f"{name} is on {value.device} and the model on {first.device}; give both on one device")
+
+        def fitting(x: Any) -> Any:
+            return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+        with explaining(DataError, f"{type(model).__name__} cannot be called with this input"):
+            return model(*map(fitting, self.arguments), **{name: fitting(x) for name, x in self.keywords.items()})
+
+
+class ModuleNaming:
+    """The tensors that each module of any model gives."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        # Hooks inside what is compiled would be ignored.
+        self._paths = [""] if is_compiled(model) else [path for path, _ in model.named_modules()]
+        self._calls: dict[str, int] = {}
+
+    def paths(self) -> list[str]:
+        return self._paths
+
+    def root(self) -> nn.Module:
+        return self.model
+
+    def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self._calls = {}
+
+    def split(self, path: str, output: Any) -> dict[str, Tensor]:
+        self._calls[path] = self._calls.get(path, 0) + 1
+        stem = self._stem(path)
+        return {stem + place: x for place, x in tensors_of(output) if x.is_floating_point()}
+
+    def join(self, path: str, output: Any, given: Mapping[str, Tensor]) -> Any:
+        stem = self._stem(path)
+        return replaced(output, {name.removeprefix(stem): tensor for name, tensor in given.items()})
+
+    def counted(self, path: str, name: str, value: Tensor) -> Tensor:
+        return value
+
+    def _stem(self, path: str) -> str:
+        return (path or OUTPUT) + (f"@{self._calls[path]}" if self._calls[path] > 1 else "")
+
+
+def tensors_of(output: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in what a module gives, with their places: nothing for the first of a tuple, ``:1``, ``:key``."""
+    if isinstance(output, Tensor):
+        yield place, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from tensors_of(value, f"{place}:{key}")
+    elif isinstance(output, (tuple, list)):
+        for i, value in enumerate(output):
+            yield from tensors_of(value, f"{place}:{i}" if i else place)
+
+
+def replaced(output: Any, given: Mapping[str, Tensor], place: str = "") -> Any:
+    """``output`` with the tensors ``given``, by their places, in place of its own."""
+    if isinstance(output, Tensor):
+        return given.get(place, output)
+    if isinstance(output, Mapping):
+        other = copy.copy(output)
+        for key, value in output.items():
+            other[key] = replaced(value, given, f"{place}:{key}")  # type: ignore[index]
+        return other
+    if isinstance(output, (tuple, list)):
+        items = [replaced(value, given, f"{place}:{i}" if i else place) for i, value in enumerate(output)]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    return output
+
+
+def loss_of(output: Any) -> Tensor:
+    """The loss whose gradients are compared: the model's own, or else the mean square of all numbers that it gives."""
+    found = dict(tensors_of(output))
+    if ":loss" in found:
+        return found[":loss"]
+    numbers = [x for x in found.values() if x.is_floating_point()]
+    if not numbers:
+        raise DataError("the model gives no numbers of floating point, of which a loss could be made")
+    return torch.stack([x.square().mean() for x in numbers]).sum()
+
+
+Loss = Callable[[Any], Tensor]
+
+
+def run_values(
+    model: nn.Module,
+    call: Callable[[], Any],
+    loss: Loss | None,
+    *,
+    see: Callable[[str, str, Tensor], None] | None = None,
+    integers: dict[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """Run a model once and return each tensor that its modules give, and gradients if there is a ``loss``.
+
+    Args:
+        see: is told the path, the name and the tensor as each comes.
+        integers: is given the dtypes of the model's own outputs that are none of floating point.
+    """
+    values: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    naming = ModuleNaming(model)
+
+    def visit(path: str, output: Any) -> Any:
+        own = naming.split(path, output)
+        if not path and integers is not None:
+            others = ((place, x) for place, x in tensors_of(output) if not x.is_floating_point())
+            integers.update({OUTPUT + place: str(x.dtype).removeprefix("torch.") for place, x in others})
+        # At once, since the model may go on to change them in place.
+        values.update({name: value.detach().clone().cpu() for name, value in own.items()})
+        if see is not None:
+            for name, value in own.items():
+                see(path, name, value)
+        copies = {name: value.clone() for name, value in own.items() if loss is not None and value.requires_grad}
+        for name, value in copies.items():  # a hook, since it sees the gradient by what stands there now
+            value.register_hook(lambda gradient, name=name: gradients.update({GRADIENT + name: gradient.clone().cpu()}))
+        return naming.join(path, output, copies) if copies else None
+
+    with torch.set_grad_enabled(loss is not None), visited(model, naming, visit):
+        output = call()
+        if loss is not None:
+            named = {PARAMETER + name: p for name, p in model.named_parameters() if p.requires_grad}
+            end = loss(output)
+            if end.requires_grad and named:
+                found = torch.autograd.grad(end, list(named.values()), allow_unused=True)
+                pairs = zip(named, found, strict=True)
+                gradients.update({name: g.detach().cpu() for name, g in pairs if g is not None})
+    return values | gradients
+
+
+def record_model(model: nn.Module, call: Call, *, gradients: bool = False) -> Trace:
+    """The trace of any model: every tensor that its modules give.
+
+    Args:
+        gradients: of :func:`loss_of` too, by each of these tensors and each parameter.
+
+    Raises:
+        DataError: the model cannot be called so, is in training mode with dropout, or gives nothing.
+    """
+    check_quiet(model)
+    precisions: dict[str, str] = {}
+    integers: dict[str, str] = {}
+    with CoarsestSeen() as seen:
+
+        def see(path: str, name: str, value: Tensor) -> None:
+            found = coarsest([value.dtype, *seen.take()])
+            if found != value.dtype:
+                precisions[name] = str(found).removeprefix("torch.")
+
+        values = run_values(model, lambda: call.run(model), loss_of if gradients else None, see=see, integers=integers)
+    if not values:
+        raise DataError(f"{type(model).__name__} gives no tensor of floating point: there is nothing to compare")
+    trace = Trace()
+    trace.tensors = values
+    trace.inputs = {name: value.detach().cpu() for name, value in call.named().items()}
+    order = [name for name in values if not name.startswith(GRADIENT)]
+    about = describe_model(model, digests=False)
+    trace.metadata = {"format": FORMAT, "version": str(VERSION), **about, "order": json.dumps(order)}
+    trace.metadata |= {"implementation": type(model).__qualname__, "precisions": json.dumps(precisions)}
+    trace.metadata["integers"] = json.dumps(integers)
+    return trace
+
+
+def check_quiet(model: nn.Module) -> None:
+    """Raise DataError for a model whose results are random."""
+    for path, part in model.named_modules():
+        p = getattr(part, "p", 0.0)
+        if part.training and "Dropout" in type(part).__name__ and isinstance(p, float) and p > 0:
+            raise DataError(f"{path} drops out at random, since the model is in training mode; return model.eval()")
+
+
+class ModelTruth(Truth):
+    """The truth of any model: a copy of it in float64, and the noise around it.
+
+    Args:
+        model: whose weights are the true ones. It is left as it is.
+        call: what it is called with.
+        gradients: of :func:`loss_of` too.
+        runs: how many rounded runs the noise comes from at first.
+    """
+
+    config: Any = None  # that of a Longformer alone is known
+
+    def __init__(self, model: nn.Module, call: Call, *, gradients: bool = False, runs: int = RUNS) -> None:
+        with explaining(DataError, f"{type(model).__name__} cannot be copied to float64"):
+            self._model: Any = copy.deepcopy(uncompiled(model)).double()
+        self.inputs, self.runs, self.loss = call.named(), runs, loss_of if gradients else None
+        self.weights = {}
+        self._moved: dict[Any, tuple[torch.Generator, dict[str, Moved]]] = {}
+
+        def run() -> Any:
+            with AllDouble():
+                return call.run(self._model)
+
+        self._call = run
+        self.replay = Replay(self._model, ModuleNaming(self._model), run, loss=self.loss)
+        self.trace = Trace()
+        self._stages: dict[str, str] = {}
+        tensors = run_values(self._model, run, self.loss, see=lambda path, name, value: self._note(path, name))
+        self.trace.tensors = tensors
+        self.trace.inputs = {name: value.cpu() for name, value in self.inputs.items()}
+        order = [name for name in tensors if not name.startswith(GRADIENT)]
+        self.trace.metadata = {"order": json.dumps(order)}
+
+    def _note(self, path: str, name: str) -> None:
+        self._stages[name] = path
+
+    def _add_run(self, precisions: Precisions, generator: torch.Generator, moved: dict[str, Moved]) -> None:
+        stages: Stages = stages_of(self._stages, precisions)
+        with ExitStack() as stack:
+            mode = stack.enter_context(in_stages(self._model, stages, generator))
+
+            def see(path: str, name: str, value: Tensor) -> None:
+                mode.dtype = stages.after.get(path, stages.rest)  # and the copies above have no digits to lose
+
+            values = run_values(self._model, self._call, self.loss, see=see)
+        for name, value in values.items():
+            if name in self.trace:
+                moved.setdefault(name, Moved()).add(value - self.trace[name])
+
+
+class AllDouble(TorchDispatchMode):
+    """While this is open, what a model would convert to a lower precision stays in float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in (torch.float32, torch.bfloat16, torch.float16):
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+def is_code(name: str) -> bool:
+    """Whether ``name`` is a function in a file, ``A.py:make_model``."""
+    return CODE in name
+
+
+def load(name: str) -> Any:
+    """What ``A.py:function`` returns.
+
+    Raises:
+        DataError: no such file or function, or it fails.
+    """
+    place, _, function = name.partition(CODE)
+    return _call_function(f"{place}.py", function, name)
+
+
+def load_model(name: str) -> nn.Module:
+    """The model of ``A.py:make_model``, or ``A.py:make_model:bfloat16`` for one converted to that precision.
+
+    Raises:
+        DataError: no such file or function, it fails, or returns something else.
+    """
+    place, _, rest = name.partition(CODE)
+    function, _, dtype = rest.partition(":")
+    if dtype and dtype not in DTYPES:
+        raise DataError(unknown_name(dtype, DTYPES, "precision"))
+    model = _call_function(f"{place}.py", function, name)
+    if not isinstance(model, nn.Module):
+        raise DataError(f"{name} returned a {type(model).__name__}; it must return a torch.nn.Module")
+    return model.to(getattr(torch, dtype)) if dtype else model
+
+
+def _call_function(path: str, function: str, name: str) -> Any:
+    module = _module(path)
+    made = getattr(module, function, None)
+    if not callable(made):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise DataError(unknown_name(function, known, f"function in {path}"))
+    with explaining(DataError, f"{name} failed"):
+        return made()
+
+
+def _module(path: str) -> ModuleType:
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"there is no file {path}")
+    name = f"longformer_parity_{abs(hash(file.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses, and pickle, look for it
+    with _on_path(str(file.resolve().parent)), explaining(DataError, f"{path} cannot be run"):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _on_path(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def read_call(path: str) -> Call:
+    """What a model is called with.
+
+    Args:
+        path: a ``.json`` object of arguments by name, or list of them, lists of numbers as tensors; a ``.safetensors``
+            file of tensors by name, ``argument0`` and so on for those without one; or ``A.py:make_input``, which
+            returns a tensor, a tuple of arguments, or a dict of them.
+
+    Raises:
+        DataError: it is none of these, or cannot be read.
+    """
+    if is_code(path):
+        place, _, function = path.partition(CODE)
+        given = _call_function(f"{place}.py", function, path)
+    elif path.endswith(".json"):
+        given = read_json(path, object)
+        given = {k: _tensor(path, k, v) for k, v in given.items()} if isinstance(given, dict) else given
+        given = tuple(_tensor(path, str(i), v) for i, v in enumerate(given)) if isinstance(given, list) else given
+    elif path.endswith(".safetensors"):
+        with explaining(DataError, f"{path} cannot be read as safetensors"):
+            given = {name.removeprefix("input."): tensor for name, tensor in load_file(path).items()}
+    else:
+        raise DataError(f"{path} is no input of a model; give a .json or .safetensors file, or FILE.py:make_input")
+    if isinstance(given, Mapping):
+        positional = [name for name in given if name.startswith("argument") and name[8:].isdigit()]
+        positional.sort(key=lambda name: int(name[8:]))
+        return Call(tuple(given[name] for name in positional), {k: v for k, v in given.items() if k not in positional})
+    if isinstance(given, (Tensor, tuple)):
+        return Call(given if isinstance(given, tuple) else (given,), {})
+    raise DataError(f"{path} is a {type(given).__name__}; it must be a tensor, a tuple, or arguments by name")
+
+
+def _tensor(path: str, name: str, value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    with explaining(DataError, f"{path}: {name} is no array of numbers"):
+        return torch.tensor(value)
+
+
+def integers_of(run: Trace) -> dict[str, str]:
+    """The dtypes of a model's outputs that are none of floating point, and so no values."""
+    return {name: str(dtype) for name, dtype in metadata_object(run.metadata, "integers").items()}
+
+
+def check_outputs_alike(names: tuple[str, str], a: Trace, b: Trace) -> None:
+    """Raise DataError where two models' outputs differ in structure, by the values ``output...``."""
+
+    def described(run: Trace) -> list[str]:
+        own = [f"{name} {tuple(run[name].shape)}" for name in run if name.partition(":")[0] == OUTPUT]
+        return own + [f"{name} in integers ({dtype})" for name, dtype in integers_of(run).items()]
+
+    mine, theirs = described(a), described(b)
+    if sorted(mine) != sorted(theirs):
+        raise DataError(
+            f"the outputs differ in structure: {names[0]} gives {listed(mine)}, and {names[1]} {listed(theirs)}; "
+            "return the same from both"
+        )
