@@ -11,11 +11,30 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from longformer.kernels import AttentionPattern
 from longformer.kernels.softmax import masked_softmax
 from longformer.parity.probabilities import global_rows
 from longformer.parity.scene import LackingError, Scene
 
+OTHER_PATTERN = "a layer with a window"  # what is lacking where a layer attends in another way
 DENSE = 1500  # tokens up to which dense attention is replayed: S² numbers a head in float64
+
+
+def band_of(scene: Scene) -> AttentionPattern:
+    """The layer's window, with its dilation.
+
+    Raises:
+        LackingError: the layer attends in another way: fully, by a union, a function or global tokens of its own.
+    """
+    entry = scene.config.attention_pattern
+    if entry is not None:
+        own = entry[scene.layer]
+        if own.function is not None or own.union or own.global_tokens is not None:
+            raise LackingError(OTHER_PATTERN)
+    pattern = scene.config.pattern(scene.layer)
+    if not isinstance(pattern, AttentionPattern) or pattern.window is None:
+        raise LackingError(OTHER_PATTERN)
+    return pattern
 
 
 class LocalAttention:
@@ -26,7 +45,7 @@ class LocalAttention:
         self.seq_len, self.tokens = self.query.shape[2], scene.tokens
         if self.seq_len > DENSE:
             raise LackingError(f"{self.seq_len} tokens")
-        self.pattern = scene.config.pattern(scene.layer)
+        self.pattern = band_of(scene)
         self.scale = scene.config.head_dim**-0.5
 
     @property

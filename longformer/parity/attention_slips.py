@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from longformer.kernels import AttentionPattern, Tokens
+from longformer.kernels import Tokens
 from longformer.kernels.pattern import EVERYTHING, global_index
 from longformer.kernels.softmax import masked_softmax
-from longformer.parity.attention_replay import LocalAttention, attend_globally
+from longformer.parity.attention_replay import LocalAttention, attend_globally, band_of
 from longformer.parity.probabilities import global_rows
 from longformer.parity.scene import Candidate, Scene, Slip, slips_into
 
@@ -30,7 +30,7 @@ PRECISIONS = ((torch.float16, "float16"), (torch.bfloat16, "bfloat16"))
 
 
 def _window(scene: Scene) -> tuple[int, int]:
-    window = scene.config.pattern(scene.layer).window
+    window = band_of(scene).window
     assert window is not None
     return window
 
@@ -370,7 +370,7 @@ def global_rows_local(scene: Scene) -> Iterator[Candidate]:
 
 @slip("global rows within the window", GLOBAL)
 def global_rows_windowed(scene: Scene) -> Iterator[Candidate]:
-    pattern: AttentionPattern = scene.config.pattern(scene.layer)
+    pattern = band_of(scene)
     band = pattern.pairs(scene.layer_input().shape[1])
     yield "global rows see their window alone", attend_globally(scene, pairs=band)
     band = pattern.pairs(scene.layer_input().shape[1], scene.tokens._replace(keep=None))

@@ -158,13 +158,15 @@ def expected_shapes(folder: str, config: LongformerConfig, inputs: Mapping[str, 
     shapes: dict[str, Shape] = {"embeddings": states}
     for layer in range(config.num_hidden_layers):
         left, right = config.window(layer)
+        own = config.attention_pattern is not None  # whose band and global tokens may be other ones in each layer
         parts: dict[str, Shape] = {
             **dict.fromkeys(("query", "key", "value", "local_output"), by_heads),
             **dict.fromkeys(("attention_output", "output"), states),
             **dict.fromkeys(("intermediate", "feed_forward"), inner),
-            PROBABILITIES[0]: (*heads, seq_len, left + 1 + right),
         }
-        if global_tokens:
+        if not own:
+            parts[PROBABILITIES[0]] = (*heads, seq_len, left + 1 + right)
+        if global_tokens and not own:
             parts[GLOBAL_ROWS] = (*heads, global_tokens, config.head_dim)
             parts[PROBABILITIES[1]] = (*heads, seq_len, global_tokens)
             parts[PROBABILITIES[2]] = (*heads, global_tokens, seq_len)

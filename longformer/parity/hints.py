@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longformer.parity import attention_slips, head_slips, linear_slips, slips
-from longformer.parity.attention_replay import DENSE
+from longformer.parity.attention_replay import DENSE, OTHER_PATTERN
 from longformer.parity.format import Trace
 from longformer.parity.measure import measure
 from longformer.parity.noise import Moved, precision_of, precisions_of
@@ -224,6 +224,8 @@ def _not_replayed(scene: Scene, name: str, lacking: str) -> str:
             f"slips of attention were not tried on {name}: they are replayed up to {DENSE:,} tokens, and these are "
             f"{length:,}; compare a shorter input (--max-tokens {DENSE})"
         )
+    if lacking == OTHER_PATTERN:
+        return f"slips of attention were not tried on {name}: they are of windows, which this layer has not"
     return f"known slips were not tried on {name}: the trace lacks {lacking}, from which it is computed"
 
 

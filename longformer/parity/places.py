@@ -139,6 +139,8 @@ class Places:
         place = torch.arange(self.keep.shape[1])
         first, last = self.keep.int().argmax(dim=1), (self.keep * place).amax(dim=1)
         nearest = torch.minimum(place - first[:, None], last[:, None] - place)[:, None]  # (B, 1, S)
+        if self.config.attention_pattern is not None:  # which may be full, or one-sided: nothing is said of edges
+            return torch.zeros_like(nearest, dtype=torch.bool)
         gaps, reach = self.config.dilation(layer), self.config.window(layer)[0]  # the same on both sides
         gaps = gaps if heads else (max(gaps),)
         return nearest < torch.tensor(gaps)[None, :, None] * reach

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity_mistakes import layer, run
+from parity_mistakes import LAYER, layer, run
 from parity_plants import FAMILIES, PLANTS, Plant, after, before, model_of
 from torch import Tensor, nn
 
@@ -288,3 +288,15 @@ def test_forms_that_cannot_be_told_apart_are_named_together() -> None:
     (hint,) = compared(plant).hints
     assert hint.startswith("LayerNorm's eps is 1e-12 or 1e-08 or 1e-07")
     assert " instead of 1e-05; with this slip" in hint
+
+
+def test_a_layer_that_has_no_window() -> None:
+    """Slips of attention are of windows. In a full layer none is tried, and a note says so."""
+    family = FAMILIES["plain"]._replace(config=FAMILIES["plain"].config.replace(attention_pattern="window=4/full"))
+    inputs, model, spoilt = family.inputs(), model_of(family), model_of(family)
+    assert spoilt.config.pattern(LAYER).window is None
+    after(layer(spoilt).attention.self, lambda result, *given: result * 1.01)
+    found = compare(run(model, inputs), run(spoilt, inputs), truth=Truth(model, inputs))
+    assert found.verdict == "different" and found.first is not None
+    assert found.first.name == f"layer.{LAYER}.local_output" and found.hints == []
+    assert any("they are of windows, which this layer has not" in note for note in found.notes)
