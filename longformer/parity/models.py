@@ -19,8 +19,8 @@ from longformer.parity.any_model import (
     read_call,
     record_model,
 )
-from longformer.parity.compiled import is_compiled
 from longformer.parity.comparison import Comparison, compare
+from longformer.parity.compiled import is_compiled
 from longformer.parity.format import Trace, read_trace
 from longformer.parity.modules import add_findings
 from longformer.parity.pairing import pair, pair_parameters, read_table, renamed
