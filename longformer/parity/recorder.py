@@ -216,6 +216,8 @@ class Recorder:
         if self.has_run:
             raise LongformerError("the model ran twice inside one trace(); open one for each run")
         self.has_run = True
+        if self._watch is not None:
+            self._watch.take()  # what was computed before the run, such as weights read in their own precision
         for name, tensor in self.layout.begin(arguments, keywords).items():
             self.input_sink(name, tensor)
 

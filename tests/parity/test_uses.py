@@ -18,8 +18,9 @@ from longformer.cli import main
 from longformer.errors import DataError
 from longformer.parity import Trace, compare, read_trace
 from longformer.parity.names import check_names, nearest
+from longformer.parity.noise import precisions_of
 from longformer.parity.report import as_json, table
-from longformer.parity.runs import Contender, draw
+from longformer.parity.runs import Contender, draw, record
 from longformer.parity.samples import Settings, cut_inputs, read_sample
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -231,3 +232,12 @@ def test_a_comparison_of_nothing_recorded_by_us() -> None:
     found = compare(trace, trace)
     assert as_json(found)["values"][0]["a"] is None
     assert click.unstyle(table(found)).splitlines()[-1].split() == ["mine", "identical", "0", "0", "0", "-", "-"]
+
+
+def test_what_is_read_before_a_run_is_no_precision_of_it(pretrained_dir: Path, tmp_path: Path) -> None:
+    """The weights are kept in float16, and the run is one in float32."""
+    text = tmp_path / "text.txt"
+    text.write_text("The Senate tries impeachments.")
+    sample = read_sample(str(text), str(pretrained_dir), LongformerForQuestionAnswering, Settings())
+    found = record(Contender.parse("ours"), str(pretrained_dir), sample, tmp_path / "a.safetensors", Settings())
+    assert precisions_of(found) == torch.float32
