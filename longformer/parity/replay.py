@@ -264,7 +264,7 @@ class Replay:
                     continue
                 if given[name].shape == value.shape:
                     computed[name] = value if graded else value.detach()
-                    leaf = given[name].to(value.device, value.dtype)
+                    leaf = given[name].detach().to(value.device, value.dtype)
                     leaf = leaf if bool(leaf.isfinite().all()) else self.naming.counted(path, name, leaf)
                     taken[name] = leaves[name] = leaf.requires_grad_(graded)
             if not taken:
