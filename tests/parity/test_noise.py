@@ -338,10 +338,9 @@ def test_the_study_found_no_alarm() -> None:
 
 
 def test_a_world_of_the_study() -> None:
-    from parity_calibration import Tally, study
+    from parity_calibration import study
 
-    tallies: dict[str, Tally] = {}
-    study(["short"], tallies)
+    tallies = study("short")
     assert len(tallies) > 15 and sum(tally.pairs for tally in tallies.values()) == len(tallies)
     assert all(not tally.different for tally in tallies.values())
     assert len(WORLDS) > 25

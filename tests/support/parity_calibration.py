@@ -1,7 +1,8 @@
 """How often clean pairs are called different: runs that compute the same formulas in many ways, judged by ``compare``.
 
 ``python tests/support/parity_calibration.py`` runs all of them, prints a table and writes
-``tests/support/parity_calibration.json``; with names of worlds, only these. It takes about ten minutes on one core.
+``tests/support/parity_calibration.json``; with names of worlds, it runs only these and writes nothing. It takes some
+ten minutes of one core, and uses all.
 
 A *world* is a model and an input. A *way* is how the model runs there: another kernel, precision, order of summation,
 another implementation. Each way is compared with our ordinary run, and the judge is the truth of the world.
@@ -12,12 +13,15 @@ from __future__ import annotations
 import copy
 import json
 import math
+import multiprocessing
+import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,18 +266,32 @@ def _worlds() -> dict[str, Callable[[], World]]:
 WORLDS = _worlds()
 
 
-def study(names: list[str], tallies: dict[str, Tally]) -> None:
-    """Run the worlds that are named, and add what is seen to ``tallies``, by way."""
-    for name in names:
-        begun, world = time.perf_counter(), WORLDS[name]()
-        truth = Truth(world.pair.ours, world.inputs, loss=(lambda output: output.loss) if world.gradients else None)
-        expected = run(world.pair.ours, world.inputs, gradients=world.gradients)
-        largest = 0.0
-        for way, make in ways(world):
-            tally = tallies.setdefault(f"gradients: {way}" if world.gradients else way, Tally())
-            largest = max(largest, _add(tally, compare(expected, make(), truth=truth), f"{name}, {way}"))
-        seconds = time.perf_counter() - begun
-        print(f"{name:<28} {largest:5.2f} of a limit, {seconds:5.1f} s", file=sys.stderr, flush=True)
+def study(name: str) -> dict[str, Tally]:
+    """What is seen in the world of this name, by way."""
+    torch.set_num_threads(1)
+    tallies: dict[str, Tally] = {}
+    begun, world = time.process_time(), WORLDS[name]()
+    truth = Truth(world.pair.ours, world.inputs, loss=(lambda output: output.loss) if world.gradients else None)
+    expected = run(world.pair.ours, world.inputs, gradients=world.gradients)
+    largest = 0.0
+    for way, make in ways(world):
+        tally = tallies.setdefault(f"gradients: {way}" if world.gradients else way, Tally())
+        largest = max(largest, _add(tally, compare(expected, make(), truth=truth), f"{name}, {way}"))
+    seconds = time.process_time() - begun
+    print(f"{name:<28} {largest:5.2f} of a limit, {seconds:5.1f} s", file=sys.stderr, flush=True)
+    return tallies
+
+
+def _merge(into: dict[str, Tally], tallies: dict[str, Tally]) -> None:
+    for way, tally in tallies.items():
+        total = into.setdefault(way, Tally())
+        total.pairs += tally.pairs
+        total.values += tally.values
+        total.different += tally.different
+        total.suspicious += tally.suspicious
+        total.largest = max(total.largest, tally.largest)
+        for part, ratio in tally.ratios.items():
+            total.ratios[part] = max(total.ratios.get(part, 0.0), ratio)
 
 
 def _add(tally: Tally, found: Any, label: str) -> float:
@@ -295,9 +313,11 @@ def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in WORLDS]
     if unknown:
         raise SystemExit(f"no world is called {unknown[0]!r}; there are {', '.join(WORLDS)}")
-    torch.set_num_threads(1)
     tallies: dict[str, Tally] = {}
-    study(names or list(WORLDS), tallies)
+    workers = int(os.environ.get("WORKERS", os.cpu_count() or 1))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for found in pool.map(study, names or list(WORLDS)):
+            _merge(tallies, found)
     pairs, values = (sum(getattr(tally, key) for tally in tallies.values()) for key in ("pairs", "values"))
     alarms, doubts = (
         [each for tally in tallies.values() for each in getattr(tally, key)] for key in ("different", "suspicious")
