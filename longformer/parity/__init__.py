@@ -1,12 +1,12 @@
 """Parity as a tool: record what a model computes, compare two runs, name the first value where they differ, and why.
 
 Read in this order. Recording: ``table`` (the names of the values), ``layout`` (how each kind of model lays them out),
-``probabilities``, ``recorder``, ``format`` (traces and their files). Judging: ``operations`` (arithmetic in few
-digits), ``noise``, ``rounding`` (the truth and its noise), ``measure`` (errors and limits), ``places``, ``names``,
-``comparison``; modules one by one: ``replay``, ``local``, ``modules``. Explaining: ``scene``, ``attention_replay`` and
-``sites`` (what a run should have computed), ``slips``, ``linear_slips``, ``attention_slips`` and ``head_slips`` (known
-mistakes), ``hints``. The command: ``samples``, ``runs``, ``contest``, ``report``, ``page``, ``cli``. Any models:
-``any_model``, ``pairing``, ``models``. Trainings: ``steps``. For tests: ``testing``.
+``probabilities``, ``recorder``, ``compiled``, ``format`` (traces and their files). Judging: ``operations``,
+``rounding`` (the truth and the noise), ``noise``, ``measure``, ``places``, ``names``, ``comparison``; modules one by
+one: ``stages``, ``local``, ``replay``, ``modules``. Explaining: ``scene``, ``attention_replay`` and ``sites`` (what a
+run should have computed), ``slips``, ``linear_slips``, ``attention_slips`` and ``head_slips`` (known mistakes),
+``hints``. The command: ``samples``, ``runs``, ``contest``, ``report``, ``page``, ``cli``. Any models: ``any_model``,
+``code_files``, ``pairing``, ``models``. Trainings: ``steps``. For tests: ``testing``.
 """
 
 from typing import TYPE_CHECKING

@@ -14,11 +14,9 @@ from longformer.parity.any_model import (
     ModelTruth,
     check_outputs_alike,
     integers_of,
-    is_code,
-    load_model,
-    read_call,
     record_model,
 )
+from longformer.parity.code_files import is_code, load_model, read_call
 from longformer.parity.comparison import Comparison, compare
 from longformer.parity.compiled import is_compiled
 from longformer.parity.format import Trace, read_trace
@@ -37,7 +35,7 @@ def compare_files(
     Args:
         a: ``A.py:make_model``, whose model gives the truth.
         b: the same of another, or a trace file.
-        source: see :func:`~longformer.parity.any_model.read_call`.
+        source: see :func:`~longformer.parity.code_files.read_call`.
         table: a file of names, see :func:`~longformer.parity.pairing.read_table`.
         gradients: of :func:`~longformer.parity.any_model.loss_of` too.
         progress: whether to show a progress bar where this takes more than two seconds.

@@ -14,19 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from longformer.errors import LongformerError
-from longformer.models.attention import LongformerSelfAttention
 from longformer.parity.layout import Layout
 from longformer.parity.local import Spread, Standing, judge
-from longformer.parity.noise import Precisions, precision_of
-from longformer.parity.operations import Rounding, coarsest, round_by_chance
+from longformer.parity.noise import Precisions
+from longformer.parity.operations import Rounding
 from longformer.parity.recorder import with_first
-from longformer.parity.rounding import stochastic_rounding
+from longformer.parity.stages import Stages, in_stages, stages_of
 from longformer.parity.table import GRADIENT, PARAMETER
 
 Noise = Mapping[str, Spread]
@@ -264,7 +263,7 @@ class Replay:
                     continue
                 if given[name].shape == value.shape:
                     computed[name] = value if graded else value.detach()
-                    leaf = given[name].to(value.device, value.dtype)
+                    leaf = given[name].detach().to(value.device, value.dtype)
                     leaf = leaf if bool(leaf.isfinite().all()) else self.naming.counted(path, name, leaf)
                     taken[name] = leaves[name] = leaf.requires_grad_(graded)
             if not taken:
@@ -343,37 +342,6 @@ class Replay:
         return sorted(names, key=place)
 
 
-class Stages(NamedTuple):
-    """Precisions of a run: of what its first value is computed in, of what follows each module, and of the rest."""
-
-    first: torch.dtype
-    after: dict[str, torch.dtype]
-    rest: torch.dtype
-
-
-@contextmanager
-def in_stages(model: nn.Module, stages: Stages, generator: torch.Generator) -> Iterator[Rounding]:
-    """While this is open, ``model`` computes in rounded operations, with rounded weights.
-
-    Yields:
-        the mode, whose ``dtype`` is to be set to that of the next stage as each begins.
-    """
-    with (
-        rounded_weights(model, stages, generator),
-        in_operations(model),
-        stochastic_rounding(stages.first, generator) as mode,
-    ):
-        yield mode
-
-
-def stages_of(modules: Mapping[str, str], precisions: Precisions) -> Stages:
-    """The stages of a run, from the path of the module that gives each value, in the order in which they come."""
-    each = {path: precision_of(precisions, name) for name, path in modules.items()}
-    paths, rest = list(each), coarsest([precisions] if isinstance(precisions, torch.dtype) else precisions.values())
-    following = [*(each[path] for path in paths[1:]), rest]
-    return Stages(each[paths[0]] if paths else rest, dict(zip(paths, following, strict=True)), rest)
-
-
 def leaves_of(value: Tensor) -> set[int]:
     """The ids of the leaves of the graph that ``value`` depends on."""
     if value.grad_fn is None:
@@ -418,34 +386,3 @@ def visited(model: nn.Module, naming: Naming, visit: Callable[[str, Any], Any]) 
                 raise LongformerError(f"the model has no module {path}")
             stack.callback(modules[path].register_forward_hook(hook).remove)
         yield
-
-
-@contextmanager
-def in_operations(model: nn.Module) -> Iterator[None]:
-    """While this is open, our attention is computed in operations of torch, each of which can be rounded."""
-    parts = [part for part in model.modules() if isinstance(part, LongformerSelfAttention)]
-    with ExitStack() as stack:
-        for part in parts:
-            stack.callback(setattr, part, "impl", part.impl)
-            part.impl = "chunked"
-        yield
-
-
-@contextmanager
-def rounded_weights(model: nn.Module, stages: Stages, generator: torch.Generator) -> Iterator[None]:
-    """While this is open, weights that their precision does not have are rounded by chance to numbers that it has."""
-    kept: dict[str, Tensor] = {}
-    before = dict(zip(list(stages.after), [stages.first, *stages.after.values()], strict=False))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            dtype = before.get(next((path for path in before if name.startswith(f"{path}.")), ""), stages.rest)
-            if not torch.equal(weight.to(dtype).to(weight.dtype), weight):
-                kept[name] = weight.clone()
-                weight.copy_(round_by_chance(weight, dtype, generator))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name in kept:
-                    weight.copy_(kept[name])

@@ -23,7 +23,8 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from longformer.errors import DataError, listed
-from longformer.parity.any_model import AllDouble, is_code, load
+from longformer.parity.any_model import AllDouble
+from longformer.parity.code_files import is_code, load
 from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, ROUNDING
 from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, read_trace
 from longformer.parity.local import Spread, judge
