@@ -7,6 +7,8 @@ if __name__ != "kernels":
     from .banded import BandProbabilities, banded_product, banded_scores
     from .call import attend, attend_globally, attend_rows
     from .dispatch import IMPLEMENTATIONS, Choice, choose
+    from .global_tokens import GlobalTokens
+    from .masks import MaskPattern
     from .pattern import AttentionPattern, Tokens
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "AttentionPattern",
     "BandProbabilities",
     "Choice",
+    "GlobalTokens",
+    "MaskPattern",
     "Tokens",
     "attend",
     "attend_globally",

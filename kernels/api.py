@@ -15,7 +15,8 @@ from . import banded, call
 from .arguments import DTYPES, check_dropout, check_mask, check_qkv, check_scale
 from .banded import BandProbabilities
 from .dispatch import IMPLEMENTATIONS, Choice, choose
-from .pattern import FARTHEST, AttentionPattern, Tokens, shown
+from .masks import MaskPattern, Pattern
+from .pattern import FARTHEST, AttentionPattern, Tokens, own_tokens, shown
 from .problem import Problem
 
 Window = tuple[int, int] | EllipsisType | None  # ... where it is not given, but a pattern instead
@@ -40,7 +41,7 @@ def sliding_window_attention(
     *,
     dilation: int | Sequence[int] = 1,
     causal: bool = False,
-    pattern: AttentionPattern | None = None,
+    pattern: Pattern | None = None,
     key_mask: Tensor | None = None,
     global_mask: Tensor | None = None,
     scale: float | None = None,
@@ -59,7 +60,8 @@ def sliding_window_attention(
             (256, 256).
         dilation: gap between the tokens of the window, one for all heads or one for each head.
         causal: no row sees a later column, global columns included.
-        pattern: window, dilation and causality as one object, in place of these three.
+        pattern: window, dilation and causality as one object, in place of these three, with global tokens of its own,
+            if their positions say them; or a MaskPattern, any mask and score, which "flex" and "reference" compute.
         key_mask: (B, S) bool. False is padding: nobody attends to it, and its own row is exactly 0. What stands there,
             NaN included, changes nothing.
         global_mask: (B, S) bool. True is a column that every row sees. Padding wins over global.
@@ -77,7 +79,7 @@ def sliding_window_attention(
     """
     check_qkv(query, key, value, same_length=True)
     pattern = _pattern(window, dilation, causal, pattern, query.shape[1])
-    tokens = _tokens(key_mask, global_mask, key)
+    tokens = _tokens(key_mask, global_mask, key, pattern)
     check_scale(scale)
     check_dropout(dropout_p)
     return call.attend(query, key, value, pattern, tokens, scale=scale, dropout_p=dropout_p, impl=impl)
@@ -122,7 +124,7 @@ def sliding_window_probabilities(
     *,
     dilation: int | Sequence[int] = 1,
     causal: bool = False,
-    pattern: AttentionPattern | None = None,
+    pattern: Pattern | None = None,
     key_mask: Tensor | None = None,
     global_mask: Tensor | None = None,
     scale: float | None = None,
@@ -134,7 +136,7 @@ def sliding_window_probabilities(
     """
     check_qkv(query, key, key, same_length=True)
     pattern = _pattern(window, dilation, causal, pattern, query.shape[1])
-    tokens = _tokens(key_mask, global_mask, key)
+    tokens = _tokens(key_mask, global_mask, key, pattern)
     check_scale(scale)
     return banded.probabilities(query, key, Problem(pattern, tokens, call.scale_of(query, scale)))
 
@@ -168,15 +170,15 @@ def _pattern(
     window: Window,
     dilation: int | Sequence[int],
     causal: bool,
-    pattern: AttentionPattern | None,
+    pattern: Pattern | None,
     heads: int | None,
-) -> AttentionPattern:
+) -> Pattern:
     if pattern is None:
         if window is ...:
             raise TypeError("give a window, (left, right), or None for every token; or a pattern")
         pattern = AttentionPattern(window, dilation, causal)
-    elif not isinstance(pattern, AttentionPattern):
-        raise TypeError(f"pattern is a {type(pattern).__name__}, not an AttentionPattern")
+    elif not isinstance(pattern, (AttentionPattern, MaskPattern)):
+        raise TypeError(f"pattern is a {type(pattern).__name__}, not an AttentionPattern or a MaskPattern")
     else:
         for name, given, default in (("window", window, ...), ("dilation", dilation, 1), ("causal", causal, False)):
             if type(given) is not type(default) or given != default:
@@ -186,7 +188,8 @@ def _pattern(
     return pattern
 
 
-def _tokens(key_mask: Tensor | None, global_mask: Tensor | None, key: Tensor) -> Tokens:
+def _tokens(key_mask: Tensor | None, global_mask: Tensor | None, key: Tensor, pattern: Pattern) -> Tokens:
     check_mask("key_mask", key_mask, key)
     check_mask("global_mask", global_mask, key)
-    return Tokens.of(key_mask, global_mask)
+    tokens = Tokens.of(key_mask, global_mask)
+    return own_tokens(pattern.global_tokens, tokens, key[:, 0, :, 0]) or tokens

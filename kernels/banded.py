@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .pattern import AttentionPattern
+from .masks import Pattern
 from .problem import Problem
-from .softmax import log_sum_exp, masked_softmax
+from .softmax import log_sum_exp, masked_softmax, scaled_scores, seen_pairs
 
 BLOCK = 128  # rows of a block: with fewer the products are too small, with more too much outside the band is computed
 
@@ -36,7 +36,7 @@ class BandProbabilities(NamedTuple):
     columns: Tensor
     column_index: Tensor
 
-    def dense(self, pattern: AttentionPattern) -> Tensor:
+    def dense(self, pattern: Pattern) -> Tensor:
         """The same probabilities as a matrix (B, H, S, S), 0 where a row sees nothing.
 
         Args:
@@ -52,7 +52,7 @@ class BandProbabilities(NamedTuple):
         dense = self.band.new_zeros(*self.band.shape[:3], seq_len).scatter_add(3, places, self.band)
         return dense.scatter_add(3, self.column_index.clamp(min=0)[:, None, None].expand_as(self.columns), self.columns)
 
-    def with_global_columns_apart(self, pattern: AttentionPattern) -> BandProbabilities:
+    def with_global_columns_apart(self, pattern: Pattern) -> BandProbabilities:
         """The same probabilities. Those of all global columns are in ``columns``, and their places in ``band`` are 0.
 
         Args:
@@ -115,6 +115,8 @@ def banded_product(probs: Tensor, value: Tensor, window: tuple[int, int], dilati
 
 def probabilities(query: Tensor, key: Tensor, problem: Problem) -> BandProbabilities:
     """Attention probabilities before dropout, see :func:`longformer.kernels.sliding_window_probabilities`."""
+    if not problem.pattern.is_band:
+        return _of_any_mask(query, key, problem)
     seq_len, window = query.shape[2], problem.pattern.window
     sides = (seq_len - 1, seq_len - 1) if window is None else window
     probs, columns, index, _ = _softmax(query, key, problem, sides)
@@ -132,6 +134,21 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
     out = out + columns @ torch.take_along_dim(value, index.clamp(min=0)[:, None, :, None], dim=2)
     # The probabilities of a padding row are 0. Its incoming gradient may be anything; it must not reach the values.
     return problem.tokens.without_padding(out), lse
+
+
+def _of_any_mask(query: Tensor, key: Tensor, problem: Problem) -> BandProbabilities:
+    """By the diagonals of a window that holds everything, S × (2S - 1) numbers, of which global columns are a part."""
+    seq_len, tokens = query.shape[2], problem.tokens
+    query, key = (tokens.without_padding(x) for x in (query, key))
+    pairs = seen_pairs(query, problem)
+    scores = scaled_scores(query, key, problem)
+    probs = masked_softmax(scores, pairs.expand(scores.shape)).to(query.dtype)
+    column = torch.arange(seq_len, device=query.device)[:, None] + torch.arange(1 - seq_len, seq_len, device=key.device)
+    outside = (column < 0) | (column >= seq_len)
+    band = probs.gather(3, column.clamp(0, seq_len - 1).expand(*probs.shape[:3], -1)).masked_fill(outside, 0)
+    index = tokens.with_index(counted=True).global_index
+    index = torch.zeros(len(query), 0, dtype=torch.int64, device=query.device) if index is None else index
+    return BandProbabilities(band, band.new_zeros(*band.shape[:3], index.shape[1]), index)
 
 
 def _softmax(

@@ -21,11 +21,14 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from . import compat
-from .dispatch import Kernel, select
+from . import compat, reference
+from .compat import NotCompiledError
+from .dispatch import Kernel, select, select_for_mask
+from .masks import MaskPattern, Pattern
 from .pattern import EVERYTHING, AttentionPattern, Tokens
 from .problem import Problem
 
+CAUSAL = AttentionPattern(None, causal=True)
 IN_GRAPHS = ("auto", "blocked", "fused", "triton")  # these are an operator in a graph; the others are traced through
 
 
@@ -33,7 +36,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: AttentionPattern,
+    pattern: Pattern,
     tokens: Tokens,
     *,
     scale: float | None = None,
@@ -46,13 +49,28 @@ def attend(
 
     Args:
         query, key, value: (B, H, S, D).
-        pattern: window, dilation and causality.
+        pattern: window, dilation and causality; or any mask and score. Its own global tokens are not looked at.
         tokens: padding and global tokens. Its ``global_index`` is used where there is one, and else made if needed.
         scale: factor on the scores; 1/sqrt(D) if None.
         dropout_p, impl: as for :func:`longformer.kernels.sliding_window_attention`.
     """
     problem = Problem(pattern, tokens, scale_of(query, scale), dropout_p)
+    if not pattern.is_band:
+        return _masked(query, key, value, problem, impl)
     return _attention(query, key, value, problem, impl)
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, problem: Problem, impl: str) -> Tensor:
+    """Attention (B, H, S, D) by a mask, a score or a union. A score's function may hold parameters of its own."""
+    assert isinstance(problem.pattern, MaskPattern)
+    depends = problem.pattern.score is not None or any(x.requires_grad for x in (query, key, value))
+    choice, kernel = select_for_mask(query, impl, problem.dropout_p, torch.is_grad_enabled() and depends)
+    if impl != "auto" or choice.impl == "reference":
+        return kernel.forward(query, key, value, problem)[0]
+    try:
+        return kernel.forward(query, key, value, problem)[0]
+    except NotCompiledError:
+        return reference.forward(query, key, value, problem)[0]
 
 
 def attend_globally(
@@ -61,16 +79,21 @@ def attend_globally(
     value: Tensor,
     tokens: Tokens,
     *,
+    causal: bool = False,
     scale: float | None = None,
     dropout_p: float = 0.0,
     impl: str = "auto",
 ) -> Tensor:
     """At every global token its attention to all tokens that are no padding, 0 at every other: (B, H, S, D).
 
-    Arguments as for :func:`attend`; query, key and value of all S tokens, by the global projections.
+    Arguments as for :func:`attend`; query, key and value of all S tokens, by the global projections. ``causal``: to no
+    later token; every implementation then computes these rows as G × S matrices.
     """
     if tokens.is_global is None:
         return torch.zeros_like(query)
+    if causal:
+        problem = Problem(CAUSAL, Tokens(tokens.keep), scale_of(query, scale), dropout_p, gathered=True)
+        return _of_rows(query, key, value, problem, Kernel(reference.forward), tokens)
     problem = Problem(EVERYTHING, Tokens(tokens.keep), scale_of(query, scale), dropout_p, gathered=True)
     return _attention(query, key, value, problem, impl, only=tokens)
 
@@ -143,6 +166,7 @@ def _of_rows(query: Tensor, key: Tensor, value: Tensor, problem: Problem, kernel
     rows = only.with_index(counted=True).global_index
     if rows is None:
         return torch.zeros_like(query)
+    problem.rows = rows if problem.pattern.causal else None
     out = kernel.forward(_take(query, rows), key, value, problem)[0]
     seq_len = query.shape[2]
     place = torch.where(rows < 0, seq_len, rows)  # an extra row takes those of no token

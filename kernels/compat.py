@@ -116,6 +116,10 @@ def register_output(kind: type, name: str) -> None:
         )
 
 
+class NotCompiledError(ValueError):
+    """Torch's compiler could not make a kernel here."""
+
+
 def is_compiler_error(error: BaseException) -> bool:
     """Whether torch's compiler raised ``error``."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

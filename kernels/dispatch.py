@@ -12,8 +12,11 @@ from torch import Tensor
 
 from . import banded, blocked, chunked, reference
 from .arguments import check_tensor
+from .masks import Pattern
 
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex", "chunked")
+MASKED = ("auto", "reference", "flex")  # those that compute any mask, score and union
+LONG = 2048  # tokens from which a mask on a CPU is compiled; the dense matrix is small up to here
 WIDE = 256  # heads wider than this torch's fused attention serves slower in float32
 
 
@@ -24,19 +27,29 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(query: Tensor, *, impl: str = "auto", dropout_p: float = 0.0, backward: bool = False) -> Choice:
+def choose(
+    query: Tensor,
+    *,
+    impl: str = "auto",
+    dropout_p: float = 0.0,
+    backward: bool = False,
+    pattern: Pattern | None = None,
+) -> Choice:
     """Which implementation serves ``query`` under ``impl``, and why. An explicit choice is never overruled.
 
     Args:
         query: (B, H, S, D), of which device, dtype and D count.
         impl, dropout_p: as for :func:`sliding_window_attention`.
         backward: whether gradients will be asked for.
+        pattern: who attends to whom; None is any window.
 
     Raises:
         TypeError, ValueError: ``query`` is no such tensor, or ``impl`` none of ``IMPLEMENTATIONS``.
-        ValueError: ``impl`` cannot serve ``query``, or cannot do dropout or gradients; says why.
+        ValueError: ``impl`` cannot serve ``query`` or the pattern, or cannot do dropout or gradients; says why.
     """
     check_tensor("query", query)
+    if pattern is not None and not pattern.is_band:
+        return select_for_mask(query, impl, dropout_p, backward)[0]
     return select(query, impl, dropout_p, backward)[0]
 
 
@@ -84,6 +97,27 @@ def select(query: Tensor, impl: str, dropout_p: float, backward: bool, gathered:
         case _:
             triton = _load("triton_launch")
             return choice, Kernel(triton.forward, triton.backward, reads_out=True)
+
+
+def select_for_mask(query: Tensor, impl: str, dropout_p: float, backward: bool) -> tuple[Choice, Kernel]:
+    """As :func:`select`, for a pattern that is no window: any mask, any score, a union."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+    if impl not in MASKED:
+        raise ValueError(
+            f'impl is "{impl}", which computes windows, and the pattern is a mask, a score or a union; "flex" and '
+            '"reference" can, and "auto" takes one of them'
+        )
+    refusal = None if impl == "reference" else _refusal("flex", query, dropout_p, backward)
+    if impl == "auto" and refusal is None and query.device.type == "cpu" and query.shape[2] < LONG:
+        refusal = f"on a CPU it is compiled for each length, which is not worth it below {LONG} tokens"
+    if impl == "flex" and refusal is not None:
+        raise ValueError(f'impl is "flex", and {refusal}; "reference" computes any pattern')
+    if impl == "reference" or refusal is not None:
+        why = "asked for" if refusal is None else f"computes any pattern, where flex does not serve: {refusal}"
+        return Choice("reference", why), Kernel(reference.forward)
+    why = "asked for" if impl == "flex" else "computes any pattern, and skips blocks in which nothing is seen"
+    return Choice("flex", why), Kernel(_load("flex").forward)
 
 
 def _refusal(impl: str, query: Tensor, dropout_p: float, backward: bool) -> str | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import compat
+from .masks import MaskPattern, of_pairs
 from .pattern import MaskMod
 from .problem import LOG2_E, Problem
 
@@ -78,15 +79,17 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
     """
     tokens, keep = problem.tokens, problem.tokens.keep
     key, value = tokens.without_padding(key), tokens.without_padding(value)
+    score_mod = None
+    asked = mask_mod = None
     if not problem.gathered:
         query = tokens.without_padding(query)
-        mask_mod = problem.pattern.mask_mod(tokens, heads=query.shape[1], device=query.device)
+        asked = mask_mod = problem.pattern.mask_mod(tokens, heads=query.shape[1], device=query.device)
+        if isinstance(problem.pattern, MaskPattern):
+            asked, score_mod = of_pairs(mask_mod, problem.pattern.name), problem.pattern.score
     elif keep is not None:
-        mask_mod = lambda b, h, row, column: keep[b, column]  # noqa: E731
-    else:
-        mask_mod = None
-    blocks = None if mask_mod is None else block_mask(mask_mod, query, key)
-    arguments: dict[str, Any] = {"block_mask": blocks, "scale": problem.scale}
+        asked = mask_mod = lambda b, h, row, column: keep[b, column]
+    blocks = None if mask_mod is None or asked is None else block_mask(mask_mod, query, key, asked)
+    arguments: dict[str, Any] = {"block_mask": blocks, "scale": problem.scale, "score_mod": score_mod}
     with_lse = query.device.type == "cuda"
     if with_lse:
         # Its name of today, and the one of early releases.
@@ -100,7 +103,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
         if not compat.is_compiler_error(error):
             raise
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(
+        raise compat.NotCompiledError(
             f'impl is "flex", and FlexAttention could not be compiled here ({first}); use "auto"'
         ) from error
     out, lse = result if with_lse else (result, None)
@@ -117,10 +120,15 @@ def _compiled(device: str) -> Any:
     return torch.compile(flex.flex_attention, dynamic=False if device == "cpu" else None)
 
 
-def block_mask(mask_mod: MaskMod, query: Tensor, key: Tensor) -> Any:
+def block_mask(mask_mod: MaskMod, query: Tensor, key: Tensor, asked: MaskMod | None = None) -> Any:
     """FlexAttention's account of a pattern: which blocks are seen in part, and which are seen wholly.
 
     It is what ``create_block_mask`` gives, without an S × S matrix of int64, which at 65,536 tokens takes 34 GB.
+
+    Args:
+        mask_mod: of one pair, as FlexAttention wants it.
+        query, key: (B, H, S, D), of which the shapes count.
+        asked: ``mask_mod`` as a function of index tensors that broadcast; None is ``mask_mod`` itself.
     """
     batch, heads, rows, _ = query.shape
     columns, device = key.shape[2], query.device
@@ -129,7 +137,7 @@ def block_mask(mask_mod: MaskMod, query: Tensor, key: Tensor) -> Any:
     column = torch.arange(columns, device=device)
     partly, wholly = [], []
     for row in torch.arange(rows, device=device).split(BLOCK):
-        seen = mask_mod(b, h, row[:, None], column).expand(batch, heads, len(row), columns)
+        seen = (asked or mask_mod)(b, h, row[:, None], column).expand(batch, heads, len(row), columns)
         seen = F.pad(seen, (0, count * BLOCK - columns)).unflatten(3, (count, BLOCK))
         every = seen.all(4).all(2) if len(row) == BLOCK else seen.new_zeros(batch, heads, count)
         partly.append(seen.any(4).any(2) & ~every)

@@ -17,15 +17,22 @@ Letters: B batch, H heads, S sequence, D head dimension, G global tokens, W = le
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .global_tokens import GlobalTokens
+
+if TYPE_CHECKING:
+    from .masks import MaskPattern
+
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+COUNTED = 64  # global columns at a time
 FARTHEST = 2**31  # longer than any sequence; a longer window or dilation is cut to it, so that products fit into int64
 
 
@@ -80,20 +87,24 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Window, dilation and causality: who attends to whom in any batch.
+    """Window, dilation and causality: who attends to whom in any batch. ``a | b`` is what either sees.
 
     Args:
         window: (left, right), tokens that a row sees on each side; None is every token.
         dilation: gap between the tokens of the window: one for all heads, or one for each head.
         causal: no row sees a later column, global columns included.
+        global_tokens: tokens that are global beside those that a batch names; None is no others.
 
     Raises:
-        ValueError: window, dilation or causal is not of that form; the message shows it.
+        ValueError: an argument is not of that form; the message shows it.
     """
 
     window: tuple[int, int] | None
     dilation: int | Sequence[int] = 1
     causal: bool = False
+    global_tokens: GlobalTokens | None = None
+
+    is_band: ClassVar[bool] = True  # of a MaskPattern it is False
 
     def __post_init__(self) -> None:
         window, dilation = self.window, self.dilation
@@ -108,6 +119,15 @@ class AttentionPattern:
         object.__setattr__(self, "dilation", gaps[0] if isinstance(dilation, int) else gaps)
         if not isinstance(self.causal, bool):
             raise ValueError(f"causal is {shown(self.causal)}; it must be True or False")
+        if self.global_tokens is not None and not isinstance(self.global_tokens, GlobalTokens):
+            raise ValueError(f"global_tokens is {shown(self.global_tokens)}; it must be GlobalTokens, or None")
+
+    def __or__(self, other: AttentionPattern) -> MaskPattern:
+        if not isinstance(other, AttentionPattern):
+            return NotImplemented
+        masks = importlib.import_module(".masks", __package__)  # which knows this file
+        union: MaskPattern = masks.MaskPattern((self, other))
+        return union
 
     def sides(self, seq_len: int) -> tuple[int, int]:
         """(left, right) of the band in a sequence of S tokens, as short as they can be said; right is 0 if causal."""
@@ -125,6 +145,10 @@ class AttentionPattern:
                 f"dilation is {self.dilation!r}; it must be an int >= 1, or one for each of the {heads} heads"
             )
         return tuple(self.dilation)
+
+    def of_head(self, head: int, heads: int) -> AttentionPattern:
+        """The pattern of one of H heads, for that head alone."""
+        return replace(self, dilation=self.gaps(heads)[head])
 
     def head_runs(self, heads: int) -> list[tuple[slice, int]]:
         """Neighbouring heads of one dilation, as slices, each with its dilation."""
@@ -169,6 +193,7 @@ class AttentionPattern:
             heads: H; None is as many as the pattern has dilations.
             device: where to make it, if no tokens say so.
         """
+        tokens = own_tokens(self.global_tokens, tokens, torch.empty(1, seq_len, device=device))
         masks = [mask for mask in tokens or () if mask is not None]
         device = masks[0].device if masks else device
         position = torch.arange(seq_len, device=device)
@@ -189,7 +214,7 @@ class AttentionPattern:
         """The same as a function of (example, head, row, column), as ``torch.nn.attention.flex_attention`` wants it."""
         keep, is_global, _ = tokens or Tokens()
         gaps = self._gap_of_heads(heads, next((m.device for m in (keep, is_global) if m is not None), device))
-        alike = int(gaps[0]) if len(gaps) == 1 else None
+        alike = 1 if self.window is None else self.dilation if isinstance(self.dilation, int) else None
 
         def sees(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
             seen = self.in_band(column - row, gaps[h] if alike is None else alike)
@@ -202,33 +227,49 @@ class AttentionPattern:
         return sees
 
     def cost(
-        self, seq_len: int, global_tokens: int = 0, head_dim: int = 64, *, heads: int | None = None, itemsize: int = 4
+        self,
+        seq_len: int,
+        global_tokens: int | Sequence[int] = 0,
+        head_dim: int = 64,
+        *,
+        heads: int | None = None,
+        itemsize: int = 4,
     ) -> Cost:
         """What attention over one sequence takes by this pattern, exactly, without making a mask.
 
         Args:
             seq_len: S.
-            global_tokens: G; the first G tokens are taken to be global, as a question is.
+            global_tokens: positions of the global tokens; a number G is the first G, as a question's are. The pattern's
+                own join them.
             head_dim: D.
             heads: H; None is as many as the pattern has dilations.
             itemsize: bytes a number.
+
+        Raises:
+            ValueError: a global token is no position of the sequence; or the pattern chooses them by ids.
         """
-        if not 0 <= global_tokens <= seq_len:
-            raise ValueError(f"global_tokens is {global_tokens}; it must be 0 to seq_len, which is {seq_len}")
+        columns = global_columns(self.global_tokens, seq_len, global_tokens)
         gaps = self._gap_of_heads(heads, None)[:, None]  # (H, 1)
         row = torch.arange(seq_len)
         left, right = self.sides(seq_len)
         before, behind = (row // gaps).clamp(max=left), ((seq_len - 1 - row) // gaps).clamp(max=right)
-        pairs = before + 1 + behind
-        if global_tokens:
-            last = global_tokens - 1  # of the global columns
-            seen = (row.clamp(max=last) if self.causal else last + 0 * row) + 1
-            # Steps from the row to the columns of the band that are global: at most `right`, down to `-before`.
-            nearest = (last - row).div(gaps, rounding_mode="floor").clamp(max=right)
-            pairs = pairs + seen - (nearest + before + 1).clamp(min=0)
-        total = int(pairs.sum()) * (1 if heads is None or len(gaps) == heads else heads)
+        total = int((before + 1 + behind).sum())
+        for some in columns.split(COUNTED):
+            total += int(self.beside_band(some - row[:, None], gaps[..., None]).sum())
+        total *= 1 if heads is None or len(gaps) == heads else heads
         count = len(gaps) if heads is None else heads
         return Cost(total, 4 * head_dim * total, 4 * seq_len * head_dim * count * itemsize)
+
+    def as_entry(self) -> dict[str, Any]:
+        """The pattern as a config keeps it, see :mod:`longformer.pattern_entries`."""
+        entry: dict[str, Any] = {"window": "full" if self.window is None else self.window, "causal": self.causal}
+        if self.dilation != 1:
+            entry["dilation"] = self.dilation
+        if self.global_tokens is not None:
+            entry["global_tokens"] = self.global_tokens.as_entry()
+            if names := self.global_tokens.predicate_names():
+                entry["function"] = names
+        return entry
 
     def _gap_of_heads(self, heads: int | None, device: torch.device | str | None) -> Tensor:
         """(H,) dilations, or (1,) where all heads have the same."""
@@ -238,6 +279,33 @@ class AttentionPattern:
             self.gaps(heads)  # which says where they are of another number
         each = (self.dilation,) if isinstance(self.dilation, int) else self.dilation
         return torch.tensor(each, device=device)
+
+
+def own_tokens(own: GlobalTokens | None, tokens: Tokens | None, like: Tensor) -> Tokens | None:
+    """``tokens``, with the global tokens of a pattern's own. Raises ValueError where their ids decide.
+
+    Args:
+        own: of the pattern.
+        tokens: of the batch.
+        like: (B, S), for shape and device, if the tokens have no mask that says them.
+    """
+    if own is None:
+        return tokens
+    keep, is_global, _ = tokens or Tokens()
+    named = own.mask(next((mask for mask in (keep, is_global) if mask is not None), like))
+    return Tokens.of(keep, named if is_global is None or own.only_these else named | is_global)
+
+
+def global_columns(own: GlobalTokens | None, seq_len: int, named: int | Sequence[int]) -> Tensor:
+    """(G,) positions of the global tokens of one sequence: a pattern's own, and the first so many, or those named."""
+    positions = list(range(named)) if isinstance(named, int) else list(named)
+    if (isinstance(named, int) and named < 0) or any(not 0 <= position < seq_len for position in positions):
+        raise ValueError(f"global_tokens is {shown(named)}; it must be 0 to seq_len, which is {seq_len}, or positions")
+    is_global = torch.zeros(1, seq_len, dtype=torch.bool)
+    is_global[0, positions] = True
+    tokens = own_tokens(own, Tokens(None, is_global), is_global)
+    assert tokens is not None and tokens.is_global is not None
+    return tokens.is_global[0].nonzero().squeeze(1)
 
 
 def global_index(is_global: Tensor, *, counted: bool) -> Tensor | None:

@@ -31,7 +31,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .pattern import AttentionPattern, Tokens
+from .pattern import Tokens
 
 LOG2_E = math.log2(math.e)
 
@@ -41,20 +41,22 @@ class Problem:
     """What a kernel is told besides query, key and value.
 
     Args:
-        pattern: which columns a row sees.
+        pattern: which columns a row sees: an AttentionPattern, or, for ``reference`` and ``flex``, a MaskPattern.
         tokens: padding and global tokens of the batch.
         scale: factor on the dot products.
         dropout_p: probability with which an attention probability is set to 0.
         seed: (1,) int64 on the tensors' device, from which dropout is drawn; None without dropout.
         gathered: the rows are some queries and not the S tokens. Each sees every column that is no padding, as the rows
             of global tokens do, and no row is padding.
+        rows: (B, R) positions of gathered rows, none of which sees a later column; -1 is no row. None is no such bound.
         cut: what the forward pass worked out from the rest, for the backward pass of the same problem.
     """
 
-    pattern: AttentionPattern
+    pattern: Any
     tokens: Tokens
     scale: float
     dropout_p: float = 0.0
     seed: Tensor | None = None
     gathered: bool = False
+    rows: Tensor | None = None
     cut: Any = None

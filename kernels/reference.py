@@ -10,20 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .problem import Problem
-from .softmax import log_sum_exp, masked_softmax
+from .softmax import log_sum_exp, masked_softmax, scaled_scores, seen_pairs
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp, see ``problem.py``. torch differentiates it."""
     tokens, keep = problem.tokens, problem.tokens.keep
     key, value = tokens.without_padding(key), tokens.without_padding(value)
+    pairs: Tensor
     if problem.gathered:
         pairs = torch.ones(1, dtype=torch.bool, device=key.device) if keep is None else keep[:, None, None, :]
+        if problem.rows is not None:
+            pairs = pairs & (torch.arange(key.shape[2], device=key.device) <= problem.rows[:, None, :, None])
     else:
         query = tokens.without_padding(query)
-        pairs = problem.pattern.pairs(query.shape[2], tokens, heads=query.shape[1], device=query.device)
-    wide = torch.promote_types(query.dtype, torch.float32)  # in float16 large scores would overflow
-    scores = (query.to(wide) * problem.scale) @ key.to(wide).transpose(-2, -1)  # (B, H, R, S)
+        pairs = seen_pairs(query, problem)
+    scores = scaled_scores(query, key, problem)  # (B, H, R, S)
     pairs = pairs.expand(scores.shape)
     probs = masked_softmax(scores, pairs).to(query.dtype)
     out = F.dropout(probs, problem.dropout_p) @ value

@@ -1,4 +1,4 @@
-"""The masked softmax that the dense and the banded formulation share."""
+"""The masked softmax that the dense and the banded formulation share, and the dense scores that go into it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,25 @@ import math
 import torch
 from torch import Tensor
 
-from .problem import LOG2_E
+from .masks import MaskPattern
+from .problem import LOG2_E, Problem
+
+
+def seen_pairs(query: Tensor, problem: Problem) -> Tensor:
+    """Which column each row sees: bool that broadcasts to (B, H, S, S). ``query``: (B, H, S, D)."""
+    batch, heads, seq_len, _ = query.shape
+    if isinstance(problem.pattern, MaskPattern):  # whose functions may ask for the example
+        return problem.pattern.pairs(seq_len, problem.tokens, heads=heads, device=query.device, batch=batch)
+    return problem.pattern.pairs(seq_len, problem.tokens, heads=heads, device=query.device)
+
+
+def scaled_scores(query: Tensor, key: Tensor, problem: Problem) -> Tensor:
+    """(B, H, R, S) in at least float32: in float16 large scores would overflow. With the pattern's change of them."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = (query.to(wide) * problem.scale) @ key.to(wide).transpose(-2, -1)
+    if isinstance(problem.pattern, MaskPattern) and not problem.gathered:
+        return problem.pattern.changed_scores(scores)
+    return scores
 
 
 def masked_softmax(scores: Tensor, pairs: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from longformer.answering.options import (
 )
 from longformer.answering.scoring_cli import evaluate, tune_threshold
 from longformer.bench.cli import bench
+from longformer.bench.pattern_cli import pattern
 from longformer.classifying.cli import classify
 from longformer.explain.cli import explain
 from longformer.exporting.cli import export
@@ -142,6 +143,7 @@ for command in (
     explain,
     export,
     parity,
+    pattern,
     train,
     tune_threshold,
 ):

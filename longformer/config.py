@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from longformer.errors import ConfigError, quoted, unknown_name
 from longformer.files import read_json, write_text
+from longformer.pattern_entries import FULL, LayerEntry, entries_of
 
 if TYPE_CHECKING:
     from longformer.kernels import AttentionPattern
+    from longformer.kernels.masks import Pattern
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST = 2**31 - 1  # of a size; larger ones fit no memory, and torch says of them what nobody understands
@@ -58,6 +60,10 @@ class LongformerConfig:
         attention_dilation: gap between the tokens of the window. One number for all layers, or a list with an entry for
             each layer; an entry is one number for all heads, or a list of one number for each head. Weights do not
             depend on it, so any checkpoint loads with any dilation. transformers' model has no dilation.
+        attention_pattern: who attends to whom, where windows do not say it: causal, full or asymmetric layers, unions,
+            global tokens of a layer's own. A text such as ``"window=128/full"``, a mapping, a pattern of
+            ``longformer.kernels``, or a list of these, see :mod:`longformer.pattern_entries`. Fewer than there are
+            layers are repeated in turn. transformers ignores it.
         pad_token_id, bos_token_id, eos_token_id, sep_token_id: ids of the special tokens.
         num_labels: outputs of the head: 2 (start and end) for question answering.
         label_names: the labels' names, in the order of their numbers; by default ``LABEL_0`` and so on. The hub's
@@ -83,6 +89,7 @@ class LongformerConfig:
     initializer_range: float = 0.02
     attention_window: int | tuple[int, ...] = 512
     attention_dilation: int | tuple[int | tuple[int, ...], ...] = 1
+    attention_pattern: Any = None
     pad_token_id: int = 1
     bos_token_id: int = 0
     eos_token_id: int = 2
@@ -144,6 +151,8 @@ class LongformerConfig:
         object.__setattr__(self, "label_names", self._label_names())
         object.__setattr__(self, "attention_window", self._windows())
         object.__setattr__(self, "attention_dilation", self._dilations())
+        sizes = (self.num_hidden_layers, self.num_attention_heads, self.vocab_size)
+        object.__setattr__(self, "attention_pattern", entries_of(self.attention_pattern, *sizes))
 
     def _label_names(self) -> tuple[str, ...]:
         names = tuple(self.label_names) or tuple(f"LABEL_{i}" for i in range(self.num_labels))
@@ -222,20 +231,54 @@ class LongformerConfig:
         return {name: i for i, name in enumerate(self.label_names)}
 
     def window(self, layer: int) -> tuple[int, int]:
-        """(left, right): how many tokens layer ``layer`` sees on each side, as the kernels count them."""
+        """(left, right): how many tokens layer ``layer`` sees on each side by ``attention_window`` alone."""
         assert isinstance(self.attention_window, tuple)
         return self.attention_window[layer] // 2, self.attention_window[layer] // 2
 
     def dilation(self, layer: int) -> tuple[int, ...]:
-        """Gap between the tokens of layer ``layer``'s window, one number for each head, as the kernels count it."""
+        """Gap between the tokens of layer ``layer``'s window by ``attention_dilation`` alone, one for each head."""
         given = self.attention_dilation if isinstance(self.attention_dilation, int) else self.attention_dilation[layer]
         return (given,) * self.num_attention_heads if isinstance(given, int) else given
 
-    def pattern(self, layer: int) -> AttentionPattern:
-        """Who attends to whom in layer ``layer``, apart from padding and global tokens."""
+    def pattern(self, layer: int) -> Pattern:
+        """Who attends to whom in layer ``layer``, apart from padding and the global tokens that a batch names.
+
+        Raises:
+            ConfigError: the layer was made with a function, which a config cannot keep.
+        """
+        entry = None if self.attention_pattern is None else self.attention_pattern[layer]
+        if entry is not None and entry.function is not None:
+            raise ConfigError(
+                f"layer {layer} was made with the function {entry.function}, which a config cannot keep; give it again "
+                f"as attention={entry.function}"
+            )
+        return self.pattern_without_function(layer)
+
+    def pattern_without_function(self, layer: int) -> Pattern:
+        """The same as far as a config can keep it: what a score's function is put on."""
         from longformer.kernels.pattern import AttentionPattern  # imports torch, which a config does not need otherwise
 
-        return AttentionPattern(self.window(layer), self.dilation(layer))
+        if self.attention_pattern is None:
+            return AttentionPattern(self.window(layer), self.dilation(layer))
+        from longformer.kernels.global_tokens import GlobalTokens
+        from longformer.kernels.masks import MaskPattern
+
+        entry: LayerEntry = self.attention_pattern[layer]
+        named = None if entry.global_tokens is None else GlobalTokens(**dataclasses.asdict(entry.global_tokens))
+        if entry.union:
+            return MaskPattern(tuple(self._band(layer, part) for part in entry.union), global_tokens=named)
+        return dataclasses.replace(self._band(layer, entry), global_tokens=named)
+
+    def _band(self, layer: int, entry: LayerEntry) -> AttentionPattern:
+        """The window of an entry; what it leaves open, ``attention_window`` and ``attention_dilation`` say."""
+        from longformer.kernels.pattern import AttentionPattern
+
+        if entry.window == FULL:
+            return AttentionPattern(None, causal=entry.causal)
+        window = self.window(layer) if entry.window is None else entry.window
+        left, right = map(int, window)
+        gaps = self.dilation(layer) if entry.dilation is None else entry.dilation
+        return AttentionPattern((left, 0 if entry.causal else right), gaps, entry.causal)
 
     def replace(self, **changes: Any) -> LongformerConfig:
         """A copy with ``changes``. If ``num_hidden_layers`` changes, give ``attention_window`` as well.
@@ -335,6 +378,8 @@ class LongformerConfig:
         if dilation != 1:
             each = dilation if isinstance(dilation, tuple) else (dilation,) * self.num_hidden_layers
             values["attention_dilation"] = [list(d) if isinstance(d, tuple) else d for d in each]
+        if values.pop("attention_pattern") is not None:
+            values["attention_pattern"] = [entry.as_json() for entry in self.attention_pattern]
         del values["num_labels"], values["label_names"]
         values["id2label"] = {str(i): name for i, name in self.id2label.items()}
         values["label2id"] = self.label2id

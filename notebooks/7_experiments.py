@@ -14,17 +14,15 @@
 # %% [markdown]
 # # 7 Experiments
 #
-# What if the lower layers had narrow windows? If two heads looked farther? If nothing were global? This notebook is a
-# template for such questions: a table of patterns at the top, one loop, one table of results, one picture. Copy it, and
+# What if the lower layers had narrow windows? If every other layer saw everything? If nothing were global? Here is a
+# template for such questions: a table of patterns, one loop, one table of results, one picture. You learn to say a
+# pattern in a line, and how far a few questions can tell two patterns apart. It takes about a minute. Copy it, and
 # change the first code cell.
 #
 # It puts each pattern under the *same weights*, those of the shipped checkpoint. So it measures what a trained model
 # tolerates, and not how well a model would do that was trained with the pattern; the end says how to train one.
 
 # %%
-import torch
-from torch import Tensor
-
 from longformer import QuestionAnswerer
 
 ROUNDS = 2  # of answering everything, for the times
@@ -33,74 +31,40 @@ MOST_QUESTIONS = 24
 base = QuestionAnswerer.from_pretrained()
 config = base.model.config
 layers, heads = config.num_hidden_layers, config.num_attention_heads
-
-
-def nothing(ids: Tensor) -> Tensor:
-    """No token is global. (B, S) ids to (B, S) bool."""
-    return torch.zeros_like(ids, dtype=torch.bool)
-
-
-def first_token(ids: Tensor) -> Tensor:
-    """The first token alone."""
-    return nothing(ids) | (torch.arange(ids.shape[1]) == 0)
-
-
-# Name to what differs from the checkpoint: entries of its config, and which tokens are global.
 PATTERNS = {
-    "as trained": {},
-    "windows of 64": {"attention_window": 64},
-    "windows from 32 to 512": {"attention_window": [32 if n < layers // 2 else 512 for n in range(layers)]},
-    "two heads dilated by 4": {"attention_dilation": [[1] * (heads - 2) + [4] * 2] * layers},
-    "first token global": {"global_mask": first_token},
-    "nothing global": {"global_mask": nothing},
+    "as trained": None,
+    "windows from 32 to 512": ["window=32" if n < layers // 2 else "window=512" for n in range(layers)],
+    "local and full in turn": "window=64/full",
+    "two heads dilated by 4": "window=512,dilation=" + ":".join(["1"] * (heads - 2) + ["4"] * 2),
+    "first token global": "global=none,global=0",
+    "nothing global": "global=none",
+}
+answerers = {
+    name: QuestionAnswerer.from_pretrained(config=config.replace(attention_pattern=pattern))
+    for name, pattern in PATTERNS.items()
 }
 
 # %% [markdown]
-# The rest of the imports, and a line for each pattern. `attention_window` is counted as the hub does: 64 lets a token
-# see 32 on each side. It is one number, or one a layer; `attention_dilation` is one number, one a layer, or in each
-# layer one a head. A choice of global tokens is any function from ids to a mask; without one the model takes the
-# question's.
-
-# %%
-import io
-import json
-import os
-from contextlib import redirect_stderr
-from pathlib import Path
-
-import matplotlib.pyplot as plt
-
-import longformer
-from longformer.answering.evaluation import summary
-from longformer.answering.scores import bootstrap_interval, score
-from longformer.answering.squad import Answer, Example, read_squad
-from longformer.bench.report import format_table
-from longformer.bench.timing import Contender, interleave
-from longformer.kernels import AttentionPattern, attention_pairs
-from longformer.plotting import draw_pattern
-
-answerers = {}
-for name, changes in PATTERNS.items():
-    changed = config.replace(**{key: value for key, value in changes.items() if key != "global_mask"})
-    answerers[name] = QuestionAnswerer.from_pretrained(config=changed, global_mask=changes.get("global_mask"))
-
-# %% [markdown]
+# `window=64` lets a token see 32 on each side, and `/` stands between layers, which are repeated in turn. The model
+# makes the question's tokens global, unless a pattern says `global=none`. The page
+# [Choose who attends to whom](../docs/how-to/patterns.md) has all that can be said, any mask and any score too.
+#
 # ## What they look like
 #
-# The last head of the first and of the last layer, over 300 tokens of which the first 12 are `<s>` and a question. The
-# pattern says what one layer can see; blue is the window, orange what is global. (A single global token is a line too
-# thin to be seen here.)
+# The last head of the first and of the last layer, over 300 tokens of which the first 12 are `<s>` and a question. Blue
+# is the window, orange what is global. (A single global token is a line too thin to be seen here.)
 
 # %%
-ids = torch.full((1, 300), 1 + max(config.pad_token_id, config.bos_token_id, config.sep_token_id))
-ids[0, [12, 13, 299]] = config.sep_token_id
-figure, panels = plt.subplots(2, len(answerers), figsize=(18, 6.5), layout="constrained")
+import matplotlib.pyplot as plt
+
+from longformer.plotting import draw_pattern
+
+figure, panels = plt.subplots(2, len(answerers), figsize=(20, 6.3), layout="constrained")
 for column, (name, answerer) in zip(panels.T, answerers.items(), strict=True):
-    choose = answerer.global_mask or answerer.model.automatic_global_mask
-    shown = {"global_tokens": choose(ids)[0].nonzero().flatten().tolist()}
     for axes, layer in zip(column, (0, layers - 1), strict=True):
-        changed = answerer.model.config
-        draw_pattern(axes, 300, AttentionPattern(changed.window(layer), changed.dilation(layer)[-1]), **shown)
+        pattern = answerer.model.config.pattern(layer)
+        question = () if pattern.global_tokens else range(12)
+        draw_pattern(axes, 300, pattern, global_tokens=question, head=heads - 1)
     column[0].set_title(name, fontsize=9)
 panels[0, 0].set_ylabel("first layer")
 panels[1, 0].set_ylabel("last layer")
@@ -119,6 +83,14 @@ plt.show()
 
 
 # %%
+import json
+import os
+from pathlib import Path
+
+import longformer
+from longformer.answering.squad import Answer, Example, read_squad
+
+
 def passages(text: str, most: int) -> list[tuple[int, str]]:
     """Whole paragraphs, as many as have up to ``most`` characters together: where each passage starts, and its text."""
     found, start, stop = [], 0, 0
@@ -168,6 +140,14 @@ print(f"{len(examples)} questions, {lengths[0]} to {lengths[-1]} tokens each, me
 # those of the last round. Scores are the official ones, exact match and F1.
 
 # %%
+import io
+from contextlib import redirect_stderr
+
+from longformer.answering.evaluation import summary
+from longformer.answering.scores import bootstrap_interval, score
+from longformer.bench.report import format_table
+from longformer.bench.timing import Contender, interleave
+
 predictions = {}
 
 
@@ -236,16 +216,15 @@ plt.show()
 # `config.json`, so that a saved model is fine-tuned with it:
 #
 # ```python
-# answerers["windows of 64"].model.save_pretrained("narrow")
-# answerers["windows of 64"].tokenizer.save_pretrained("narrow")
+# answerers["local and full in turn"].model.save_pretrained("mixed")
+# answerers["local and full in turn"].tokenizer.save_pretrained("mixed")
 # ```
 #
 # ```sh
-# longformer train qa narrow OUT train-v1.1.json --evaluate-on dev-v1.1.json
+# longformer train qa mixed OUT train-v1.1.json --evaluate-on dev-v1.1.json
 # ```
 #
-# Global tokens are no part of a checkpoint: training for questions always puts them on the question. And a dilation is
-# ours and the original repository's alone; transformers' model would load such a checkpoint and compute without it.
+# transformers' model would load such a checkpoint, ignore the pattern, and compute without it.
 
 # %% [markdown]
 # ## Exercises
@@ -256,13 +235,13 @@ plt.show()
 
 
 # %%
-def pairs(tokens: int, **changes: object) -> int:
-    """Of the first layer, over all heads."""
-    return config.replace(**changes).pattern(0).cost(tokens).pairs
+def pairs(tokens: int, pattern: str) -> int:
+    """Of one layer, over all heads."""
+    return config.replace(attention_pattern=pattern).pattern(0).cost(tokens, heads=heads).pairs
 
 
-narrow, wide = pairs(600, attention_window=64), pairs(600, attention_window=512)
-dilated = pairs(600, attention_window=64, attention_dilation=[[1] * (heads - 2) + [4] * 2] * layers)
+narrow, wide = pairs(600, "window=64"), pairs(600, "window=512")
+dilated = pairs(600, PATTERNS["two heads dilated by 4"].replace("512", "64"))
 
 # A row has 2 · 32 + 1 columns, less those beyond the ends of the text: 1 + 2 + ... + 32 at each end.
 assert narrow == heads * (600 * 65 - 32 * 33)
@@ -271,38 +250,26 @@ assert dilated < narrow < wide
 print(f"windows of 64: {narrow:,}; with two heads dilated: {dilated:,}; windows of 512: {wide:,}")
 
 # %% [markdown]
-# **2.** Two windows that both reach from any token of a text to any other are the same pattern. Show it on answers.
-# Then dilate the wider one by 2: is it still full attention?
+# **2.** Two windows that both reach from any token of a text to any other are the same pattern, and so is no window.
+# Show it on answers.
 
 # %%
 question, text = examples[0].question, examples[0].context
 window = 2 * len(base.tokenizer(question, text)["input_ids"])
 answers = []
-for width in (window, 2 * window):
-    answerer = QuestionAnswerer.from_pretrained(config=config.replace(attention_window=width))
+for pattern in (f"window={window}", f"window={2 * window}", "full"):
+    answerer = QuestionAnswerer.from_pretrained(config=config.replace(attention_pattern=pattern))
     answers.append(answerer.answer(question, text)[0])
-assert (answers[0].text, answers[0].start) == (answers[1].text, answers[1].start)
-assert abs(answers[0].probability - answers[1].probability) < 1e-5
-
-# Dilated by 2, a token sees only those at an even distance: half of the text, however wide the window.
-seen = attention_pairs(100, (200, 200), dilation=(2,))[0, 0]
-assert int(seen.sum()) == 100 * 100 // 2
-assert not seen[0, 1] and seen[0, 2]
+assert len({(answer.text, answer.start) for answer in answers}) == 1
+assert max(answer.probability for answer in answers) - min(answer.probability for answer in answers) < 1e-5
 
 # %% [markdown]
-# **3.** Write a choice of global tokens: the question, and every 64th token besides, as landmarks. Check it on the ids
-# of a question over a passage; then add it to `PATTERNS`.
-
+# **3.** Make the question global, and every 64th token besides, as landmarks. Check on the layers' patterns over 200
+# tokens that it is so; then add it to `PATTERNS`.
 
 # %%
-def landmarks(ids: Tensor) -> Tensor:
-    return base.model.automatic_global_mask(ids) | (torch.arange(ids.shape[1]) % 64 == 0)
-
-
-ids = base.tokenizer(question, text, return_tensors="pt")["input_ids"]
-mask, of_question = landmarks(ids), base.model.automatic_global_mask(ids)
-assert mask.shape == ids.shape and mask.dtype == torch.bool
-assert bool((mask >= of_question).all()) and bool(mask[0, ::64].all())
-assert int(mask.sum()) == int(of_question.sum()) + (ids.shape[1] - 1) // 64 - (int(of_question.sum()) - 1) // 64
-(answer,) = QuestionAnswerer(base.model, base.tokenizer, global_mask=landmarks).answer(question, text)
+landmarks = config.replace(attention_pattern="global-every=64")
+mask = landmarks.pattern(0).global_tokens.mask(base.tokenizer(question, text, return_tensors="pt")["input_ids"])
+assert mask[0].nonzero().flatten().tolist() == list(range(0, mask.shape[1], 64))
+(answer,) = QuestionAnswerer.from_pretrained(config=landmarks).answer(question, text)
 assert text[answer.start : answer.end] == answer.text

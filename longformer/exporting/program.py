@@ -43,7 +43,8 @@ def export_program(
         dtype: precision of the weights and the arithmetic; None is the model's.
 
     Raises:
-        LongformerError: it is another class, has parts that are not its class's own, or a dilation that no graph has.
+        LongformerError: it is another class, has parts that are not its class's own, or a dilation that no graph has;
+            or a layer's attention is a mask, a score, a union or a predicate.
     """
     copy = copied(model, "chunked" if portable else "auto", model.dtype if dtype is None else dtype)
     program, _ = traced(copy, masks_by_token=True)
@@ -59,6 +60,13 @@ def copied(model: LongformerModel | Head, impl: str, dtype: torch.dtype) -> Any:
     kind = type(model)
     if CLASSES.get(kind.__name__) is not kind:
         raise LongformerError(f"{kind.__name__} cannot be exported; there are {', '.join(CLASSES)}")
+    encoder: Any = model.base_model
+    for layer, pattern in enumerate(encoder.patterns or ()):
+        if not pattern.is_band or (pattern.global_tokens is not None and pattern.global_tokens.predicates):
+            raise LongformerError(
+                f"the attention of layer {layer} is a mask, a score, a union or a predicate, and cannot be exported: "
+                "there are windows alone, full or causal too, and global tokens by positions and ids"
+            )
     longest = max(gap for pattern in _patterns(model) for gap in pattern.gaps(model.config.num_attention_heads))
     if longest > model.config.max_tokens:
         raise LongformerError(

@@ -108,7 +108,7 @@ class _SelfAttention(attention.LongformerSelfAttention):
     dropout: float
 
     @property
-    def pattern(self) -> AttentionPattern:  # type: ignore[override]
+    def pattern(self) -> AttentionPattern:
         """Who attends to whom, by transformers' own attribute, which may be changed."""
         return AttentionPattern((self.one_sided_attn_window_size, self.one_sided_attn_window_size))
 

@@ -6,7 +6,8 @@ the example that has most.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from longformer.kernels import (
     attend_globally,
     sliding_window_probabilities,
 )
+from longformer.kernels.masks import Pattern
 from longformer.models.batch import make_tokens
 
 
@@ -49,13 +51,20 @@ class LongformerSelfAttention(nn.Module):
         config: the model's configuration.
         layer: number of the layer, which decides its window and its heads' dilation.
         impl: implementation of the kernels, see :func:`longformer.kernels.choose`.
+
+    Attributes:
+        pattern: who attends to whom, without global tokens of its own.
+        has_own_tokens: whether these have come into the tokens that ``forward`` is given.
     """
+
+    has_own_tokens = False
 
     def __init__(self, config: LongformerConfig, layer: int, *, impl: str = "auto") -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.head_dim = config.head_dim
-        self.pattern = config.pattern(layer)
+        self.pattern: Any  # an AttentionPattern, or a MaskPattern
+        self.set_pattern(config.pattern_without_function(layer))
         self.dropout_p = config.attention_probs_dropout_prob
         self.impl = impl
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -64,6 +73,11 @@ class LongformerSelfAttention(nn.Module):
         self.query_global = nn.Linear(config.hidden_size, config.hidden_size)
         self.key_global = nn.Linear(config.hidden_size, config.hidden_size)
         self.value_global = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def set_pattern(self, pattern: Pattern) -> None:
+        """Who attends to whom. Its own global tokens have come into ``tokens`` when the layer is called."""
+        self.pattern = replace(pattern, global_tokens=None)
+        self.has_own_tokens = pattern.global_tokens is not None
 
     def forward(
         self, hidden: Tensor, tokens: Tokens, probabilities: list[AttentionProbabilities] | None = None
@@ -76,7 +90,8 @@ class LongformerSelfAttention(nn.Module):
         if tokens.is_global is not None:
             parts = (self.query_global, self.key_global, self.value_global)
             global_query, global_key, global_value = (self._split(part(hidden)) for part in parts)
-            rows = attend_globally(global_query, global_key, global_value, tokens, dropout_p=dropout_p, impl=self.impl)
+            options: dict[str, Any] = {"causal": self.pattern.causal, "dropout_p": dropout_p, "impl": self.impl}
+            rows = attend_globally(global_query, global_key, global_value, tokens, **options)
             out = torch.where(tokens.is_global[:, None, :, None], rows, out)
         if probabilities is not None:
             probabilities.append(attention_probabilities(query, key, self.pattern, tokens, global_query, global_key))
@@ -90,7 +105,7 @@ class LongformerSelfAttention(nn.Module):
 def attention_probabilities(
     query: Tensor,
     key: Tensor,
-    pattern: AttentionPattern,
+    pattern: Pattern,
     tokens: Tokens,
     global_query: Tensor | None = None,
     global_key: Tensor | None = None,
@@ -110,6 +125,9 @@ def attention_probabilities(
     scores = (queries.to(wide) * query.shape[-1] ** -0.5) @ tokens.without_padding(global_key).to(wide).mT
     if tokens.keep is not None:
         scores = scores.masked_fill(~tokens.keep[:, None, None, :], float("-inf"))
+    if pattern.causal:
+        later = torch.arange(scores.shape[-1], device=index.device) > index[:, None, :, None]
+        scores = scores.masked_fill(later, float("-inf"))
     rows = scores.masked_fill(absent, 0).softmax(-1).masked_fill(absent, 0).to(query.dtype)
     return AttentionProbabilities(band.masked_fill(is_replaced, 0), columns.masked_fill(is_replaced, 0), rows)
 
@@ -120,7 +138,7 @@ def attentions_to_dense(
     *,
     attention_mask: Tensor | None = None,
     global_attention_mask: Tensor | None = None,
-    pattern: AttentionPattern | None = None,
+    pattern: Pattern | None = None,
 ) -> Tensor:
     """One layer's attention probabilities as a matrix, from what ``output_attentions=True`` gives, ours or theirs.
 
@@ -149,12 +167,13 @@ def attentions_to_dense(
     count = 0 if index is None else index.shape[1]
     left = max(0, (width - count - 1) // 2)
     pattern = AttentionPattern((left, left)) if pattern is None else pattern
-    if pattern.window is None or sum(pattern.window) + 1 != width - count:
+    expected = 2 * seq_len - 1 if pattern.window is None else sum(pattern.window) + 1
+    if expected != width - count:
         raise LongformerError(
             f"attention has {width} columns, but {count} global tokens and the window {pattern.window} take "
-            f"{count + sum(pattern.window or ()) + 1}; give the masks that the model was given, and the layer's pattern"
+            f"{count + expected}; give the masks that the model was given, and the layer's pattern"
         )
-    if index is None and global_attention is not None:
+    if index is None and global_attention is not None and global_attention.shape[-1]:
         raise LongformerError("global_attention is given, but the masks make no token global; give those of the model")
     if index is None:
         nothing = attention.new_zeros(batch, 0, dtype=torch.int64)

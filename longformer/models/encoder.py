@@ -8,7 +8,7 @@ Letters: B batch, S sequence, C hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,20 @@ from torch import Tensor, nn
 
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
+from longformer.kernels import Tokens
 from longformer.kernels.compat import in_transform
 from longformer.models import packed
 from longformer.models.attention import AttentionProbabilities, LongformerSelfAttention
 from longformer.models.batch import can_be_read, check_ids, check_input, count_positions, make_tokens
-from longformer.models.layers import LongformerEmbeddings, LongformerEncoder, LongformerPooler, init_weights
+from longformer.models.layers import (
+    LongformerEmbeddings,
+    LongformerEncoder,
+    LongformerLayer,
+    LongformerPooler,
+    init_weights,
+)
 from longformer.models.outputs import ModelOutput
+from longformer.models.patterns import choose_patterns, tokens_by_layer
 from longformer.models.pretrained import Pretrained
 
 
@@ -33,14 +41,28 @@ class LongformerModel(Pretrained, nn.Module):
         add_pooling_layer: whether it has the pooler (a head other than multiple choice has no use for it).
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`. With ``"reference"`` the
             plain model runs, whatever the device, with dense attention.
+        attention: who attends to whom, in place of what the config says. One for all layers, a list of one for each, or
+            a dict by their numbers, of which others stay as they are. Each is a pattern of ``longformer.kernels``; a
+            text, see :mod:`longformer.pattern_entries`; or a function of FlexAttention's form: ``mask_mod`` takes the
+            window's place, ``score_mod`` changes the scores within the layer's pattern. A config keeps of a function
+            the name alone, and whoever loads the model gives it again.
+
+    Raises:
+        LongformerError: ``attention`` does not fit the model.
+        ConfigError: the config says that a layer was made with a function, and it is not given.
     """
 
-    def __init__(self, config: LongformerConfig, *, add_pooling_layer: bool = True, impl: str = "auto") -> None:
+    def __init__(
+        self, config: LongformerConfig, *, add_pooling_layer: bool = True, impl: str = "auto", attention: Any = None
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.patterns = choose_patterns(config, attention, impl)
         self.impl = impl
         self.embeddings = LongformerEmbeddings(config)
-        self.encoder = LongformerEncoder(config, impl=impl)
+        self.encoder = LongformerEncoder(self.config, impl=impl)
+        for layer, pattern in zip(self.encoder.layer, self.patterns or (), strict=self.patterns is not None):
+            assert isinstance(layer, LongformerLayer)
+            layer.attention.self.set_pattern(pattern)
         self.pooler = LongformerPooler(config) if add_pooling_layer else None
         init_weights(self, config)
 
@@ -83,15 +105,20 @@ class LongformerModel(Pretrained, nn.Module):
         position_ids, token_type_ids = self._other_ids(input_ids, like, position_ids, token_type_ids)
         states: list[Tensor] | None = [] if output_hidden_states else None
         probabilities: list[AttentionProbabilities] | None = [] if output_attentions else None
+        by_layer: list[Tokens] | None = None
+        if self.patterns is not None:
+            by_layer = tokens_by_layer(self.patterns, tokens, input_ids, like, counted=self._counts(like))
+            tokens = by_layer[0]  # which the packed engine takes if it is that of all layers
         is_asked = output_hidden_states or output_attentions
-        if input_ids is not None and not is_asked and packed.may_serve(self, input_ids):
+        if input_ids is not None and not is_asked and packed.may_serve(self, input_ids, tokens):
             hidden = packed.encode(self, input_ids, position_ids, token_type_ids, tokens)
         else:
-            tokens = tokens.with_index(counted=can_be_read(like) or self._counts_in_graph())
+            tokens = tokens.with_index(counted=self._counts(like))
             hidden = self.embeddings(input_ids, position_ids, token_type_ids, inputs_embeds)
-            hidden = self.encoder(hidden, tokens, states, probabilities)
-        if tokens.is_global is None and torch.is_grad_enabled() and _can_be_joined():
-            hidden = _Joined.apply(hidden, *self._global_projections())
+            hidden = self.encoder(hidden, by_layer or tokens, states, probabilities)
+        unused = [by_layer is None and tokens.is_global is None, *(own.is_global is None for own in by_layer or ())]
+        if any(unused) and torch.is_grad_enabled() and _can_be_joined():
+            hidden = _Joined.apply(hidden, *self._global_projections(unused[1:]))
         output = ModelOutput.of(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
@@ -121,13 +148,18 @@ class LongformerModel(Pretrained, nn.Module):
         check_ids("token_type_ids", token_type_ids, config.type_vocab_size, like)
         return position_ids, token_type_ids
 
-    def _counts_in_graph(self) -> bool:
-        """Whether a graph's columns are as many as its data have global tokens, so that they are linear in length."""
-        return self.impl == "chunked" and torch.compiler.is_compiling()
+    def _counts(self, like: Tensor) -> bool:
+        """Whether there are as many global columns as the data have global tokens, and not as many as tokens.
 
-    def _global_projections(self) -> Iterable[Tensor]:
-        """Parameters that have no part in a batch without global tokens."""
-        for layer in self.encoder.layer:
+        In a graph there are where the attention is to be linear in length.
+        """
+        return can_be_read(like) or (self.impl == "chunked" and torch.compiler.is_compiling())
+
+    def _global_projections(self, of_layer: Sequence[bool]) -> Iterable[Tensor]:
+        """Parameters that have no part in a batch without global tokens: of these layers, or of all."""
+        for n, layer in enumerate(self.encoder.layer):
+            if of_layer and not of_layer[n]:
+                continue
             attention = getattr(layer, "attention", None)
             attention = getattr(attention, "self", None)
             if isinstance(attention, LongformerSelfAttention):
@@ -139,9 +171,10 @@ def _attentions(probabilities: list[AttentionProbabilities] | None) -> dict[str,
     """The entries of an output, each layer's columns before its band."""
     if probabilities is None:
         return {}
+    rows = [p.band[..., :0] if p.rows is None else p.rows.mT for p in probabilities]  # a layer may have no global token
     return {
         "attentions": tuple(p.band if p.columns is None else torch.cat([p.columns, p.band], -1) for p in probabilities),
-        "global_attentions": tuple(p.rows.mT for p in probabilities if p.rows is not None) or None,
+        "global_attentions": tuple(rows) if any(p.rows is not None for p in probabilities) else None,
     }
 
 

@@ -52,6 +52,9 @@ def to_transformers(model: Any) -> nn.Module:
         raise LongformerError(f"transformers has no {name}")
     if config.attention_dilation != 1:
         raise LongformerError(f"attention_dilation is {config.attention_dilation}; transformers' model has none")
+    if config.attention_pattern is not None:
+        texts = [entry.as_json() for entry in config.attention_pattern]
+        raise LongformerError(f"attention_pattern is {texts}; transformers' model has windows alone")
     largest = max(config.attention_window)
     if any(window % 2 or largest % window for window in config.attention_window):
         raise LongformerError(

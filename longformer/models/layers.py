@@ -130,7 +130,7 @@ class LongformerEncoder(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        tokens: Tokens,
+        tokens: Tokens | list[Tokens],
         states: list[Tensor] | None = None,
         probabilities: list[AttentionProbabilities] | None = None,
     ) -> Tensor:
@@ -138,18 +138,19 @@ class LongformerEncoder(nn.Module):
 
         Args:
             hidden: the embeddings.
-            tokens: which of them are padding, and which are global.
+            tokens: which of them are padding, and which are global; a list says it by layer.
             states: a list that is given the embeddings and every layer's output.
             probabilities: a list that is given every layer's; layers are then not computed again on the way back.
         """
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled() and probabilities is None
-        for layer in self.layer:
+        by_layer = tokens if isinstance(tokens, list) else [tokens] * len(self.layer)
+        for layer, own in zip(self.layer, by_layer, strict=True):
             if states is not None:
                 states.append(hidden)
             if again:
-                hidden = checkpoint(layer, hidden, tokens, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, own, use_reentrant=False)
             else:
-                hidden = layer(hidden, tokens, probabilities)
+                hidden = layer(hidden, own, probabilities)
         if states is not None:
             states.append(hidden)
         return hidden

@@ -40,6 +40,7 @@ from longformer.models.layers import (
     LongformerOutput,
 )
 from longformer.models.linear import Linear, linear, linear_gelu
+from longformer.models.patterns import can_be_packed
 
 if TYPE_CHECKING:
     from longformer.models.encoder import LongformerModel
@@ -72,16 +73,20 @@ FORWARDS = {
 # ---- when it may serve
 
 
-def may_serve(model: LongformerModel, input_ids: Tensor) -> bool:
+def may_serve(model: LongformerModel, input_ids: Tensor, tokens: Tokens | None = None) -> bool:
     """Whether the engine gives what the plain model would give, to everybody who looks.
 
     It does not where somebody watches or has replaced something: hooks of any kind on the model, inside it, or global;
     a dispatch mode, which sees all operators; a ``forward`` put on an instance or a class; another class in place of
     one of the structure's; a compiled part; a parametrisation; a weight that is a subclass of tensor, on another device
     or on meta; compiling, tracing, a transform of ``torch.func``, forward mode. Nor does it where ``impl`` is one of
-    ``PLAIN``: "reference" asks for the plain model, and the other kernels are made for whole batches.
+    ``PLAIN``: "reference" asks for the plain model, and the other kernels are made for whole batches. Nor where a layer
+    has a mask, a score or a union, or other global tokens than the first, of which there are ``tokens``; or where it is
+    causal and has global tokens.
     """
     if not _is_unseen(input_ids):
+        return False
+    if model.patterns is not None and not can_be_packed(model.patterns, tokens or Tokens()):
         return False
     if type(model.embeddings) is not LongformerEmbeddings or type(model.encoder) is not LongformerEncoder:
         return False

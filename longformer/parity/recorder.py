@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longformer.checkpoints.names import todays_name
 from longformer.errors import LongformerError, listed
-from longformer.kernels import choose
+from longformer.kernels import Tokens, choose
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity import probabilities as probs
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
@@ -123,6 +123,7 @@ class Recorder:
         self.has_run = False
         self.notes: dict[str, str] = {}
         self._pieces: dict[str, list[Tensor]] = {}
+        self._tokens: dict[str, Tokens] = {}  # of attention whose pattern has global tokens of its own
         self._value_of = {value.name: value for value in self.values.values()}
         self._handles: ExitStack
         self._given: set[str] = set()
@@ -179,7 +180,8 @@ class Recorder:
         if isinstance(attention, LongformerSelfAttention):
             self._impl = attention.impl
             stack.callback(setattr, attention, "impl", attention.impl)
-            attention.impl = "banded"
+            if attention.pattern.is_band:  # any mask's probabilities are those of a dense matrix
+                attention.impl = "banded"
             return
 
         def ask(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -213,6 +215,8 @@ class Recorder:
             copy = first.detach().cpu().clone() if first.device.type == "cpu" else first.detach().cpu()
             self._pieces.setdefault(value.name, []).append(copy)
             if isinstance(module, LongformerSelfAttention):
+                if module.has_own_tokens:
+                    self._tokens[value.name] = Tokens(*(None if x is None else x.cpu() for x in arguments[1]))
                 self._kernels[_kernel_of(module, arguments[0], first)] = None
                 self.notes["kernel"] = ", ".join(self._kernels)
             if value.kind == "attention" and self.probabilities:
@@ -235,7 +239,7 @@ class Recorder:
             if self.layout.table.heads is None:
                 raise LongformerError(f"the table records {value.name} by heads, but does not say how many")
             rows = rows.unflatten(-1, (self.layout.table.heads, -1)).transpose(1, 2)  # (B, H, S, D)
-        tokens = self.layout.tokens
+        tokens = self._tokens.get(value.name, self.layout.tokens)
         if prefix and value.kind != "plain" and tokens.keep is not None:
             padding = ~tokens.keep
             rows = rows.masked_fill(padding[:, None, :, None] if rows.dim() == 4 else padding[..., None], 0)
@@ -271,12 +275,14 @@ class Recorder:
             found = probs.of_reference(output, layout.tokens)
         else:
             query, key, values = (by_heads(layer + part) for part in ("query", "key", "value"))
-            projected = probs.Projected(query, key, values, layout.tokens)
+            tokens = self._tokens.get(value.name, layout.tokens)
+            projected = probs.Projected(query, key, values, tokens)
             if self.check:
                 probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
             found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value))
             # As check_agreement has it run: without gradients and dropout.
-            self.notes["kernel"] = f"banded, which agrees with {choose(query, impl=self._impl).impl}"
+            impl = choose(query, impl=self._impl, pattern=module.pattern).impl
+            self.notes["kernel"] = f"banded, which agrees with {impl}" if module.pattern.is_band else impl
         for name, tensor in found.items():
             self._give(layer + name, tensor)
 
@@ -342,8 +348,9 @@ def _kernel_of(attention: LongformerSelfAttention, hidden: Tensor, output: Tenso
     """Which kernel computed ``output`` from ``hidden``. If ``impl`` is "auto", the layer's queries decided."""
     weights = [part.weight for part in (attention.query, attention.key, attention.value)]
     return choose(
-        output.new_empty(1, 1, 1, attention.head_dim),
+        output.new_empty(1, 1, hidden.shape[1], attention.head_dim),
         impl=attention.impl,
         dropout_p=attention.dropout_p if attention.training else 0.0,
         backward=torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, *weights)),
+        pattern=attention.pattern,
     ).impl

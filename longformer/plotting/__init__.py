@@ -3,10 +3,11 @@
 Every function draws into axes, or a figure, that it is given, so that you can put pictures together as you like. What
 is drawn is what the kernels compute: who attends to whom comes from :class:`longformer.kernels.AttentionPattern`.
 
-Read in this order: ``patterns`` (also how a pattern is given), ``probabilities``, ``curves``.
+Read in this order: ``patterns`` (also how a pattern is given), ``gallery``, ``probabilities``, ``curves``.
 """
 
 from longformer.plotting.curves import draw_cost, draw_depth, draw_precision_recall, draw_values_by_kind
+from longformer.plotting.gallery import draw_gallery, save_gallery
 from longformer.plotting.patterns import (
     COLOURS,
     attention_kinds,
@@ -24,6 +25,7 @@ __all__ = [
     "dense_probabilities",
     "draw_cost",
     "draw_depth",
+    "draw_gallery",
     "draw_pattern",
     "draw_patterns",
     "draw_precision_recall",
@@ -31,5 +33,6 @@ __all__ = [
     "draw_receptive_field",
     "draw_values_by_kind",
     "receptive_field",
+    "save_gallery",
     "save_patterns",
 ]

@@ -1,11 +1,12 @@
 """Patterns of attention, and how far stacked layers see.
 
-Every function takes an :class:`longformer.kernels.AttentionPattern`, or the window of one beside ``dilation`` and
-``causal``. Letters: H heads, S sequence.
+Every function takes an :class:`longformer.kernels.AttentionPattern` or a ``MaskPattern``, or the window of a pattern
+beside ``dilation`` and ``causal``. A pattern's own global tokens are drawn too. Letters: H heads, S sequence.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
-from longformer.kernels import AttentionPattern
-from longformer.kernels.pattern import EVERYTHING
+from longformer.kernels import AttentionPattern, MaskPattern
+from longformer.kernels.pattern import EVERYTHING, global_columns
 from longformer.plotting.figures import write_figure
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 Window = tuple[int, int]
-Pattern = AttentionPattern | Window
+Pattern = AttentionPattern | MaskPattern | Window
 Patterns = LongformerConfig | Pattern | Sequence[Pattern]
 
 COLOURS = ("#ffffff", "#7aa6c2", "#d9822b")  # unseen, local, global
@@ -51,10 +52,11 @@ def attention_kinds(
 
     Args:
         seq_len: S.
-        pattern: an AttentionPattern, or the window (left, right) of one.
+        pattern: an AttentionPattern or a MaskPattern, or the window (left, right) of one.
         dilation, causal: of the pattern, if only its window is given, as for
             :func:`longformer.kernels.sliding_window_attention`; a dilation of None is 1.
-        global_tokens: positions that see every token and that every token sees; if causal, nothing that is later.
+        global_tokens: positions that see every token and that every token sees; if causal, nothing that is later. The
+            pattern's own join them.
 
     Raises:
         LongformerError: an argument out of range.
@@ -62,8 +64,8 @@ def attention_kinds(
     if not is_count(seq_len, 1) or seq_len > LONGEST:
         raise LongformerError(f"seq_len is {seq_len!r}; a picture of all pairs takes an int from 1 to {LONGEST}")
     pattern = as_pattern(pattern, dilation, causal)
-    is_global = _global_mask(seq_len, global_tokens)
-    kinds = pattern.pairs(seq_len)[0].long()
+    is_global = _global_mask(seq_len, global_tokens, pattern)
+    kinds = replace(pattern, global_tokens=None).pairs(seq_len)[0].long()
     # The rows of a global token see all that its column is seen by, turned around.
     everything = replace(EVERYTHING, causal=pattern.causal).pairs(seq_len)[0]
     kinds[(everything & (is_global[:, None] | is_global)).expand_as(kinds)] = GLOBAL
@@ -78,14 +80,15 @@ def draw_pattern(
     dilation: int | None = None,
     causal: bool = False,
     global_tokens: Sequence[int] = (),
+    head: int = 0,
     title: str = "",
 ) -> AxesImage:
     """Draw which column (key) each row (query) attends to, as figure 2 of the paper does.
 
     Args:
         axes: matplotlib axes to draw into.
-        seq_len, pattern, dilation, causal, global_tokens: as for :func:`attention_kinds`. If the heads of the pattern
-            differ, the first is drawn.
+        seq_len, pattern, dilation, causal, global_tokens: as for :func:`attention_kinds`.
+        head: which head, of a pattern whose heads differ.
         title: written above.
 
     Raises:
@@ -93,13 +96,20 @@ def draw_pattern(
     """
     from matplotlib.colors import ListedColormap
 
-    kinds = attention_kinds(seq_len, pattern, dilation=dilation, causal=causal, global_tokens=global_tokens)[0]
+    pattern = as_pattern(pattern, dilation, causal)
+    every = attention_kinds(seq_len, pattern, global_tokens=global_tokens)
+    kinds = every[min(head, len(every) - 1)]
     image = axes.imshow(kinds.numpy(), cmap=ListedColormap(COLOURS), vmin=UNSEEN, vmax=GLOBAL, interpolation="nearest")
     if seq_len <= GRIDDED:
         axes.set_xticks([i - 0.5 for i in range(seq_len + 1)], labels=[])
         axes.set_yticks([i - 0.5 for i in range(seq_len + 1)], labels=[])
         axes.tick_params(length=0)
         axes.grid(color="#dddddd", linewidth=0.4)
+    if isinstance(pattern, MaskPattern) and pattern.score is not None:
+        heads = torch.zeros(1, head + 1, seq_len, seq_len)
+        change = pattern.changed_scores(heads)[0, head].detach().masked_fill(kinds == UNSEEN, math.nan)
+        most = max(float(change.nan_to_num().abs().max()), 1e-9)
+        axes.imshow(change.numpy(), cmap="coolwarm", vmin=-most, vmax=most, interpolation="nearest")
     axes.set_title(title, fontsize=10)
     return image
 
@@ -134,7 +144,7 @@ def draw_patterns(
         LongformerError: an argument out of range.
     """
     each = _layers(patterns, dilation, causal)
-    layers, heads = _runs(each), _runs(list(zip(*(_gaps(pattern) for pattern in each), strict=True)))
+    layers, heads = _runs(each), _runs(list(zip(*map(_heads, each), strict=True)))
     if len(heads) == 1:
         grid = figure.subplots(1, len(layers), squeeze=False)
         panels = grid.T
@@ -142,12 +152,14 @@ def draw_patterns(
         panels = grid = figure.subplots(len(layers), len(heads), squeeze=False)
     for row, (pattern, which_layers) in zip(panels, layers, strict=True):
         for axes, (_, which_heads) in zip(row, heads, strict=True):
-            gap = _gaps(pattern)[which_heads[0]]
+            head = which_heads[0]
+            gap = 1 if isinstance(pattern, MaskPattern) else _gaps(pattern)[head]
             names = ["" if len(layers) == 1 else _numbered("layer", which_layers), _window_name(pattern)]
             if len(heads) > 1 or gap > 1:
-                names += [_numbered("head", which_heads) if len(heads) > 1 else "", f"dilated by {gap}"]
+                names += [_numbered("head", which_heads) if len(heads) > 1 else ""]
+                names += [f"dilated by {gap}"] if isinstance(pattern, AttentionPattern) else []
             title = ", ".join(filter(None, names))
-            draw_pattern(axes, seq_len, replace(pattern, dilation=gap), global_tokens=global_tokens, title=title)
+            draw_pattern(axes, seq_len, pattern, global_tokens=global_tokens, head=head, title=title)
     for axes in grid[:, 0]:
         axes.set_ylabel("query")
     for axes in grid[-1]:
@@ -183,7 +195,8 @@ def receptive_field(
     reached[token] = True
     rows = [reached]
     for pattern, layers in reversed(_runs(_layers(patterns, dilation, causal))):
-        pattern = replace(pattern, dilation=tuple(dict.fromkeys(_gaps(pattern))))  # heads of one dilation see the same
+        if isinstance(pattern, AttentionPattern):  # heads of one dilation see the same
+            pattern = replace(pattern, dilation=tuple(dict.fromkeys(_gaps(pattern))))
         seen = (attention_kinds(seq_len, pattern, global_tokens=global_tokens) != UNSEEN).any(dim=0)
         for _ in layers:
             rows.append(rows[-1] | seen[rows[-1]].any(dim=0))  # the residual connection keeps a token's own place
@@ -231,9 +244,11 @@ def save_patterns(path: str | Path) -> None:
     write_figure(path, figure, dpi=110)
 
 
-def as_pattern(pattern: Pattern, dilation: int | Sequence[int] | None = None, causal: bool = False) -> AttentionPattern:
+def as_pattern(
+    pattern: Pattern, dilation: int | Sequence[int] | None = None, causal: bool = False
+) -> AttentionPattern | MaskPattern:
     """The pattern that is given, or that of a window, dilation and causality. Raises LongformerError for neither."""
-    if isinstance(pattern, AttentionPattern):
+    if isinstance(pattern, (AttentionPattern, MaskPattern)):
         if dilation is not None or causal:
             given = f"dilation={dilation!r}" if dilation is not None else "causal=True"
             raise LongformerError(f"{given} is given beside {pattern}, which says it itself: leave it out")
@@ -251,24 +266,26 @@ def is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _layers(patterns: Patterns, dilation: int | Sequence[int] | None, causal: bool) -> list[AttentionPattern]:
+def _layers(
+    patterns: Patterns, dilation: int | Sequence[int] | None, causal: bool
+) -> list[AttentionPattern | MaskPattern]:
     """The pattern of each layer, all with as many dilations as the model has heads, or as are known of them."""
     if isinstance(patterns, LongformerConfig):
-        config = patterns
-        each = [
-            as_pattern(config.window(layer), config.dilation(layer) if dilation is None else dilation, causal)
-            for layer in range(config.num_hidden_layers)
-        ]
+        each = [patterns.pattern(layer) for layer in range(patterns.num_hidden_layers)]
+        changes = {"dilation": dilation} if dilation is not None else {}
+        if changes or causal:
+            each = [as_pattern(_changed(pattern, {**changes, "causal": causal})) for pattern in each]
     else:
-        layers: list[Any] = [patterns] if isinstance(patterns, AttentionPattern) else list(patterns)
+        is_one = isinstance(patterns, (AttentionPattern, MaskPattern))
+        layers: list[Any] = [patterns] if is_one else list(patterns)  # type: ignore[arg-type]
         if len(layers) == 2 and is_count(layers[0], 0):
             layers = [tuple(layers)]  # one window
         if not layers:
             raise LongformerError("there are no windows; give (left, right), or a pattern, of at least one layer")
         each = [as_pattern(layer, dilation, causal) for layer in layers]
-    heads = max(len(_gaps(pattern)) for pattern in each)
+    heads = max(len(_heads(pattern)) for pattern in each)
     try:
-        return [replace(pattern, dilation=pattern.gaps(heads)) for pattern in each]
+        return [_with_heads(pattern, heads) for pattern in each]
     except ValueError as error:
         raise LongformerError(f"the layers' patterns are not of one number of heads: {error}") from None
 
@@ -278,7 +295,32 @@ def _gaps(pattern: AttentionPattern) -> tuple[int, ...]:
     return (pattern.dilation,) if isinstance(pattern.dilation, int) else tuple(pattern.dilation)
 
 
-def _window_name(pattern: AttentionPattern) -> str:
+def _changed(pattern: AttentionPattern | MaskPattern, changes: dict[str, Any]) -> AttentionPattern:
+    if isinstance(pattern, MaskPattern):
+        raise LongformerError(f"the pattern {pattern.name} has no dilation and causality of its own: leave them out")
+    return replace(pattern, **changes)
+
+
+def _with_heads(pattern: AttentionPattern | MaskPattern, heads: int) -> AttentionPattern | MaskPattern:
+    """The same with a dilation for each head."""
+    if isinstance(pattern, AttentionPattern):
+        return replace(pattern, dilation=pattern.gaps(heads))
+    parts = (replace(p, dilation=p.gaps(heads)) if isinstance(p, AttentionPattern) else p for p in pattern.parts)
+    return replace(pattern, parts=tuple(parts))
+
+
+def _heads(pattern: AttentionPattern | MaskPattern) -> tuple[Any, ...]:
+    """What makes heads differ, for each of them: their dilations."""
+    if isinstance(pattern, AttentionPattern):
+        return _gaps(pattern)
+    parts = [_gaps(part) for part in pattern.parts if isinstance(part, AttentionPattern)]
+    heads = max(map(len, parts), default=1)
+    return tuple(tuple(gaps[min(head, len(gaps) - 1)] for gaps in parts) for head in range(heads))
+
+
+def _window_name(pattern: AttentionPattern | MaskPattern) -> str:
+    if isinstance(pattern, MaskPattern):
+        return pattern.name
     return "every token" if pattern.window is None else f"window {pattern.window}"
 
 
@@ -296,10 +338,13 @@ def _numbered(what: str, which: range) -> str:
     return f"{what} {which[0] + 1}" if len(which) == 1 else f"{what}s {which[0] + 1} to {which[-1] + 1}"
 
 
-def _global_mask(seq_len: int, tokens: Sequence[int]) -> Tensor:
-    mask = torch.zeros(seq_len, dtype=torch.bool)
+def _global_mask(seq_len: int, tokens: Sequence[int], pattern: AttentionPattern | MaskPattern) -> Tensor:
     for token in tokens:
         if not is_count(token, 0) or token >= seq_len:
             raise LongformerError(f"global_tokens has {token!r}; each must be a position from 0 to {seq_len - 1}")
-        mask[token] = True
+    mask = torch.zeros(seq_len, dtype=torch.bool)
+    try:
+        mask[global_columns(pattern.global_tokens, seq_len, tokens)] = True
+    except ValueError as error:
+        raise LongformerError(f"{error}; in a picture, give positions as global_tokens") from None
     return mask

@@ -10,7 +10,7 @@ import pytest
 import torch
 from exported import build, global_tokens, questions
 
-from longformer import LongformerForQuestionAnswering
+from longformer import LongformerError, LongformerForQuestionAnswering
 from longformer.exporting import export_program
 
 pytestmark = pytest.mark.slow
@@ -56,3 +56,21 @@ def test_a_program_of_ours_has_our_operator_and_a_portable_one_torchs_alone() ->
                 program.module()(ids, mask, torch.full_like(ids, -1)), model(ids, mask), strict=True
             ):
                 torch.testing.assert_close(actual, exact, rtol=0, atol=1e-5)
+
+
+def test_patterns_in_a_program() -> None:
+    """Causal and full layers and global tokens by positions and ids are exported; what is no window is refused."""
+    model = build(LongformerForQuestionAnswering, attention_pattern="causal,global=0/full,global-every=9,global-ids=2")
+    program = export_program(model).module()
+    for batch, length, padding in ((2, 30, (0, 4)), (1, 45, (0,))):
+        ids, mask = questions(batch, length, padding)
+        with torch.no_grad():
+            expected = model(ids, mask)
+        for actual, exact in zip(program(ids, mask, torch.full_like(ids, -1)), expected.to_tuple(), strict=True):
+            torch.testing.assert_close(actual, exact, rtol=0, atol=1e-5)
+    for other in (
+        build(LongformerForQuestionAnswering, attention_pattern="window=4+window=2,dilation=3"),
+        LongformerForQuestionAnswering(model.config, attention={1: lambda b, h, i, j: i == j}),
+    ):
+        with pytest.raises(LongformerError, match=r"of layer \d is a mask, a score, a union or a predicate, and"):
+            export_program(other)

@@ -31,6 +31,7 @@ CALLS = {
     ("classify",): ["classes", "text.txt"],
     ("convert",): ["model", "converted"],
     ("convert", "--to-long"): ["model", "longer", "--max-tokens", "99", "--attention-window", "8"],
+    ("pattern",): ["window=4/full", "--length", "30", "--heads", "2", "--head-dim", "4", "--no-measure"],
     ("evaluate-mlm",): ["mlm", "text.txt"],
     ("parity", "record"): ["model", "text.txt", "-o", "trace.safetensors"],
     ("parity", "compare"): ["ours", "ours", "text.txt", "--model", "model"],

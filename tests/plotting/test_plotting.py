@@ -15,6 +15,7 @@ from longformer import LongformerConfig, LongformerError, LongformerModel, plott
 from longformer.kernels import (
     AttentionPattern,
     attention_pairs,
+    known,
     sliding_window_attention,
     sliding_window_probabilities,
 )
@@ -50,6 +51,43 @@ def axes() -> Axes:
 
 def drawn(axes: Axes) -> np.ndarray:
     return np.ma.filled(axes.images[0].get_array().astype(float), np.nan)
+
+
+def test_the_gallery_draws_what_the_patterns_see() -> None:
+    panels = plotting.draw_gallery(Figure(), 24)
+    assert len(panels) == len(known.GALLERY) >= 12
+    for panel, (name, pattern) in zip(panels, known.GALLERY.items(), strict=True):
+        pairs = pattern.pairs(24, heads=1)[0, 0]
+        share = f"{int(pairs.sum()) / 24**2:.0%}"
+        assert panel.get_title() == f"{name}: {share} of all pairs"
+        seen = drawn(panel) > 0
+        assert (seen | ~pairs.numpy()).all(), "every pair is drawn"
+        if pattern.global_tokens is None:
+            assert (seen == pairs.numpy()).all()
+        assert len(panel.images) == (2 if getattr(pattern, "score", None) else 1)
+    bias = np.ma.filled(panels[list(known.GALLERY).index("ALiBi")].images[1].get_array(), np.nan)
+    assert bias[10, 4] == -6 * 2.0**-2 and np.isnan(bias[4, 10])
+
+
+def test_patterns_of_a_config_and_of_a_mask() -> None:
+    config = small_config(attention_pattern="window=4+window=2,dilation=1:6,global=3/full,causal")
+    panels = plotting.draw_patterns(Figure(), 20, config)
+    assert [[axes.get_title() for axes in row] for row in panels] == [
+        ["layer 1, union, head 1", "layer 1, union, head 2"],
+        ["layer 2, every token, head 1, dilated by 1", "layer 2, every token, head 2, dilated by 1"],
+    ]
+    kinds = plotting.attention_kinds(20, config.pattern(0))
+    for head in range(2):
+        assert (drawn(panels[0][head]) == kinds[head].numpy()).all()
+    pairs = config.pattern(0).pairs(20)[0]
+    assert torch.equal(kinds > 0, pairs | (torch.arange(20) == 3)[:, None])
+    assert not torch.equal(kinds[0], kinds[1])
+    field = plotting.receptive_field(20, [known.in_blocks(5), AttentionPattern((1, 0))], 10)
+    assert field.sum(1).tolist() == [10, 2, 1]
+    with pytest.raises(LongformerError, match=r"chosen by ids, and no ids are given; .* in a picture, give positions"):
+        plotting.attention_kinds(9, small_config(attention_pattern="global-ids=3").pattern(0))
+    with pytest.raises(LongformerError, match="the pattern union has no dilation and causality of its own"):
+        plotting.draw_patterns(Figure(), 9, config, dilation=2)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -19,7 +19,7 @@ import torch
 from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import assert_same_bits, context, last_state, qa_options, run, run_with_fault, squad_file, start
 
-from longformer import CheckpointError, LongformerError, LongformerForQuestionAnswering
+from longformer import CheckpointError, LongformerConfig, LongformerError, LongformerForQuestionAnswering
 from longformer.training import checkpoints, loop
 from longformer.training.log import read_log
 from longformer.training.loop import Trainer
@@ -204,6 +204,19 @@ def test_resuming_with_other_choices_or_other_data(setting: dict[str, Any], tmp_
         run(options, resume=True)
 
 
+def test_a_pattern_is_trained_with_and_kept(tmp_path: Path) -> None:
+    text = "window=4:8,global=none/full,causal,global-every=9"
+    source = save_tiny_checkpoint(tmp_path / "tiny", attention_pattern=text)
+    options = qa_options(output=tmp_path / "out", source=source, file=squad_file(tmp_path / "squad.json"), max_steps=3)
+    run(options)
+    trained = LongformerForQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert trained.config == LongformerConfig.from_pretrained(source) and trained.config.attention_pattern is not None
+    before = LongformerForQuestionAnswering.from_pretrained(source).state_dict()
+    changed = {name for name, weight in trained.state_dict().items() if not torch.equal(weight, before[name])}
+    assert "longformer.encoder.layer.1.attention.self.query_global.weight" in changed
+    assert "longformer.encoder.layer.0.attention.self.query_global.weight" not in changed, "it has no global token"
+
+
 def test_resuming_from_another_checkpoint_or_version(setting: dict[str, Any], tmp_path: Path) -> None:
     options = qa_options(output=tmp_path / "out", max_steps=2, **setting)
     run(options)
@@ -216,6 +229,11 @@ def test_resuming_from_another_checkpoint_or_version(setting: dict[str, Any], tm
         run(options, resume=True)
     (setting["source"] / "model.safetensors").write_bytes(weights)
     run(options, resume=True)
+    config = LongformerConfig.from_pretrained(setting["source"])
+    config.replace(attention_pattern="window=8/full").save(setting["source"] / "config.json")
+    with pytest.raises(LongformerError, match=r"tiny has other weights or another config now"):
+        run(options, resume=True)
+    config.save(setting["source"] / "config.json")
     folder = tmp_path / "out" / "checkpoints"
     state = checkpoints.load_state(folder)
     assert state is not None

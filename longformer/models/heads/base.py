@@ -36,9 +36,11 @@ class Head(Pretrained):
 
     longformer: LongformerModel
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto", add_pooling_layer: bool = False) -> None:
+    def __init__(
+        self, config: LongformerConfig, *, impl: str = "auto", add_pooling_layer: bool = False, attention: Any = None
+    ) -> None:
         super().__init__()
-        self.longformer = LongformerModel(config, add_pooling_layer=add_pooling_layer, impl=impl)
+        self.longformer = LongformerModel(config, add_pooling_layer=add_pooling_layer, impl=impl, attention=attention)
 
     @property
     def config(self) -> LongformerConfig:

@@ -52,6 +52,7 @@ class LongformerForSequenceClassification(LabelledHead):
     Args:
         config: architecture of the encoder, ``num_labels`` and ``problem_type``.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+        attention: who attends to whom, as for :class:`LongformerModel`.
     """
 
     part = "classifier"
@@ -62,8 +63,8 @@ class LongformerForSequenceClassification(LabelledHead):
         "classifier.out_proj.bias",
     )
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
-        super().__init__(config, impl=impl)
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
+        super().__init__(config, impl=impl, attention=attention)
         self.classifier = LongformerClassificationHead(config)
         init_weights(self.classifier, config)
 
@@ -134,13 +135,14 @@ class LongformerForTokenClassification(LabelledHead):
     Args:
         config: architecture of the encoder, and ``num_labels``.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+        attention: who attends to whom, as for :class:`LongformerModel`.
     """
 
     part = "classifier"
     weights = ("classifier.weight", "classifier.bias")
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
-        super().__init__(config, impl=impl)
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
+        super().__init__(config, impl=impl, attention=attention)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = Linear(config.hidden_size, config.num_labels)
         init_weights(self.classifier, config)
@@ -168,6 +170,7 @@ class LongformerForMultipleChoice(LabelledHead):
     Args:
         config: architecture of the encoder.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+        attention: who attends to whom, as for :class:`LongformerModel`.
     """
 
     part = "classifier"
@@ -178,8 +181,8 @@ class LongformerForMultipleChoice(LabelledHead):
         "longformer.pooler.dense.bias",
     )
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
-        super().__init__(config, impl=impl, add_pooling_layer=True)
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
+        super().__init__(config, impl=impl, attention=attention, add_pooling_layer=True)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = Linear(config.hidden_size, 1)
         init_weights(self.classifier, config)

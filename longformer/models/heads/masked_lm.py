@@ -44,6 +44,7 @@ class LongformerForMaskedLM(LabelledHead):
     Args:
         config: architecture of the encoder.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+        attention: who attends to whom, as for :class:`LongformerModel`.
     """
 
     part = "lm_head"
@@ -55,8 +56,8 @@ class LongformerForMaskedLM(LabelledHead):
         "lm_head.bias",
     )
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
-        super().__init__(config, impl=impl)
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
+        super().__init__(config, impl=impl, attention=attention)
         self.lm_head = LongformerLMHead(config)
         init_weights(self.lm_head, config)
 

@@ -5,6 +5,8 @@ Letters: B batch, S sequence.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +30,7 @@ class LongformerForQuestionAnswering(Head):
     Args:
         config: architecture of the encoder, with ``num_labels`` 2. ``from_pretrained(new_head=True)`` sets it.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+        attention: who attends to whom, as for :class:`LongformerModel`.
 
     Raises:
         ConfigError: ``config.num_labels`` is not 2.
@@ -43,14 +46,14 @@ class LongformerForQuestionAnswering(Head):
         """(B, S, 2), start and end."""
         return batch, seq_len, 2
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
         if config.num_labels != 2:
             raise ConfigError(
                 f"num_labels is {config.num_labels}; question answering has 2, start and end. If qa_outputs has two "
                 "rows, write 2 (or two labels in id2label) into config.json; otherwise load another checkpoint, or one "
                 "without qa_outputs to train a new head"
             )
-        super().__init__(config, impl=impl)
+        super().__init__(config, impl=impl, attention=attention)
         self.qa_outputs = Linear(config.hidden_size, 2)
         init_weights(self.qa_outputs, config)
 
