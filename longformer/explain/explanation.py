@@ -34,7 +34,7 @@ from longformer.explain.packing import (
 from longformer.explain.passage import SPECIAL, Passage, read_passage
 from longformer.explain.probabilities import Attention, Layer, mean_of_heads, observed
 from longformer.explain.rollout import rollout
-from longformer.kernels import AttentionPattern
+from longformer.kernels.masks import Pattern
 
 ANSWERS = 5  # unless the settings say how many
 
@@ -68,7 +68,7 @@ class Explanation:
     passage: Passage
     start_logits: Tensor
     end_logits: Tensor
-    patterns: list[AttentionPattern]
+    patterns: list[Pattern]
     means: list[Attention]
     packed: list[PackedLayer]
     count: int
@@ -91,7 +91,7 @@ class _Recorder:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.count = 0
-        self.patterns: list[AttentionPattern] = []
+        self.patterns: list[Pattern] = []
         self.means: list[Attention] = []
         self.layers: list[list[list[Candidates]]] = []
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longformer.kernels import AttentionPattern, Tokens, banded_scores, sliding_window_probabilities
+from longformer.kernels import Tokens, banded_scores, sliding_window_probabilities
+from longformer.kernels.masks import Pattern
 from longformer.models.attention import LongformerSelfAttention
 from longformer.models.heads import LongformerForQuestionAnswering
 
@@ -54,13 +55,13 @@ class Layer:
 
     Args:
         module: the layer's attention.
-        pattern: its pattern. If it has a window, its dilation is one number for each head, and at most S.
+        pattern: its pattern, any one. If it has a window, its dilation is one number for each head, and at most S.
         hidden: (S, C), what it was given.
         index: (G,) int64, the positions of the global tokens, in ascending order.
     """
 
     module: LongformerSelfAttention
-    pattern: AttentionPattern
+    pattern: Pattern
     hidden: Tensor
     index: Tensor
 
@@ -127,22 +128,19 @@ class Layer:
         index, seq_len = self.index, len(query)
         is_global = torch.zeros(1, seq_len, dtype=torch.bool, device=query.device)
         is_global[0, index] = True
-        if self.pattern.window is None:
-            whole = sliding_window_probabilities(
-                query[None, None], key[None, None], pattern=self.pattern, global_mask=is_global
-            ).dense(self.pattern)[0, 0]
+        pattern = self.pattern.of_head(head, self.module.num_heads)
+        found = sliding_window_probabilities(query[None, None], key[None, None], pattern=pattern, global_mask=is_global)
+        if pattern.window is None:
+            whole = found.dense(pattern)[0, 0]
             whole[index] = rows
             every = torch.arange(seq_len)
             nothing = torch.zeros(seq_len, 0)
             return Attention(index.cpu(), every[:0], nothing, torch.zeros(seq_len, len(index)), every, whole.cpu())
-        left, right = self.pattern.window
-        pattern = replace(self.pattern, dilation=(gap := self.pattern.gaps(self.module.num_heads)[head]))
-        found = sliding_window_probabilities(
-            query[None, None], key[None, None], pattern=pattern, global_mask=is_global
-        ).with_global_columns_apart(pattern)
+        left, right = pattern.window
+        found = found.with_global_columns_apart(pattern)
         band, columns = found.band[0, 0], found.columns[0, 0]
         band[index], columns[index] = 0, 0  # the model replaces these rows
-        offsets = torch.arange(-left, right + 1) * gap
+        offsets = torch.arange(-left, right + 1) * pattern.gaps(1)[0]
         return Attention(index.cpu(), offsets, band.cpu(), columns.cpu(), index.cpu(), rows.cpu())
 
 

@@ -16,7 +16,7 @@ from explained import dense, dense_of_model, kept, read_small_numbers, unpack
 from safetensors import safe_open
 from tiny_checkpoint import save_tiny_checkpoint
 
-from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer
+from longformer import LongformerConfig, LongformerError, LongformerModel, QuestionAnswerer, attentions_to_dense
 from longformer.cli import main
 from longformer.explain import METHODS, Explanation, explain, write_page, write_picture
 from longformer.explain.packing import FLOOR, STEP, Limits, small_numbers
@@ -24,7 +24,7 @@ from longformer.explain.page import page
 from longformer.explain.picture import full_rows, pattern_bins
 from longformer.explain.probabilities import Attention
 from longformer.explain.rollout import rollout
-from longformer.kernels import AttentionPattern
+from longformer.kernels import AttentionPattern, MaskPattern
 
 QUESTION = " Who fell? "
 SHORT = "Dan fell.\n\nAnn did not. Ünï"
@@ -161,6 +161,51 @@ class TestAttention:
         assert list(found.attributions) == (list(METHODS) if dtype != "int8" else ["rollout"])
         for mean in found.means:
             torch.testing.assert_close(dense(mean).sum(dim=1), torch.ones(len(found.passage.ids)))
+
+
+def any_mask(b, h, row, column):
+    """Another for each head: the last three tokens, or every third."""
+    return torch.where(h == 0, (row - column < 3) & (column <= row), (row - column) % 3 == 0)
+
+
+def nearer_is_stronger(score, b, h, row, column):
+    return score - (h + 1) * (row - column).abs() / 4
+
+
+PATTERNS = {
+    "a mask": MaskPattern((any_mask,)),
+    "a score": MaskPattern(score=nearer_is_stronger),
+    "a union": AttentionPattern((2, 0)) | AttentionPattern((1, 1), dilation=(3, 5)),
+    "causal": AttentionPattern((6, 0), causal=True),
+    "everything before": AttentionPattern(None, causal=True),
+    "uneven": AttentionPattern((5, 1), dilation=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_any_pattern(checkpoint, name):
+    """Attention of a layer with any pattern is what the model gives for ``output_attentions``."""
+    answerer = QuestionAnswerer.from_pretrained(checkpoint)
+    answerer.model.longformer.encoder.layer[1].attention.self.set_pattern(PATTERNS[name])
+    found = explain(answerer, QUESTION, SHORT, steps=1)
+    ids = torch.from_numpy(found.passage.ids)[None]
+    mask = answerer.model.automatic_global_mask(ids).long()
+    with torch.no_grad():
+        output = answerer.model(ids, output_attentions=True)
+    for layer, mean in enumerate(found.means):
+        pattern = answerer.model.longformer.encoder.layer[layer].attention.self.pattern
+        width = output.attentions[layer].shape[-1] - int(mask.sum())
+        if pattern.window is None:
+            pattern = AttentionPattern((width // 2, width // 2))
+        each = attentions_to_dense(
+            output.attentions[layer], output.global_attentions[layer], global_attention_mask=mask, pattern=pattern
+        )[0]
+        torch.testing.assert_close(dense(mean), each.mean(0))
+        for head in range(2):
+            row, share = kept(found, layer, head, 15)
+            assert sum(row.values()) == pytest.approx(share, abs=0.03) and share == pytest.approx(1, abs=1 / 255)
+            assert sum(abs(p - float(each[head, 15, j])) for j, p in row.items()) < 0.03
+    assert list(found.attributions) == list(METHODS) and page(found)
 
 
 class TestRollout:
