@@ -169,7 +169,7 @@ def compare(
         from longformer.parity.hints import find_hints
 
         which = int(names[1] in result.departed)
-        of_run = {value.name: (value.a, value.b)[which] for value in result.values}
+        of_run = {value.name: (value.a, value.b)[which] for value in result.values if value.verdict == DIFFERENT}
         far = [name for name, error in of_run.items() if error is not None and error.far]
         hints = find_hints((a, b)[which], result.first.name, truth, far)
         result.hints = hints.hints
