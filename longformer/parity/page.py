@@ -100,7 +100,7 @@ def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
     maps = []
     for trace in (contest.a, contest.b):
         noise = truth.noise(precisions_of(trace))[value.name]
-        ratios = row_ratios(trace[value.name].double() - true, true, noise)[:EXAMPLES]
+        ratios = row_ratios(trace[value.name].double() - true, noise)[:EXAMPLES]
         ratios = ratios[:, None] if ratios.dim() == 2 else ratios  # (B, H or 1, S)
         step = math.ceil(ratios.shape[2] / BINS)
         if step > 1:
