@@ -36,7 +36,7 @@ IDENTICAL, ROUNDING, SUSPICIOUS, DIFFERENT, NON_FINITE = (
     "different",
     "non-finite",
 )
-SECOND_LOOK = 8.0  # times its limit: up to there a value is judged again, by the noise of more runs
+SECOND_LOOK = 4.0  # times its limit: up to there a value is judged again, by the noise of more runs
 
 # Entries of a config that change no number of a forward pass, and so may differ.
 HARMLESS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "bos_token_id", "eos_token_id"}

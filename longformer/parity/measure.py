@@ -98,7 +98,7 @@ def part_ratios(off: Tensor, true: Tensor, noise: Noise) -> dict[str, Tensor]:
         return {}
     squares, mean = off.square(), noise.mean()
     least = COARSE_LEAST if _is_coarse(true, noise) else LEAST
-    found = {"value": _over(squares.mean(), mean), "row": row_ratios(off, true, noise)}
+    found = {"value": _over(squares.mean(), mean), "row": _over(row_mean_square(off), _of_rows(true, noise))}
     if off.dim() == 4:
         heads = torch.maximum(noise.rows.mean(dim=(0, 2)), least["head"] * mean)
         found["head"] = _over(squares.mean(dim=(0, 2, 3)), heads)
@@ -109,9 +109,9 @@ def part_ratios(off: Tensor, true: Tensor, noise: Noise) -> dict[str, Tensor]:
     return found
 
 
-def row_ratios(off: Tensor, true: Tensor, noise: Noise) -> Tensor:
-    """Each row's error over its noise, both root mean square: (..., width) to (...)."""
-    return _over(row_mean_square(off), _of_rows(true, noise))
+def row_ratios(off: Tensor, noise: Noise) -> Tensor:
+    """Each row's error over the noise of that row, for a picture, both root mean square: (..., width) to (...)."""
+    return _over(row_mean_square(off), torch.maximum(noise.rows, LEAST["channel"] * noise.mean()))
 
 
 def _is_coarse(true: Tensor, noise: Noise) -> bool:

@@ -102,7 +102,7 @@ def _heat(value: Compared, contest: Contest) -> list[list[list[str]]] | None:
     for trace in (contest.a, contest.b):
         noise = truth.noise(precisions_of(trace))[value.name]
         off = without_padding(value.name, trace[value.name].double() - true, keep)
-        ratios = row_ratios(off, true, noise)[:EXAMPLES]
+        ratios = row_ratios(off, noise)[:EXAMPLES]
         ratios = ratios[:, None] if ratios.dim() == 2 else ratios  # (B, H or 1, S)
         step = math.ceil(ratios.shape[2] / BINS)
         if step > 1:
