@@ -1,9 +1,10 @@
 """Parity as a tool: record what a model computes, compare two runs, name the first value where they differ, and why.
 
 Read in this order. Recording: ``table`` (the names of the values), ``layout`` (how each kind of model lays them out),
-``probabilities``, ``recorder``, ``format`` (traces and their files). Judging: ``operations`` (arithmetic in few digits),
-``noise``, ``rounding`` (the truth and its noise), ``measure`` (errors and limits), ``places``, ``comparison``. Explaining: ``slips`` and ``attention_slips`` (known mistakes), ``hints``. The
-command: ``samples``, ``runs``, ``contest``, ``report``, ``page``, ``cli``. For tests: ``testing``.
+``probabilities``, ``recorder``, ``format`` (traces and their files). Judging: ``operations`` (few digits),
+``noise``, ``rounding`` (the truth and its noise), ``measure`` (errors and limits), ``places``, ``comparison``.
+Explaining: ``slips`` and ``attention_slips`` (known mistakes), ``hints``. The command: ``samples``, ``runs``,
+``contest``, ``report``, ``page``, ``cli``. For tests: ``testing``.
 """
 
 from typing import TYPE_CHECKING

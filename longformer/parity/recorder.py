@@ -203,6 +203,8 @@ class Recorder:
         if self.has_run:
             raise LongformerError("the model ran twice inside one trace(); open one for each run")
         self.has_run = True
+        if self._watch is not None:
+            self._watch.take()  # what was done before the model ran
         for name, tensor in self.layout.begin(arguments, keywords).items():
             self.input_sink(name, tensor)
 
