@@ -165,7 +165,7 @@ figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
 axes.imshow(
     picture, cmap="Blues", norm=PowerNorm(0.5, vmax=float(picture.quantile(0.999))), interpolation="antialiased"
 )
-axes.set(xlabel="key", ylabel="query", title=f"layer {layer + 1} of {exact_model.config.num_hidden_layers}")
+axes.set(xlabel="key", ylabel="query", title=f"layer {layer}, counted from 0")
 
 # %% [markdown]
 # ## Why the question

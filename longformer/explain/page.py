@@ -181,8 +181,8 @@ def _dilated(explanation: Explanation) -> str:
     layers = [pattern.gaps(len(explanation.packed[0].share)) for pattern in explanation.patterns]
     for gap in sorted({gap for gaps in layers for gap in gaps} - {1}):
         where = []
-        for number, gaps in enumerate(layers, 1):
-            heads = [str(head) for head, other in enumerate(gaps, 1) if other == gap]
+        for number, gaps in enumerate(layers):
+            heads = [str(head) for head, other in enumerate(gaps) if other == gap]
             if heads:
                 every = len(heads) == len(gaps)
                 where.append(f"layer {number}" if every else f"layer {number} (heads {', '.join(heads)})")

@@ -141,8 +141,8 @@ def _draw_answer(figure: Any, explanation: Explanation) -> None:
     axes = figure.subplots()
     drawn = axes.imshow(values.T, norm=PowerNorm(0.5, 0), cmap="magma_r", aspect="auto", interpolation="nearest")
     figure.colorbar(drawn, ax=axes, shrink=0.75).ax.tick_params(labelsize=8)
-    axes.set_xticks(range(len(values)), [*map(str, range(1, len(values))), "rollout"], fontsize=8)
-    axes.set_xlabel("layer (mean of its heads); rollout to the scale of its largest", fontsize=9)
+    axes.set_xticks(range(len(values)), [*map(str, range(len(values) - 1)), "rollout"], fontsize=8)
+    axes.set_xlabel("layer, from 0 (mean of its heads); rollout to the scale of its largest", fontsize=9)
     labels = [_plain(textwrap.shorten(passage.texts[i], 16, placeholder="…") or "·") for i in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize=7)
     for tick, i in zip(axes.get_yticklabels(), shown.tolist(), strict=True):

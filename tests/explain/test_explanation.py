@@ -347,8 +347,8 @@ class TestPage:
     def test_says_which_windows_have_gaps(self, pair):
         _, found = pair
         about = data_of(page(found))["about"][1]
-        gaps = " With gaps, one token in 2, are the windows of layer 2. With gaps, one token in 3, are the windows of"
-        assert (f"{gaps} layer 1 (heads 2)." in about) == any(set(p.gaps(2)) != {1} for p in found.patterns)
+        gaps = " With gaps, one token in 2, are the windows of layer 1. With gaps, one token in 3, are the windows of"
+        assert (f"{gaps} layer 0 (heads 1)." in about) == any(set(p.gaps(2)) != {1} for p in found.patterns)
         assert ("gaps" in about) == (found.patterns[0].gaps(2) == (1, 3))
 
     def test_rollout_in_the_page(self, short):

@@ -308,7 +308,7 @@ def test_keyboard(browser, found, path):
         page.locator('#grid [aria-checked="true"]').focus()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowRight")
-        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 1, head 1"
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 0, head 0"
         assert shown(page) == pytest.approx(expected(found, first + 1, [0], [0]))
         # The curves are a slider.
         page.locator("#curves").focus()

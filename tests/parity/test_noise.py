@@ -19,7 +19,7 @@ from summation import ORDERS, Summation, in_blocks, in_pairs, one_after_another
 from torch import Tensor
 from torch.nn import functional as F
 
-from longformer.parity import Trace, Truth, assert_within_rounding, compare
+from longformer.parity import Trace, Truth, assert_within_rounding, compare, trace
 from longformer.parity.comparison import Comparison
 from longformer.parity.measure import LIMITS, Error, limit, spacing
 from longformer.parity.noise import precisions_of
@@ -212,6 +212,14 @@ def test_transformers_in_float64_has_a_softmax_in_float32(case: Case) -> None:
     assert json.loads(other.metadata["precisions"]) == {f"layer.{i}.local_output": "float32" for i in range(3)}
     assert case.judge(other).verdict == "rounding"
     assert json.loads(run(copy.deepcopy(case.pair.ours).double(), case.inputs).metadata["precisions"]) == {}
+
+
+def test_what_is_done_beside_the_model_is_no_precision_of_it(case: Case) -> None:
+    with torch.no_grad(), trace(case.pair.ours) as recorded:
+        torch.zeros(2, 2).half()
+        case.pair.ours(**case.inputs)
+        torch.zeros(2, 2).half()
+    assert precisions_of(recorded) == torch.float32
 
 
 def test_terms_of_one_sign() -> None:
