@@ -149,6 +149,13 @@ HELP = {
             "longformer parity record my/checkpoint document.txt -o theirs.safetensors --reference transformers",
         ),
     ),
+    "parity steps": Help(
+        "Compare two trainings, step by step.",
+        (
+            "longformer parity steps train.py:make_training port.py:make_training",
+            "longformer parity steps train.py:make_training 'rank*.safetensors' --json report.json",
+        ),
+    ),
     "pattern": Help(
         "What an attention pattern costs, and how it looks.",
         (
@@ -206,7 +213,9 @@ def add_help(group: click.Group, path: str = "") -> None:
     """Give the commands of ``group``, and of the groups in it, their lines and examples."""
     for name, command in group.commands.items():
         full = f"{path} {name}".strip()
-        found = HELP[full]
+        found = HELP.get(full)
+        if found is None:  # a test finds it
+            continue
         command.short_help = found.line
         if found.examples:
             command.epilog = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in found.examples)
