@@ -123,3 +123,21 @@ class NotCompiledError(ValueError):
 def is_compiler_error(error: BaseException) -> bool:
     """Whether torch's compiler raised ``error``."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+# A mode that sees every operation of torch, and may change its result.
+DispatchMode: Any = _lookup(torch.utils, "_python_dispatch.TorchDispatchMode")
+
+
+def formulas(operations: list[Any]) -> dict[Any, Callable[..., Any]]:
+    """Torch's own formulas for operations, in simpler operations; for those that have one."""
+    from torch import _decomp
+
+    return _decomp.get_decompositions(operations)
+
+
+def compiling_what_can_be() -> contextlib.AbstractContextManager[None]:
+    """While this is open, what torch.compile cannot compile runs as it is written."""
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(suppress_errors=True)

@@ -99,7 +99,7 @@ class Effects:
         try:
             from matplotlib.figure import Figure
         except ImportError:
-            raise LongformerError("a picture needs matplotlib: pip install 'longformer[plot]'") from None
+            raise LongformerError("a picture needs matplotlib: pip install matplotlib") from None
         from longformer.plotting.figures import write_figure
 
         size = (2.5 + 0.25 * min(len(self.columns), LABELS), 1.8 + 0.25 * min(len(self.rows), LABELS))

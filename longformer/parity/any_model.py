@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from longformer.errors import DataError, explaining, listed
+from longformer.kernels.compat import DispatchMode
 from longformer.parity.compiled import is_compiled, uncompiled
 from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, metadata_object
 from longformer.parity.noise import Moved, Precisions
@@ -270,7 +270,7 @@ class ModelTruth(Truth):
                 moved.setdefault(name, Moved()).add(value - self.trace[name])
 
 
-class AllDouble(TorchDispatchMode):
+class AllDouble(DispatchMode):
     """While this is open, what a model would convert to a lower precision stays in float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from longformer.kernels.compat import DispatchMode, formulas
 
 aten = torch.ops.aten
 
@@ -66,7 +67,7 @@ _NARROW = {aten.embedding_dense_backward, aten.index_add, aten.scatter_add, aten
 _SCALED = {aten.mul, aten.div}  # operations whose numbers that are no tensors are factors
 
 
-class Rounding(TorchDispatchMode):
+class Rounding(DispatchMode):
     """While this is open, results in float64 are rounded to numbers of ``dtype``. ``dtype`` may be changed meanwhile.
 
     Args:
@@ -175,7 +176,7 @@ class Rounding(TorchDispatchMode):
         return round_by_chance(x, self.dtype, self.generator) if x.dtype == torch.float64 else x
 
 
-class CoarsestSeen(TorchDispatchMode):
+class CoarsestSeen(DispatchMode):
     """While this is open, it notes in which precision operations give their results. It changes nothing."""
 
     def __init__(self) -> None:
@@ -235,9 +236,7 @@ def round_by_chance(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """torch's own formulas for the operations in ``_COMPOSED``."""
-    from torch._decomp import get_decompositions
-
-    table = get_decompositions([getattr(aten, name) for name in _COMPOSED if hasattr(aten, name)])
+    table = formulas([getattr(aten, name) for name in _COMPOSED if hasattr(aten, name)])
     own = {getattr(packet, name): formula for packet, formula in _VARIANCES.items() for name in packet.overloads()}
     return {op: formula for op, formula in {**table, **own}.items() if op._overloadname not in ("out", "grad_input")}
 

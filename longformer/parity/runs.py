@@ -16,6 +16,7 @@ from longformer.checkpoints.folder import architectures_of
 from longformer.config import LongformerConfig
 from longformer.errors import DataError, LongformerError
 from longformer.kernels import IMPLEMENTATIONS, choose
+from longformer.kernels.compat import compiling_what_can_be
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import HEADS, LongformerForQuestionAnswering
 from longformer.models.kinds import kind_of
@@ -162,9 +163,7 @@ def _as_far_as_it_goes(contender: Contender) -> Iterator[None]:
     if not contender.is_compiled or contender.implementation == "ours":
         yield
         return
-    import torch._dynamo
-
-    with torch._dynamo.config.patch(suppress_errors=True):
+    with compiling_what_can_be():
         yield
 
 
