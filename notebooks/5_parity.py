@@ -90,7 +90,7 @@ for number, unit in zip(x.tolist(), ulp.tolist(), strict=True):
 tokenizer = LongformerTokenizer.from_pretrained(PRETRAINED)
 model = LongformerForQuestionAnswering.from_pretrained(PRETRAINED)
 question = "How old must a Senator be?"
-inputs = dict(tokenizer(question, constitution[:2000], return_tensors="pt"))
+inputs = dict(tokenizer(question, constitution[:1400], return_tensors="pt"))
 print(f"{inputs['input_ids'].shape[1]} tokens, windows {model.config.attention_window}")
 assert inputs["input_ids"].shape[1] > model.config.window(0)[0] + 1
 
@@ -264,7 +264,7 @@ found = compare(theirs, spoilt, truth=truth, names=("transformers", "port"))
 
 # The rows of the global tokens are wrong first; local rows of that layer have other projections, and are still right.
 assert found.first.name == "layer.3.global_rows"
-assert found.hints[0] == "the local projections are used for global rows"
+assert found.hints[0].startswith("the local projections are used for global rows")
 print(found.first.name, "-", found.hints[0])
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 """Execute notebooks and keep what they show: every NAME.py of this folder, or those named, into NAME.ipynb.
 
 The sources are the .py files (jupytext's percent format); the .ipynb beside each is made from it, to be looked at.
-NOTEBOOK_SECONDS sets the time limit of one cell, 120 seconds unless set.
+NOTEBOOK_SECONDS sets the time limit of one cell, 240 seconds unless set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 FOLDER = Path(__file__).parent
-SECONDS = int(os.environ.get("NOTEBOOK_SECONDS", "120"))  # for one cell
+SECONDS = int(os.environ.get("NOTEBOOK_SECONDS", "240"))  # for one cell
 SOLUTION = "solution"  # tag of a cell that is folded away until the reader wants it
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",  # all that a notebook needs is in the repository

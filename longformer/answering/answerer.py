@@ -57,6 +57,10 @@ class QuestionAnswerer:
         tokenizer.check_model(model.config)
         self.model = model
         self.tokenizer = tokenizer
+        if global_mask is not None and not callable(global_mask):
+            raise LongformerError(
+                f"global_mask is a {type(global_mask).__name__}; it must be a function of a batch's ids"
+            )
         self.global_mask = global_mask
 
     @classmethod
@@ -264,7 +268,12 @@ class QuestionAnswerer:
         device = next(self.model.parameters(), torch.empty(0)).device  # an exported model has none, and takes the CPU's
         given = {"attention_mask": mask.to(device)}
         if self.global_mask is not None:
-            given["global_attention_mask"] = self.global_mask(ids).to(device)
+            is_global = self.global_mask(ids)
+            if not isinstance(is_global, Tensor):
+                raise LongformerError(
+                    f"global_mask returned a {type(is_global).__name__}; it must return a (B, S) tensor of bool"
+                )
+            given["global_attention_mask"] = is_global.to(device)
         start_logits, end_logits = self._compute(ids.to(device), given)
         logits = torch.stack([start_logits, end_logits], dim=1).cpu().double()  # (B, 2, S)
         return [logits[i, :, : len(row)] for i, row in enumerate(rows)]

@@ -287,11 +287,25 @@ def compare_steps(
         first = [(key, name) for key, run in runs.items() for name in run if not bool(run[name].isfinite().all())]
         result.notes.append(f"NaN or infinity appears first in {first[0][1]}, in {first[0][0]}")
         result.verdict = NON_FINITE
-    elif result.findings or notes:
+    elif result.findings or notes or _begin_apart(result, a, b):
         result.verdict = DIFFERENT
     elif same:
         result.verdict = IDENTICAL
     return result
+
+
+def _begin_apart(result: StepsComparison, a: Trace, b: Trace) -> bool:
+    """Whether the two begin with other weights, of which each step that follows knows nothing; with a note of which."""
+    apart = []
+    for name in a:
+        if name.startswith(f"{START}.{WEIGHT}.") and name in b:
+            unit = max(torch.finfo(run[name].dtype).eps for run in (a, b))
+            x, y = a[name].double(), b[name].double()
+            if bool(((x - y).abs() > unit * torch.maximum(x.abs(), y.abs())).any()):
+                apart.append(name)
+    if apart:
+        result.notes.append(f"{result.names[0]} and {result.names[1]} begin with other weights: {listed(apart)}")
+    return bool(apart)
 
 
 def check_steps(training: Training, name: str, run: Trace) -> None:

@@ -432,6 +432,10 @@ def test_global_tokens_of_ones_own_choice(tmp_path: Path) -> None:
     assert found != own.answer_batch(pairs, top_k=3) and seen
     with pytest.raises(LongformerError, match="global_attention_mask has shape"):
         QuestionAnswerer(model, tokenizer, global_mask=lambda ids: none(ids)[:, 1:]).answer_batch(pairs)
+    with pytest.raises(LongformerError, match=r"global_mask returned a int; it must return a \(B, S\) tensor"):
+        QuestionAnswerer(model, tokenizer, global_mask=lambda ids: 3).answer_batch(pairs)
+    with pytest.raises(LongformerError, match="global_mask is a str; it must be a function"):
+        QuestionAnswerer(model, tokenizer, global_mask="window")
 
 
 def test_a_checkpoint_under_another_pattern(tmp_path: Path) -> None:

@@ -116,6 +116,17 @@ def test_one_number_is_found_in_its_step_alone(clean: Trace, name: str) -> None:
     assert found[0] == name  # and what is computed from it next, where that is recorded as it was
 
 
+def test_other_weights_to_begin_with(clean: Trace) -> None:
+    """Every step follows from the one before, in both; the first weights tell that they are not one training."""
+    torch.manual_seed(7)
+    other = make_training()
+    with torch.no_grad():
+        next(other.model.parameters()).flatten()[0] += 1e-3
+    result = judged(clean, run_training(other))
+    assert result.verdict == "different" and result.findings == []
+    assert "begin with other weights: start.weight.0.weight" in " ".join(result.notes)
+
+
 def test_traces_that_do_not_fit(clean: Trace) -> None:
     training = make_training()
     training.steps = 2

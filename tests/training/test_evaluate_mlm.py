@@ -40,7 +40,7 @@ def test_it_is_what_a_training_measures(model: str, text: str, tmp_path: Path) -
         mask_probability=0.3, seed=3,
     )  # fmt: skip
     run(options)
-    (logged,) = [line["bits_per_token"] for line in read_log(tmp_path / "out") if "bits_per_token" in line]
+    _, logged = [line["bits_per_token"] for line in read_log(tmp_path / "out") if "bits_per_token" in line]
     arguments = ("evaluate-mlm", str(tmp_path / "out"), text, "--max-length", "48", "--mask-probability", "0.3")
     arguments += ("--seed", "3", "--json")
     status, out = printed(*arguments)

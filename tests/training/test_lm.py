@@ -48,7 +48,7 @@ def test_each_phase_doubles_windows_and_rows_and_halves_the_rest(trained: Path, 
         assert [pattern.window for pattern in patterns] == [(4 * factor, 0)] * 2
         assert [pattern.gaps(2) for pattern in patterns] == [(1, 1), (1, 2)] and all(p.causal for p in patterns)
         lines = read_log(folder)
-        assert [line["step"] for line in lines if "bits_per_character" in line] == [1, 2, 3, 4]
+        assert [line["step"] for line in lines if "bits_per_character" in line] == [0, 1, 2, 3, 4]
         assert next(line for line in lines if "loss" in line)["tokens"] == 4 * 4 * 16
     assert LongformerForCausalLM.from_pretrained(trained).config.pattern(0).window == (8, 0)
 
