@@ -124,8 +124,8 @@ def test_a_click_changes_the_picture(browser, found, path):
         drawn = page.locator(".global").evaluate_all("all => all.map(e => +e.dataset.i)")
         assert drawn and max(drawn) < found.passage.kinds.index("s", 1)
         for layer, head in ((1, 0), (0, 1)):
-            page.select_option("#layer", label=str(layer + 1))
-            page.select_option("#head", label=str(head + 1))
+            page.select_option("#layer", label=str(layer))
+            page.select_option("#head", label=str(head))
             assert shown(page) == pytest.approx(expected(found, token, [layer], [head]))
         page.select_option("#layer", label="mean of 2")
         assert shown(page) == pytest.approx(expected(found, token, [0, 1], [1]))
@@ -146,10 +146,10 @@ def test_windows_with_gaps(browser, tmp_path):
     token = found.passage.kinds.index("d") + 15
     with opened(browser, tmp_path / "gaps.html") as page:
         page.locator(f'[data-i="{token}"]').click()
-        for layer, head, reach in ((1, 1, 4), (1, 2, 12), (2, 1, 8), (1, None, 12), (None, None, 12)):
-            page.select_option("#layer", label=str(layer) if layer else "mean of 2")
-            page.select_option("#head", label=str(head) if head else "mean of 2")
-            layers, heads = [layer - 1] if layer else [0, 1], [head - 1] if head else [0, 1]
+        for layer, head, reach in ((0, 0, 4), (0, 1, 12), (1, 0, 8), (0, None, 12), (None, None, 12)):
+            page.select_option("#layer", label="mean of 2" if layer is None else str(layer))
+            page.select_option("#head", label="mean of 2" if head is None else str(head))
+            layers, heads = ([0, 1] if which is None else [which] for which in (layer, head))
             rows, drawn = true[np.ix_(layers, heads)][:, :, token].mean(axis=(0, 1)), np.zeros(true.shape[-1])
             for i, p in shown(page).items():
                 drawn[i] = p
@@ -262,17 +262,17 @@ def test_other_global_tokens_and_a_layer_without_a_window(browser, tmp_path):
         assert f"{(last + 4) // 7} tokens are global, as this answerer chooses" in page.inner_text("#about")
         for token in (17, 22):  # the first is global
             page.locator(f'[data-i="{token}"]').click()
-            for layer in (1, 2, None):
-                page.select_option("#layer", label=str(layer) if layer else "mean of 2")
-                layers, drawn = [layer - 1] if layer else [0, 1], np.zeros(last + 1)
+            for layer in (0, 1, None):
+                page.select_option("#layer", label="mean of 2" if layer is None else str(layer))
+                layers, drawn = [0, 1] if layer is None else [layer], np.zeros(last + 1)
                 for i, p in shown(page).items():
                     drawn[i] = p
                 np.testing.assert_allclose(
                     drawn, true[layers, :, token].mean(axis=(0, 1)), rtol=STEP + 1e-4, atol=1.1 * FLOOR
                 )
                 if token == 22:
-                    assert page.locator(".from").count() == (layer == 1)  # without a window there is no edge
-                expected = " in the window" if token == 22 and layer == 1 else " on others"
+                    assert page.locator(".from").count() == (layer == 0)  # without a window there is no edge
+                expected = " in the window" if token == 22 and layer == 0 else " on others"
                 assert expected in page.inner_text("#summary")
 
 
@@ -416,6 +416,6 @@ def test_4096_tokens_of_the_shipped_checkpoint(browser, pretrained_dir, tmp_path
         assert shown(page) == pytest.approx(expected(found, 2000, layers, heads))
         assert page.locator(".from").get_attribute("data-i") == str(2000 - 256)
         assert page.locator(".to").get_attribute("data-i") == str(2000 + 256)
-        page.select_option("#layer", label="6")
-        page.select_option("#head", label="12")
+        page.select_option("#layer", label="5")
+        page.select_option("#head", label="11")
         assert shown(page) == pytest.approx(expected(found, 2000, [5], [11]))
