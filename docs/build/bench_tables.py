@@ -16,7 +16,7 @@ from longformer.bench import formats
 
 RESULTS = Path(__file__).resolve().parents[2] / "longformer" / "bench" / "results"
 README = RESULTS.parents[2] / "README.md"
-FIGURES = re.compile(r"(<!-- (figures|exported) -->\n).*?(<!-- end of \2 -->)", flags=re.DOTALL)
+FIGURES = re.compile(r"(<!-- figures -->\n).*(<!-- end of figures -->)", flags=re.DOTALL)
 PLACE = re.compile(r"^<!-- bench: (\S+) -->$", flags=re.MULTILINE)
 
 
@@ -108,30 +108,9 @@ def readme() -> str:
     return _table(("", "longformer", "transformers", "FlexAttention"), rows)
 
 
-def exported() -> str:
-    """An exported model beside ours and transformers': time and memory of one pass at each length, and size."""
-    cases = {case["name"]: case["results"] for case in read("onnx")["cases"]}
-    sizes = {result["name"]: formats.megabytes(result["median"]) for result in cases.pop("size of the weights")}
-    lengths = [name.split()[2] for name in cases if name.startswith("exported model, ")]
-    names = list(dict.fromkeys(result["name"] for results in cases.values() for result in results))
-    rows = [("weights", *(sizes.get(name, "") for name in names))]
-    for length in lengths:
-        cells = []
-        for name in names:
-            found = [
-                next((result for result in results if result["name"] == name), None)
-                for case, results in cases.items()
-                if f" {length} tokens" in case
-            ]
-            cells.append(", ".join(_cell(result) for result in found if result is not None))
-        rows.append((f"{int(length):,} tokens", *cells))
-    return _table(("", *names), rows)
-
-
 def with_figures(markdown: str) -> str:
-    """The README's text with its tables made anew."""
-    tables = {"figures": readme, "exported": exported}
-    return FIGURES.sub(lambda found: f"{found[1]}{tables[found[2]]()}\n{found[3]}", markdown)
+    """The README's text with its table made anew."""
+    return FIGURES.sub(lambda found: f"{found[1]}{readme()}\n{found[2]}", markdown)
 
 
 def _cell(result: dict[str, Any]) -> str:
