@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def attention(
 ) -> None:
     """One layer's attention, without its projections."""
 
-    def records(rounds: int, impls: tuple[str, ...], **shape: Any) -> list[Record]:
+    def records(rounds: int, impls: tuple[str, ...], **shape: Any) -> Iterator[Record]:
         from longformer.bench import attention, timing
         from longformer.bench.problem import Problem
 
@@ -59,11 +59,9 @@ def attention(
             for count in global_counts
         ]
         ours = our_names(impls)
-        return [
-            timing.measure(case, rounds)
-            for problem in problems
-            for case in attention.cases(problem, ours=ours, backward=backward)
-        ]
+        for problem in problems:
+            for case in attention.cases(problem, ours=ours, backward=backward):
+                yield timing.measure(case, rounds)
 
     asked = {"length": length, "globals": global_counts, "dtype": dtypes, "backward": backward}
     _run("attention", records, asked, options)
@@ -91,7 +89,7 @@ def model(
 ) -> None:
     """The whole question-answering model, with random weights."""
 
-    def records(rounds: int, config: str | None, variants: tuple[str, ...]) -> list[Record]:
+    def records(rounds: int, config: str | None, variants: tuple[str, ...]) -> Iterator[Record]:
         from longformer.bench import model, timing
         from longformer.bench import training as steps
 
@@ -104,7 +102,8 @@ def model(
             found = model.cases(
                 architecture, lengths=lengths or (4096, 170), global_tokens=global_tokens, variants=variants
             )
-        return [timing.measure(case, rounds) for case in found]
+        for case in found:
+            yield timing.measure(case, rounds)
 
     asked = {"lengths": lengths, "globals": global_tokens, "training": training, "dropout": dropout_p}
     _run("model", records, asked, options)
@@ -120,11 +119,12 @@ def model(
 def transformers(lengths: tuple[int, ...], global_tokens: int, **options: Any) -> None:
     """transformers' own models with our attention inside and without: Longformer, and at the longest LED's encoder."""
 
-    def records(rounds: int, config: str | None) -> list[Record]:
+    def records(rounds: int, config: str | None) -> Iterator[Record]:
         from longformer.bench import model, replaced, timing
 
         found = replaced.cases(model.read_config(config), lengths=lengths, global_tokens=global_tokens)
-        return [timing.measure(case, rounds) for case in found]
+        for case in found:
+            yield timing.measure(case, rounds)
 
     _run("transformers", records, {"lengths": lengths, "globals": global_tokens}, options)
 
@@ -139,7 +139,7 @@ def transformers(lengths: tuple[int, ...], global_tokens: int, **options: Any) -
 def onnx(lengths: tuple[int, ...], global_tokens: int, **options: Any) -> None:
     """A model exported to ONNX, in ONNX Runtime, beside ours and transformers': size, time and memory."""
 
-    def records(rounds: int, config: str | None) -> list[Record]:
+    def records(rounds: int, config: str | None) -> Iterator[Record]:
         import tempfile
 
         from longformer.bench import exported, model, timing
@@ -147,13 +147,12 @@ def onnx(lengths: tuple[int, ...], global_tokens: int, **options: Any) -> None:
         architecture = model.read_config(config)
         with tempfile.TemporaryDirectory() as folder:
             files = exported.write(architecture, Path(folder))
-            found = [exported.sizes(architecture, files)]
+            yield exported.sizes(architecture, files)
             for case in exported.cases(architecture, files, lengths=lengths, global_tokens=global_tokens):
-                found.append(timing.measure(case, rounds))
+                yield timing.measure(case, rounds)
             for tokens in lengths:
                 asked = {"tokens": tokens, "global_tokens": global_tokens, "rounds": rounds}
-                found.append(exported.peaks(architecture, files, **asked))
-            return found
+                yield exported.peaks(architecture, files, **asked)
 
     _run("onnx", records, {"lengths": lengths, "globals": global_tokens}, options)
 
@@ -174,13 +173,14 @@ def onnx(lengths: tuple[int, ...], global_tokens: int, **options: Any) -> None:
 def qa(data: str, tokenizer: str, limit: int | None, rival_batches: tuple[int, ...], **options: Any) -> None:
     """Questions a second over the SQuAD-format file DATA, from token ids to logits."""
 
-    def records(rounds: int, config: str | None, variants: tuple[str, ...]) -> list[Record]:
+    def records(rounds: int, config: str | None, variants: tuple[str, ...]) -> Iterator[Record]:
         from longformer.bench import model, qa, timing
 
         architecture = model.read_config(config)
         rows = qa.read_rows(data, tokenizer, architecture, limit=limit)
         found = qa.cases(architecture, rows, variants=variants, batch_sizes=rival_batches)
-        return [timing.measure(case, rounds) for case in found]
+        for case in found:
+            yield timing.measure(case, rounds)
 
     asked = {"data": Path(data).name, "limit": limit, "rival_batches": rival_batches}
     _run("qa", records, asked, options, inputs=[data, tokenizer])
@@ -204,7 +204,7 @@ def qa(data: str, tokenizer: str, limit: int | None, rival_batches: tuple[int, .
 def scaling(lengths: tuple[int, ...], dtype: str, most_seconds: float, **options: Any) -> None:
     """Attention's time and memory against length."""
 
-    def records(rounds: int, impls: tuple[str, ...], **shape: Any) -> list[Record]:
+    def records(rounds: int, impls: tuple[str, ...], **shape: Any) -> Iterator[Record]:
         from longformer.bench import scaling
         from longformer.bench.problem import Problem
 
@@ -215,7 +215,7 @@ def scaling(lengths: tuple[int, ...], dtype: str, most_seconds: float, **options
             rounds=rounds,
             most_seconds=most_seconds,
         )
-        return [*times, *peaks]
+        yield from (*times, *peaks)
 
     def figures(records: list[Record]) -> dict[str, float]:
         from longformer.bench import scaling
@@ -251,10 +251,10 @@ def precision(
 ) -> None:
     """Speed, size of weights, logits and changed answers in each precision, over the SQuAD-format file DATA."""
 
-    def records(rounds: int) -> list[Record]:
+    def records(rounds: int) -> Iterator[Record]:
         from longformer.bench import precision
 
-        return [precision.measure(data, model, precisions, rounds, limit, tokenizer)]
+        yield precision.measure(data, model, precisions, rounds, limit, tokenizer)
 
     def figures(records: list[Record]) -> dict[str, float]:
         from longformer.bench import precision
@@ -285,21 +285,19 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
 
     def records(
         rounds: int, impls: tuple[str, ...], config: str | None, variants: tuple[str, ...], **shape: Any
-    ) -> list[Record]:
+    ) -> Iterator[Record]:
         from longformer.bench import machine, memory, model
         from longformer.bench.problem import Problem, make_document
 
         architecture = model.read_config(config)
         make_document(architecture, length, global_tokens)  # refuses impossible lengths before any process starts
-        found = []
         for dtype in model.by_dtype(variants):
             problem = Problem(seq_len=length, dtype=machine.dtype_name(dtype), **shape)
-            found.append(memory.attention_peaks(problem, ours=our_names(impls), rounds=rounds))
+            yield memory.attention_peaks(problem, ours=our_names(impls), rounds=rounds)
         asked = {"tokens": length, "global_tokens": global_tokens, "rounds": rounds}
-        found += memory.model_peaks(architecture, variants=variants, **asked)
+        yield from memory.model_peaks(architecture, variants=variants, **asked)
         if training:
-            found.append(memory.training_peaks(architecture, dropout_p=0.1, **asked))
-        return found
+            yield memory.training_peaks(architecture, dropout_p=0.1, **asked)
 
     _run("memory", records, {"length": length, "globals": global_tokens, "training": training}, options)
 
@@ -363,13 +361,15 @@ def _files_read(*names: str | None) -> list[Path]:
 
 def _run(
     name: str,
-    records: Callable[..., list[Record]],
+    records: Callable[..., Iterator[Record]],
     asked: dict[str, Any],
     options: dict[str, Any],
     figures: Callable[[list[Record]], dict[str, float]] = lambda records: {},
     inputs: Sequence[str | None] = (),
 ) -> None:
     """Measure the machine and then ``records``, write the files, and print the table last.
+
+    Each record is written and said as soon as it is there, so that a run that is stopped leaves what it has measured.
 
     ``inputs``: files and folders that are read, beside the option ``config``. Nothing is written over them.
     """
@@ -388,8 +388,13 @@ def _run(
         torch.set_num_threads(threads)
     say("measuring the machine's matrix products")
     described = machine.describe()
-    measured = records(**options)
-    found = report.Report(name, {**asked, **options}, described, measured, figures(measured))
+    found = report.Report(name, {**asked, **options}, described, [], {})
+    for record in records(**options):
+        found.records.append(record)
+        say(found.table(records=[record]))
+        if json_file is not None and not is_stream(json_file):
+            found.write(json_file)
+    found.figures |= figures(found.records)
     if json_file is not None:
         found.write(json_file)
     if picture is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from longformer.bench import attention, machine, model, training
@@ -54,9 +54,8 @@ def attention_tasks(problem: Problem, names: Sequence[str]) -> dict[str, dict[st
 
 def model_peaks(
     config: LongformerConfig, *, tokens: int, global_tokens: int, variants: Sequence[str], rounds: int
-) -> list[Record]:
+) -> Iterator[Record]:
     """Of the whole model's forward pass, above its weights, in each dtype."""
-    records = []
     for dtype, ours in model.by_dtype(variants).items():
         short = machine.dtype_name(dtype)
         common = {"config": config.to_dict(), "tokens": tokens, "global_tokens": global_tokens}
@@ -65,8 +64,7 @@ def model_peaks(
             for name, variant in (*(("longformer", v) for v in ours), (model.TRANSFORMERS, ours[0]))
         }
         name = f"memory of a model's forward, {tokens} tokens, {short}"
-        records.append(measure_peaks(name, {"dtype": short, "shape": [1, tokens], **common}, tasks, rounds))
-    return records
+        yield measure_peaks(name, {"dtype": short, "shape": [1, tokens], **common}, tasks, rounds)
 
 
 def training_peaks(

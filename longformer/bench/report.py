@@ -56,10 +56,14 @@ class Report:
         ]
         return "\n".join(lines + [f"{name}: {value:.3f}" for name, value in self.figures.items()])
 
-    def table(self) -> str:
-        """One row for each contender: its times or peaks, and how they compare with ours and with a matrix product."""
+    def table(self, records: Sequence[Record] | None = None) -> str:
+        """One row for each contender: its times or peaks, and how they compare with ours and with a matrix product.
+
+        Args:
+            records: those to show; all if not given.
+        """
         rows: list[tuple[str, ...] | str] = [("", "median", "from", "to", "x ours", "rate", "of product", "difference")]
-        for record in self.records:
+        for record in self.records if records is None else records:
             rows.append(record.name)
             rows += [_row(record, measurement) for measurement in record.measurements]
             rows += [f"  {name}  missing: {reason}" for name, reason in record.missing.items()]

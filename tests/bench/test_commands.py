@@ -318,6 +318,27 @@ def test_disagreement_stops_the_command(run, tmp_path, monkeypatch):
     assert "error: attention forward, 16 tokens, 0 global, float32: the result of wrong differs" in err
 
 
+def test_a_run_that_is_stopped_leaves_what_it_has_measured(run, tmp_path, monkeypatch):
+    measured = []
+    real = timing.measure
+
+    def stops(case, rounds):
+        if measured:
+            raise LongformerError("stopped here")
+        measured.append(case.name)
+        return real(case, rounds)
+
+    monkeypatch.setattr(attention, "RIVALS", {})
+    monkeypatch.setattr(timing, "measure", stops)
+    json_file = tmp_path / "a.json"
+    status, out, err = run(
+        "attention", "--length", 16, "--globals", "0,2", *SMALL, "--rounds", 1, "--threads", 1, "--json", json_file
+    )
+    assert status == 2 and not out and "error: stopped here" in err
+    assert [case["name"] for case in json.loads(json_file.read_text())["cases"]] == measured
+    assert measured[0] in err and "longformer" in err  # its table, as soon as it was there
+
+
 def test_a_rival_that_is_not_installed_is_reported(run, no_transformers, config_file, monkeypatch):
     monkeypatch.setattr(attention, "RIVALS", {"transformers": rivals.transformers_attention})
     for arguments in (

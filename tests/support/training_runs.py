@@ -6,6 +6,7 @@ Processes are forked from a server that has imported everything already, so that
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import json
 import multiprocessing
@@ -228,6 +229,7 @@ def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ..
 
 def _member(results: Any, rank: int, size: int, port: int, function: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(TOO_LONG - 30)  # where it waits, should it hang
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     where |= {"TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ |= {name: str(value) for name, value in where.items()}
