@@ -35,6 +35,9 @@ OUTSIDE_CUDA_GRAPHS: dict[str, Any] = {}
 if _lookup(torch.Tag, "cudagraph_unsafe") is not None:
     OUTSIDE_CUDA_GRAPHS = {"tags": (torch.Tag.cudagraph_unsafe,)}
 
+# What tells whether the processor has AMX, by the dtype of its products.
+MATRIX_UNITS = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
+
 
 def in_transform() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, is at work on this thread.
@@ -70,6 +73,14 @@ def assert_in_graph(condition: torch.Tensor, message: str) -> None:
     """
     if torch.compiler.is_compiling() and hasattr(torch, "_assert_async"):
         torch._assert_async(condition, message)
+
+
+def has_matrix_units(dtype: torch.dtype) -> bool:
+    """Whether this processor has matrix instructions (AMX) for ``dtype``. False where torch does not tell."""
+    if dtype not in MATRIX_UNITS:
+        return False
+    supported = _lookup(torch.cpu, MATRIX_UNITS[dtype])
+    return supported is not None and bool(supported())
 
 
 def has_bf16_mkldnn() -> bool:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import banded, blocked, chunked, reference
+from . import banded, blocked, chunked, compat, fused, reference
 from .arguments import check_tensor
 from .masks import Pattern
 
 IMPLEMENTATIONS = ("auto", "reference", "banded", "blocked", "fused", "triton", "flex", "chunked")
 MASKED = ("auto", "reference", "flex")  # those that compute any mask, score and union
 LONG = 2048  # tokens from which a mask on a CPU is compiled; the dense matrix is small up to here
-WIDE = 256  # heads wider than this torch's fused attention serves slower in float32
 
 
 class Choice(NamedTuple):
@@ -68,15 +66,12 @@ class Kernel(NamedTuple):
     gathers: bool = False
 
 
-FUSED = Kernel(partial(blocked.forward, fused=True), partial(blocked.backward, fused=True))
-
-
 def select(query: Tensor, impl: str, dropout_p: float, backward: bool, gathered: bool = False) -> tuple[Choice, Kernel]:
     """The implementation for ``query``, with why. Raises ValueError where ``impl`` is unknown or cannot serve it."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}")
     if impl == "auto":
-        choice = _fastest(query, dropout_p, backward)
+        choice = _fastest(query, dropout_p)
     else:
         choice, refusal = Choice(impl, "asked for"), _refusal(impl, query, dropout_p, backward)
         if refusal is not None:
@@ -91,7 +86,7 @@ def select(query: Tensor, impl: str, dropout_p: float, backward: bool, gathered:
         case "blocked":
             return choice, Kernel(blocked.forward, blocked.backward)
         case "fused":
-            return choice, FUSED
+            return choice, Kernel(fused.forward, blocked.backward)
         case "flex":
             return choice, Kernel(_load("flex").forward)
         case _:
@@ -124,7 +119,7 @@ def _refusal(impl: str, query: Tensor, dropout_p: float, backward: bool) -> str 
     """Why an implementation cannot serve ``query``; None if it can."""
     match impl:
         case "fused":
-            return blocked.fused_refusal(query, dropout_p)
+            return fused.refusal(query, dropout_p)
         case "triton":
             return triton_refusal(query)
         case "flex" if torch.compiler.is_compiling():
@@ -136,23 +131,19 @@ def _refusal(impl: str, query: Tensor, dropout_p: float, backward: bool) -> str 
             return None
 
 
-def _fastest(query: Tensor, dropout_p: float, backward: bool) -> Choice:
+def _fastest(query: Tensor, dropout_p: float) -> Choice:
     """What "auto" is."""
     if query.device.type == "cuda":
         refusal = triton_refusal(query)
         if refusal is None:
             return Choice("triton", "fused kernels on a GPU")
         return Choice("blocked", f'tiles by hand: "triton" does not serve here, {refusal}')
-    refusal = blocked.fused_refusal(query, dropout_p)
+    if not compat.has_matrix_units(query.dtype):
+        return Choice("blocked", "the fastest and the most exact on this processor")
+    refusal = fused.refusal(query, dropout_p)
     if refusal is not None:
         return Choice("blocked", refusal)
-    if query.element_size() == 2:
-        return Choice("fused", f"the fastest, and has scores in float32 although query is {query.dtype}")
-    if backward:
-        return Choice("blocked", f"the most exact gradients in {query.dtype}")
-    if query.shape[-1] > WIDE:
-        return Choice("blocked", f"the fastest for heads of more than {WIDE} dimensions")
-    return Choice("fused", "the fastest, and as exact where no gradient is asked for")
+    return Choice("fused", f"the fastest where the processor has matrix instructions for {query.dtype}")
 
 
 def triton_refusal(query: Tensor) -> str | None:

@@ -10,44 +10,26 @@ from torch import Tensor
 
 
 class Scratch:
-    """Memory that the tiles use one after another: for results of products, and for copies in another precision."""
+    """Memory that the tiles use one after another.
+
+    dtype: what is computed in, that of ``like`` or float32 if it has fewer bits.
+    """
 
     def __init__(self, like: Tensor) -> None:
-        self.dtypes = (like.dtype, torch.promote_types(like.dtype, torch.float32))
+        self.dtype = torch.promote_types(like.dtype, torch.float32)
         self.like = like
         self.held: dict[str, Tensor] = {}
 
-    def take(self, name: str, shape: Sequence[int], *, wide: bool = False) -> Tensor:
-        """Uninitialised memory of this shape. It may be used until ``name`` is taken again.
-
-        Args:
-            wide: in at least float32; otherwise in the inputs' dtype.
-        """
-        size, name = math.prod(shape), f"{name} wide" if wide else name
+    def take(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Uninitialised memory of this shape. It may be used until ``name`` is taken again."""
+        size = math.prod(shape)
         if name not in self.held or self.held[name].numel() < size:
-            self.held[name] = self.like.new_empty(size, dtype=self.dtypes[wide])
+            self.held[name] = self.like.new_empty(size, dtype=self.dtype)
         return self.held[name][:size].view(shape)
 
     def product(self, name: str, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
         """(H, m, k) times (H, k, n), times a factor. The result is contiguous, or torch would loop over the heads."""
         return self.take(name, (a.shape[0], a.shape[1], b.shape[2])).baddbmm_(a, b, beta=0.0, alpha=factor)
-
-    def exp2_of_difference(self, scores: Tensor, shift: Tensor) -> Tensor:
-        """2 ** (scores - shift) in at least float32. If ``scores`` have this precision, they are overwritten."""
-        return self.widen("powers", scores).sub_(shift).exp2_()
-
-    def widen(self, name: str, x: Tensor) -> Tensor:
-        """``x`` in at least float32."""
-        return x if x.dtype == self.dtypes[1] else self.take(name, x.shape, wide=True).copy_(x)
-
-    def narrow(self, name: str, x: Tensor) -> Tensor:
-        """``x`` in the inputs' precision."""
-        return x if x.dtype == self.dtypes[0] else self.take(name, x.shape).copy_(x)
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether the inputs' precision is lower than float32."""
-        return self.dtypes[0] != self.dtypes[1]
 
 
 class Dropout:
@@ -64,5 +46,5 @@ class Dropout:
         size = math.prod(shape)
         draws = torch.empty((size + 3) // 4, dtype=torch.int64, device=self.generator.device)
         draws.random_(-(2**63), None, generator=self.generator)
-        kept = to.take("kept", shape, wide=True).copy_(draws.view(torch.int16)[:size].view(shape))
+        kept = to.take("kept", shape).copy_(draws.view(torch.int16)[:size].view(shape))
         return kept.sub_(self.dropped - 32769).clamp_(0, 1)  # much faster than a comparison
