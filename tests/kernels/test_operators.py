@@ -133,6 +133,29 @@ def test_low_precision_loses_no_more_than_a_plain_softmax(
         assert (actual - exact).abs().max() <= 2 * (usual - exact).abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("global_tokens", [0, 5])
+def test_half_precision_by_hand_is_float32_rounded_once(dtype: torch.dtype, global_tokens: int) -> None:
+    qkv, grad = [x.to(dtype) for x in random_qkv(2, 3, 300, 16)], random_qkv(2, 3, 300, 16)[0].to(dtype)
+    arguments = {"global_mask": (torch.arange(300) % 60 < global_tokens)[None].expand(2, -1), "dilation": (1, 2, 3)}
+    arguments["key_mask"] = torch.arange(300)[None] < torch.tensor([[300], [250]])
+    wide = run("blocked", [x.float() for x in qkv], grad.float(), (40, 30), **arguments)
+    for actual, expected in zip(run("blocked", qkv, grad, (40, 30), **arguments), wide, strict=True):
+        assert torch.equal(actual, expected.to(dtype))
+
+
+def test_global_columns_cost_the_fused_kernel_no_accuracy() -> None:
+    """Weights are rounded to bfloat16 in it, once, those of global columns too, and scores are not."""
+    qkv = [x.bfloat16() for x in random_qkv(1, 4, 600, 32)]
+    errors = []
+    for count in (0, 64):
+        arguments = {"global_mask": (torch.arange(600) % 9 == 0)[None] & (torch.arange(600) < 9 * count)[None]}
+        exact = sliding_window_attention(*(x.double() for x in qkv), (64, 64), impl="reference", **arguments)
+        out = sliding_window_attention(*qkv, (64, 64), impl="fused", **arguments)
+        errors.append(float((out - exact).norm() / exact.norm()))
+    assert errors[1] <= 1.1 * errors[0] < 2**-8
+
+
 @pytest.mark.parametrize("impl", FAST)
 def test_huge_and_equal_scores(impl: str) -> None:
     query, key, value = random_qkv(1, 1, 40, 4, torch.float32)
