@@ -148,9 +148,15 @@ def _row_pieces(query: Tensor, key: Tensor, problem: Problem) -> list[Piece]:
     for b in range(query.shape[0]):
         span, mask = _occupied(problem.tokens.keep, b, key.shape[2])
         length = span.stop - span.start
-        if length:
-            blocks = partial(_row_blocks, rows, length, max(1, MOST_SCORES // (heads * length)))
-            pieces.append(Piece(b, slice(0, heads), slice(0, rows), span, blocks, mask, None, lambda rows: None, False))
+        if not length:
+            continue
+        # A product of few rows is slow, so that heads are parted first.
+        step = max(1, min(rows, ROWS, MOST_SCORES // length))
+        most = max(1, MOST_SCORES // (step * length))
+        blocks = partial(_row_blocks, rows, length, step)
+        for first in range(0, heads, most):
+            some = slice(first, min(first + most, heads))
+            pieces.append(Piece(b, some, slice(0, rows), span, blocks, mask, None, lambda rows: None, False))
     return pieces
 
 

@@ -86,6 +86,9 @@ def listed(items: Sequence[str], *, most: int = 8, separator: str = ", ") -> str
     return separator.join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+MOST_NAMES = 40  # that a message lists
+
+
 def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
     """The message for a name that is none of the known ones, with the one that is probably meant.
 
@@ -96,4 +99,12 @@ def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
     """
     nearest = difflib.get_close_matches(name[:LONGEST_VALUE], known, n=1, cutoff=0.5)
     meant = f"did you mean {nearest[0]!r}? There are" if nearest else "there are"
-    return f"{quoted(name)} is no {kind}; {meant} {', '.join(known)}"
+    return f"{quoted(name)} is no {kind}; {meant} {_shown(name, known)}"
+
+
+def _shown(name: str, known: Sequence[str]) -> str:
+    """All names, or of very many those that are most like ``name``."""
+    if len(known) <= MOST_NAMES:
+        return ", ".join(known)
+    like = difflib.get_close_matches(name[:LONGEST_VALUE], known, n=6, cutoff=0.0)
+    return f"{len(known)}, among them {', '.join(like)}"

@@ -34,7 +34,11 @@ HELP = {
         ),
     ),
     "bench gpu": Help(
-        "Check and measure everything on a GPU.", ("longformer bench gpu", "longformer bench gpu --json gpu.json")
+        "Check and measure attention on a GPU.", ("longformer bench gpu", "longformer bench gpu --json gpu.json")
+    ),
+    "bench gpu-model": Help(
+        "A whole model on a GPU: forward and training step.",
+        ("longformer bench gpu-model", "longformer bench gpu-model --batches 1 --rounds 3 --json gpu-model.json"),
     ),
     "bench memory": Help(
         "Peak memory of attention and of a model.",

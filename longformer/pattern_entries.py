@@ -153,6 +153,8 @@ def _part_from_text(text: str) -> LayerEntry:
     found: dict[str, Any] = {}
     chosen: dict[str, tuple[int, ...]] = {}
     only_these = named = False
+    if not text.strip():
+        raise ConfigError(f"{KEY}: a part before or behind a '+' is empty; each must say something, such as window=64")
     for item in (item.strip() for item in text.split(",")):
         name, has_value, value = item.partition("=")
         if name not in ITEMS:

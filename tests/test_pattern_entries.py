@@ -82,6 +82,7 @@ def test_transformers_ignores_it(tmp_path: Path) -> None:
         (AttentionPattern(None, 2), "dilation is 2 without a window"),
         ("widow=3", "'widow' is no item of a pattern; did you mean 'window'"),
         ("window", "window takes a value"),
+        ("window=64+", r"a part before or behind a '\+' is empty"),
         ("causal=1", "causal takes no value"),
         ("window=3,full", "says window twice; say it once"),
         ("window=a", "'window=a' must be a whole number, or several with ':' between"),

@@ -1,7 +1,7 @@
 """The benchmarks' tables, made from the files that ``longformer bench --json`` wrote. No figure is typed by hand.
 
 Where a page has the line ``<!-- bench: NAME -->``, the table ``TABLES[NAME]`` takes its place. README.md is read as it
-stands, so its table is kept in it: ``python docs/build/bench_tables.py`` writes it, and a test holds it to the files.
+stands, so its tables are kept in it: ``python docs/build/bench_tables.py`` writes them, and a test holds them to the files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from longformer.bench import formats
 
 RESULTS = Path(__file__).resolve().parents[2] / "longformer" / "bench" / "results"
 README = RESULTS.parents[2] / "README.md"
-FIGURES = re.compile(r"(<!-- figures -->\n).*(<!-- end of figures -->)", flags=re.DOTALL)
+FIGURES = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end of figures -->)", flags=re.DOTALL)
 PLACE = re.compile(r"^<!-- bench: (\S+) -->$", flags=re.MULTILINE)
 
 
@@ -108,9 +108,30 @@ def readme() -> str:
     return _table(("", "longformer", "transformers", "FlexAttention"), rows)
 
 
+EXPORTED_ROWS = (  # what the README calls them, how their names begin
+    ("size", "size"),
+    ("time at 170, 512 and 4,096 tokens", "exported model"),
+    ("memory at these lengths", "memory"),
+)
+
+
+def exported() -> str:
+    """The README's table of exported models: size, time and memory in ONNX Runtime, ours and transformers'."""
+    names = ("longformer float32", "ONNX Runtime float32", "ONNX Runtime int8", "transformers float32")
+    rows = []
+    for title, start in EXPORTED_ROWS:
+        found = [case["results"] for case in read("onnx")["cases"] if case["name"].startswith(start)]
+        by_name = [{result["name"]: _shown(result)(result["median"]) for result in results} for results in found]
+        rows.append((title, *(", ".join(each[name] for each in by_name if name in each) for name in names)))
+    return _table(("", "longformer", "ONNX Runtime", "ONNX Runtime, int8", "transformers"), rows)
+
+
+README_TABLES = {"speed": readme, "export": exported}
+
+
 def with_figures(markdown: str) -> str:
-    """The README's text with its table made anew."""
-    return FIGURES.sub(lambda found: f"{found[1]}{readme()}\n{found[2]}", markdown)
+    """The README's text with its tables made anew."""
+    return FIGURES.sub(lambda found: f"{found[1]}{README_TABLES[found[2]]()}\n{found[3]}", markdown)
 
 
 def _cell(result: dict[str, Any]) -> str:
@@ -158,7 +179,7 @@ TABLES = {
     "training-rivals": lambda: against_transformers("training"),
     **{
         f"{name}-cases": lambda name=name: cases(name)
-        for name in ("attention", "memory", "model", "precision", "qa", "scaling", "training")
+        for name in ("attention", "memory", "model", "onnx", "precision", "qa", "scaling", "training")
     },
 }
 

@@ -13,6 +13,7 @@ from longformer.bench.options import (
     POSITIVE,
     Names,
     Numbers,
+    Shapes,
     architecture,
     attention_shape,
     common,
@@ -304,6 +305,9 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
 
 @bench.command()
 @click.option("--lengths", type=Numbers(1), default="16384,4096,65536,131072", show_default=True, help="Tokens.")
+@click.option(
+    "--shapes", type=Shapes(), default=(), metavar="BxHxS[,...]", help="Batch, heads and tokens, instead of --lengths."
+)
 @click.option("--windows", type=Numbers(0), default="256,128,512,1024", show_default=True, help="Seen on each side.")
 @click.option("--head-dims", type=Numbers(1), default="64,128", show_default=True, help="Sizes of a head.")
 @click.option("--dtypes", type=Names(), default="bfloat16,float32", show_default=True, help="Precisions.")
@@ -327,7 +331,10 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
 @click.option(
     "--json", "json_file", metavar="FILE.json", help="Write everything measured to this file; - is standard output."
 )
-def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, ...], **axes: Any) -> int:
+@click.option(
+    "--device", default="cuda", show_default=True, metavar="NAME", help="cpu rehearses, with TRITON_INTERPRET=1."
+)
+def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, ...], device: str, **axes: Any) -> int:
     """The Triton kernels on a GPU, beside FlexAttention, flash-attention and transformers.
 
     It checks first, then it measures. The JSON file is written again after each shape, or once, at the end, where it is
@@ -345,11 +352,45 @@ def gpu(rounds: int, seconds: float, json_file: str | None, dtypes: tuple[str, .
         if json_file is not None and not streams:
             report.write_json(measured, json_file)
 
-    measured = gpu.run(asked, rounds=rounds, seconds=seconds, save=save)
+    measured = gpu.run(asked, rounds=rounds, seconds=seconds, device_name=device, save=save)
     if json_file is not None and streams:
         report.write_json(measured, json_file)
     show_result(gpu_report.table(measured), [json_file])
     return measured["stopped"] or (1 if measured["errors"] else 0)
+
+
+@bench.command("gpu-model")
+@click.option("--batches", type=Numbers(1), default="1,16", show_default=True, help="Documents at a time.")
+@click.option("--length", type=POSITIVE, default=4096, show_default=True, metavar="S", help="Tokens of each.")
+@click.option(
+    "--globals", "global_tokens", type=POSITIVE, default=14, show_default=True, metavar="G", help="Global tokens."
+)
+@click.option("--dtype", default="bfloat16", show_default=True, metavar="NAME", help="Precision.")
+@click.option("--device", default="cuda", show_default=True, metavar="NAME", help="cpu serves to rehearse.")
+@click.option("--config", metavar="FILE", help="A config.json; by default the architecture of the released base model.")
+@common(rounds=10)
+def gpu_model(
+    batches: tuple[int, ...], length: int, global_tokens: int, dtype: str, device: str, **options: Any
+) -> None:
+    """The whole model on a GPU: forward passes and training steps, beside transformers'."""
+
+    def records(rounds: int, config: str | None) -> Iterator[Record]:
+        import torch
+
+        from longformer.bench import gpu_model, model
+
+        yield from gpu_model.records(
+            model.read_config(config),
+            batches=batches,
+            tokens=length,
+            global_tokens=global_tokens,
+            dtype=getattr(torch, known_dtype(dtype)),
+            device=device,
+            rounds=rounds,
+        )
+
+    asked = {"batches": batches, "length": length, "globals": global_tokens, "dtype": dtype, "device": device}
+    _run("gpu-model", records, asked, options)
 
 
 def _files_read(*names: str | None) -> list[Path]:

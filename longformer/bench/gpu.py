@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from longformer.bench import gpu_checks
-from longformer.bench.clocks import Clock, GpuClock
+from longformer.bench.clocks import Clock, GpuClock, cpu_clock
 from longformer.bench.gpu_device import describe, forget, peaks, require_device
 from longformer.bench.gpu_measure import IMPL, measure
 from longformer.bench.gpu_report import TARGET, plain
@@ -36,11 +36,25 @@ def problems(
     head_dims: Sequence[int],
     dtypes: Sequence[str],
     globals_: Sequence[int],
+    shapes: Sequence[tuple[int, int, int]] = (),
 ) -> list[Problem]:
     """All combinations: ``TARGET`` first, then those that differ from it in one respect, in two, and so on.
 
-    Of those that differ in as many respects, longer ones come later.
+    Of those that differ in as many respects, longer ones come later. ``shapes``, each batch, heads and tokens, take the
+    place of ``lengths``, and their order is kept.
     """
+    if shapes:
+        return [
+            Problem(
+                batch=batch, heads=heads, seq_len=seq_len, window=window, head_dim=head_dim, dtype=dtype,
+                global_tokens=count,
+            )
+            for dtype in dtypes
+            for window in windows
+            for head_dim in head_dims
+            for batch, heads, seq_len in shapes
+            for count in globals_
+        ]  # fmt: skip
     wanted = [
         TARGET.replace(seq_len=seq_len, window=window, head_dim=head_dim, dtype=dtype, global_tokens=count)
         for seq_len in lengths
@@ -61,15 +75,18 @@ def run(
     *,
     rounds: int,
     seconds: float,
+    device_name: str = "cuda",
     save: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
     """The report of everything that could be measured in ``seconds``, in plain values.
 
     Args:
+        device_name: "cuda", or "cpu" to rehearse, see :func:`longformer.bench.gpu_device.require_device`.
         save: is given the report after each problem, as far as it has come.
     """
     started = time.monotonic()
-    device, clock = require_device(), GpuClock()
+    device = require_device(device_name)
+    clock: Clock = GpuClock() if device.type == "cuda" else cpu_clock
     report: dict[str, Any] = {"machine": describe(device), "peak_tflops": {}, "stopped": None}
     report |= {"results": [], "errors": [], "left_out": [problem.settings() for problem in asked]}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -15,8 +16,20 @@ from longformer.kernels import choose
 PRODUCT = 8192  # rows and columns of the matrix product that stands for the fastest that the GPU can do
 
 
-def require_device() -> torch.device:
-    """The GPU. Raises LongformerError if torch sees none, or if the kernels do not run on it."""
+REHEARSAL = 256  # the same of a rehearsal on a CPU
+
+
+def require_device(name: str = "cuda") -> torch.device:
+    """The GPU. Raises LongformerError if torch sees none, or if the kernels do not run on it.
+
+    ``"cpu"`` rehearses: Triton's interpreter runs the kernels there, slowly, if TRITON_INTERPRET=1 is set.
+    """
+    if name == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            raise LongformerError(
+                "the GPU's kernels run on a CPU in Triton's interpreter alone; set TRITON_INTERPRET=1"
+            )
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         raise LongformerError(
             f"bench gpu measures on a CUDA or ROCm device, and torch {torch.__version__} sees none here; `longformer "
@@ -31,6 +44,8 @@ def require_device() -> torch.device:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The hardware and the versions."""
+    if device.type == "cpu":
+        return {"gpu": "none: a rehearsal in Triton's interpreter", "versions": machine.versions()}
     properties = torch.cuda.get_device_properties(device)
     return {
         "gpu": properties.name,
@@ -44,8 +59,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def peaks(device: torch.device, clock: Clock) -> dict[str, float]:
     """TFLOP/s of a large matrix product, by dtype. In float32 it multiplies as torch has been told to."""
+    size = REHEARSAL if device.type == "cpu" else PRODUCT
     return {
-        machine.dtype_name(dtype): machine.product_speed(dtype, clock, size=PRODUCT, device=device, rounds=10) / 1e3
+        machine.dtype_name(dtype): machine.product_speed(dtype, clock, size=size, device=device, rounds=10) / 1e3
         for dtype in (torch.bfloat16, torch.float32)
     }
 

@@ -46,6 +46,30 @@ class Names(click.ParamType):
         return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
 
 
+class Shapes(click.ParamType):
+    """Batch, heads and tokens of attention: ``1x12x4096,4x16x16384``."""
+
+    name = "BxHxS[,BxHxS...]"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[tuple[int, int, int], ...]:
+        if isinstance(value, tuple):
+            return value
+        shapes = []
+        for part in value.split(","):
+            numbers = part.strip().lower().split("x")
+            if len(numbers) != 3 or not all(number.isdecimal() and 0 < int(number) <= MOST for number in numbers):
+                self.fail(
+                    f"{part!r} is no shape; give batch, heads and tokens with an x between them: 1x12x4096",
+                    parameter,
+                    context,
+                )
+            batch, heads, tokens = map(int, numbers)
+            shapes.append((batch, heads, tokens))
+        return tuple(shapes)
+
+
 def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order of the help text."""
 

@@ -137,6 +137,13 @@ def costs(patterns: Sequence[Pattern], shape: Shape) -> list[Layers]:
 
 def _columns(pattern: Pattern, shape: Shape) -> Tensor:
     """(G,) positions of the global tokens. Raises LongformerError where there are more than tokens."""
+    asked = getattr(pattern.global_tokens, "positions", ())
+    beyond = [position for position in (asked if isinstance(asked, tuple) else (asked,)) if position >= shape.seq_len]
+    if beyond:
+        raise LongformerError(
+            f"global token {beyond[0]} lies beyond the {shape.seq_len} tokens, of which the first is 0; give --length "
+            f"{max(beyond) + 1} or more"
+        )
     try:
         return global_columns(pattern.global_tokens, shape.seq_len, shape.global_tokens)
     except ValueError as error:

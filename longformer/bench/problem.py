@@ -62,7 +62,7 @@ class Problem:
             )
 
     def __str__(self) -> str:
-        size = f"{self.seq_len} tokens, window {self.window}, D {self.head_dim}"
+        size = f"{self.batch} x {self.heads} heads, {self.seq_len} tokens, window {self.window}, D {self.head_dim}"
         return f"{size}, {self.dtype}, {self.global_tokens} global"
 
     @property

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +26,7 @@ class _Step(NamedTuple):
     """change: from a value's rows, and the tokens of the run, to new rows, of which those at the place are taken.
     head, tokens, batch: the place.
     is_global: of attention, whether the rows of global tokens are changed, or those of the others. None is all.
+    may_be_nowhere: whether a run without global tokens is no mistake where their rows are to be changed.
     """
 
     change: Callable[[Tensor, Tokens], Tensor]
@@ -34,6 +34,7 @@ class _Step(NamedTuple):
     tokens: Where
     batch: Where
     is_global: bool | None
+    may_be_nowhere: bool
 
 
 class Edit:
@@ -58,6 +59,7 @@ class Edit:
         self._modules = dict(model.named_modules())
         self._places: dict[str, tuple[str, Value]] = {}
         self._steps: dict[str, list[_Step]] = {}
+        self._is_over = False
         for path, value in self._layout.table.fit(model).items():
             self._places[value.name] = path, value
             if value.kind == "attention":
@@ -76,12 +78,20 @@ class Edit:
         """Put what ``function`` makes of the whole value there. The result must have, or broadcast to, its shape."""
         self._add(name, lambda rows, known: function(rows), head, tokens, batch)
 
+    def _weigh(self, name: str, weights: Tensor) -> None:
+        """Multiply each head's rows by its weight; of global tokens there may be none."""
+        self._add(name, lambda rows, known: _weighted(weights, rows), None, None, None, may_be_nowhere=True)
+
     def zero(self, name: str, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
         """Put 0 there."""
         self.apply(name, torch.zeros_like, head=head, tokens=tokens, batch=batch)
 
-    def scale(self, name: str, factor: float, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
-        """Multiply what is there by ``factor``."""
+    def scale(
+        self, name: str, factor: float | Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None
+    ) -> None:
+        """Multiply what is there by ``factor``, a number or a tensor that broadcasts to the value."""
+        if isinstance(factor, bool) or not isinstance(factor, (int, float, Tensor)):
+            raise LongformerError(f"the factor is {factor!r}; it must be a number or a tensor")
         self.apply(name, lambda rows: rows * factor, head=head, tokens=tokens, batch=batch)
 
     def add(self, name: str, vector: Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
@@ -143,11 +153,22 @@ class Edit:
             )
         for name, weights in zip(layers, mask.expand(shape), strict=True):
             for part in (name, name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS):
-                self.apply(part, partial(_weighted, weights))
+                self._weigh(part, weights)
 
     def _add(
-        self, name: str, change: Callable[[Tensor, Tokens], Tensor], head: Where, tokens: Where, batch: Where
+        self,
+        name: str,
+        change: Callable[[Tensor, Tokens], Tensor],
+        head: Where,
+        tokens: Where,
+        batch: Where,
+        *,
+        may_be_nowhere: bool = False,
     ) -> None:
+        if self._is_over:
+            raise LongformerError(
+                f"the block of this edit is over, so {name} cannot be changed; ask inside `with edit`"
+            )
         if name not in self._places:
             raise LongformerError(unknown_name(name, self.names, "value of this model"))
         path, value = self._places[name]
@@ -157,7 +178,7 @@ class Edit:
             _chosen(head, self._layout.table.heads or 1, name, "head")
         if tokens is not None and value.kind == "plain":
             raise LongformerError(f"tokens is {tokens!r}, but {name} has no tokens; leave it out")
-        self._steps.setdefault(path, []).append(_Step(change, head, tokens, batch, self._which(name)))
+        self._steps.setdefault(path, []).append(_Step(change, head, tokens, batch, self._which(name), may_be_nowhere))
 
     def _which(self, name: str) -> bool | None:
         value = self._places[name][1] if name in self._places else None
@@ -171,6 +192,7 @@ class Edit:
         with ExitStack() as stack:
             begin = self._layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
+            stack.callback(setattr, self, "_is_over", True)
             for path, value in dict(self._places.values()).items():
                 stack.callback(self._modules[path].register_forward_hook(self._hook(path, value)).remove)
             yield
@@ -214,12 +236,20 @@ def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
 
 def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
     """The rows after one step."""
+    if step.is_global and not step.may_be_nowhere and (known.is_global is None or not bool(known.is_global.any())):
+        raise LongformerError(
+            f"{name.removesuffix(LOCAL_OUTPUT)}{GLOBAL_ROWS} is to be changed, but no token of this run is global; "
+            "give the model a global_attention_mask"
+        )
+    new = step.change(rows, known)
+    if not isinstance(new, Tensor):
+        raise LongformerError(f"what the function made of {name} is no tensor; it must return one")
     try:
-        new = step.change(rows, known).expand_as(rows)
-    except AttributeError:
-        raise LongformerError(f"what the function made of {name} is no tensor; it must return one") from None
-    except RuntimeError as error:
-        raise LongformerError(f"what is put into {name}, {tuple(rows.shape)}, does not fit: {error}") from None
+        new = new.expand_as(rows)
+    except RuntimeError:
+        raise LongformerError(
+            f"what is put into {name} has shape {tuple(new.shape)}, which does not broadcast to its {tuple(rows.shape)}"
+        ) from None
     chosen = _along(_chosen(step.batch, len(rows), name, "batch"), rows, 0)
     if step.tokens is not None:
         chosen = chosen & _along(_chosen(step.tokens, rows.shape[-2], name, "tokens"), rows, rows.dim() - 2)

@@ -74,6 +74,9 @@ def contest(
     source = source or next(iter(files), None)
     if source is None:
         raise DataError("INPUT is missing: give a text, a .json file of input_ids, or a trace file")
+    for name, file in files.items():
+        if settings.gradients and not settings.partial and not _has_gradients(file):
+            raise DataError(f"{name} has no gradients of the loss; record it with --gradients, or compare without them")
     named = {**files, **({source: read_trace(source)} if source.endswith(SUFFIX) else {})}
     chosen = model or _named_model(named)
     check_overwrites(outputs, [source, *files_of(chosen)])

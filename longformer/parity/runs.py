@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterator
@@ -89,6 +90,10 @@ class Contender:
         kernels = [part for part in parts if part not in dtypes]
         known = implementation in ("ours", "transformers")
         if not known or "" in parts or max(map(len, (dtypes, kernels, compiled))) > 1:
+            words = ["ours", "transformers", COMPILED, *DTYPES, *SHORT, *IMPLEMENTATIONS]
+            meant = ":".join((difflib.get_close_matches(part, words, n=1) or [part])[0] for part in text.split(":"))
+            if meant != text and all(part in words for part in meant.split(":")):
+                raise DataError(f"there is no contender {text!r}; did you mean {meant!r}?")
             raise DataError(
                 f"{text!r} is neither a trace file ({SUFFIX}) nor an exported model ({EXPORTED}), nor "
                 "ours[:DTYPE][:KERNEL][:compiled] nor transformers[:DTYPE][:compiled], "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, DataError
+from longformer.errors import CheckpointError, DataError, unknown_name
 from longformer.files import read_json, read_text
 from longformer.parity.format import read_trace
 from longformer.parity.layout import Longformer
@@ -136,12 +136,12 @@ def _global_mask(ids: Tensor, config: LongformerConfig) -> Tensor:
 
 def _inputs_of_json(path: str, kind: type[Longformer], config: LongformerConfig) -> dict[str, Tensor]:
     values = read_json(path, object)
+    known = (*ARGUMENTS, *targets_of(kind))
+    unknown = sorted(values.keys() - set(known)) if isinstance(values, dict) else []
+    if unknown:
+        raise DataError(f"{path}: {unknown_name(unknown[0], known, 'input of the model')}")
     if not isinstance(values, dict) or "input_ids" not in values:
         raise DataError(f'{path} must hold an object like {{"input_ids": [[0, 20920, 232, 2]]}}')
-    known = (*ARGUMENTS, *targets_of(kind))
-    unknown = sorted(values.keys() - set(known))
-    if unknown:
-        raise DataError(f"{path} has {', '.join(unknown)}; a model takes {', '.join(known)}")
     lengths = [len(row) for row in _rows(path, "input_ids", values["input_ids"])]
     if not lengths or min(lengths) == 0:
         raise DataError(f"{path}: input_ids has an empty row, or none")

@@ -173,7 +173,9 @@ def read_ranks(pattern: str) -> tuple[Trace, list[str]]:
     Raises:
         DataError: there is no such file, or they are no traces of the same steps.
     """
-    paths = sorted(glob.glob(pattern)) or [pattern]
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        raise DataError(f"no file at {pattern!r}; trace_steps(model, optimizer, path=...) writes one for each process")
     ranks = [read_trace(path) for path in paths]
     for path, rank in zip(paths, ranks, strict=True):
         if "steps" not in rank.metadata:

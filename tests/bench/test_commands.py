@@ -750,3 +750,24 @@ def test_table_columns():
         "  x       1  22222",
         "  name           3",
     ]
+
+
+def test_a_model_on_a_device_that_is_a_cpu(run, config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("longformer.bench.gpu_model.WARM_UP", 0)
+    json_file = tmp_path / "g.json"
+    status, out, err = run(
+        "gpu-model", "--device", "cpu", "--dtype", "float32", "--config", config_file, "--batches", "1,2",
+        "--length", 40, "--globals", 3, "--rounds", 1, "--threads", 1, "--json", json_file,
+    )  # fmt: skip
+    assert status == 0, err
+    cases = json.loads(json_file.read_text())["cases"]
+    assert [case["name"].partition(",")[0] + " " + str(case["settings"]["shape"]) for case in cases] == [
+        "model forward [1, 40]", "training step [1, 40]", "model forward [2, 40]", "training step [2, 40]",
+    ]  # fmt: skip
+    assert [len(case["results"]) for case in cases] == [2, 3, 2, 3]
+    assert all(r["difference"] < 1e-4 for case in cases for r in case["results"]) and "tokens/s" in out
+
+
+def test_a_model_on_a_device_that_is_not_there(run, config_file):
+    status, _, err = run("gpu-model", "--device", "cuda:9", "--config", config_file, "--length", 40, "--globals", 3)
+    assert status == 2 and "device 'cuda:9' cannot be used here" in err

@@ -111,6 +111,8 @@ def test_without_a_gpu_there_is_one_clear_error(capsys: pytest.CaptureFixture[st
         (["--lengths", "0"], "0 is too small"),
         (["--dtypes", "int8"], "'int8' is no dtype of the kernels"),
         (["--seconds", "-1"], "--seconds"),
+        (["--shapes", "1x12"], "'1x12' is no shape; give batch, heads and tokens"),
+        (["--shapes", "1x0x64"], "'1x0x64' is no shape"),
         (["--json", "no/such/folder/x.json"], "there is no folder"),
     ],
 )
@@ -126,6 +128,37 @@ def test_the_shape_to_reach_comes_first_and_then_its_neighbours() -> None:
     assert len(found) == 48
     assert found[0] == gpu_report.TARGET
     assert [problem.seq_len for problem in found[1:8]] == [4096, 16384, 16384, 16384, 16384, 131072, 4096]
+
+
+def test_shapes_are_taken_in_their_order() -> None:
+    found = gpu.problems((7,), (256,), (64,), ("bfloat16",), (0, 64), ((4, 16, 128), (1, 12, 4096)))
+    assert [(p.batch, p.heads, p.seq_len, p.global_tokens) for p in found] == [
+        (4, 16, 128, 0), (4, 16, 128, 64), (1, 12, 4096, 0), (1, 12, 4096, 64),
+    ]  # fmt: skip
+
+
+def test_a_rehearsal_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_measure, "CONTENDERS", {"longformer": partial(ours, "blocked")})
+    monkeypatch.setattr(gpu_checks, "CASES", ())
+    monkeypatch.setattr(gpu_device, "REHEARSAL", 16)
+    arguments = "--shapes 2x2x24 --windows 4 --head-dims 8 --dtypes float32 --globals 3 --rounds 1 --device cpu --json"
+    for interpreted in ("0", "1"):
+        monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+        with pytest.raises(SystemExit) as stopped:
+            command.main(["bench", "gpu", *arguments.split(), str(tmp_path / "a.json")])
+        out, err = capsys.readouterr()
+        if interpreted == "0":
+            assert stopped.value.code == 2 and "set TRITON_INTERPRET=1" in err
+    assert stopped.value.code == 0, err
+    (found,) = json.loads((tmp_path / "a.json").read_text())["results"]
+    assert found["shape"]["batch"] == 2 and len(found["forward"]) == 1
+    assert "rehearsal" in out and "2 x 2 heads, 24 tokens" in out
+
+
+def test_the_script_for_a_device_is_one_that_bash_reads() -> None:
+    subprocess.run(["bash", "-n", Path(__file__).parents[2] / "scripts" / "gpu.sh"], check=True)
 
 
 def test_what_agrees_is_timed_in_turns_and_the_rest_is_missing_with_its_reason() -> None:
@@ -228,7 +261,7 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert "times FlexAttention, compiled, backward (aim 1.1)" in table
     assert "flash-attention  missing: is not installed" in table
     assert "0 global; products in full float32, difference by the largest value" in table
-    assert "error at 64 tokens, window 4, D 8, float32, 3 global: RuntimeError: broken" in table
+    assert "error at 1 x 2 heads, 64 tokens, window 4, D 8, float32, 3 global: RuntimeError: broken" in table
     assert gpu_measure.INDEXED not in table and "waited" not in table
     report["results"][2]["difference"] = float("inf")
     report_files.write_json(report, tmp_path / "named.json")
@@ -257,8 +290,8 @@ def test_json_into_a_link_and_a_pipe(tmp_path: Path) -> None:
 
 
 def on_no_device(monkeypatch: pytest.MonkeyPatch, **contenders: Any) -> None:
-    monkeypatch.setattr(gpu, "require_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(gpu, "GpuClock", counting_clock)
+    monkeypatch.setattr(gpu, "require_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "cpu_clock", counting_clock())
     monkeypatch.setattr(gpu_device, "PRODUCT", 16)
     monkeypatch.setattr(gpu, "describe", lambda device: {"gpu": "none", "versions": {}})
     monkeypatch.setattr(gpu_measure, "CONTENDERS", contenders)
@@ -295,7 +328,10 @@ def test_a_shape_that_fails_is_an_error_and_costs_no_other(
     (error,) = saved[-1]["errors"]
     assert error["shape"]["seq_len"] == 32
     assert error["error"].startswith("DisagreementError: ours is ")
-    assert "error at 32 tokens, window 4, D 8, float32, 0 global: DisagreementError" in capsys.readouterr().out
+    assert (
+        "error at 1 x 2 heads, 32 tokens, window 4, D 8, float32, 0 global: DisagreementError"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_fault_of_ours_beyond_what_the_dense_reference_holds_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,8 +157,9 @@ def test_nothing_stays_behind(model: LongformerModel) -> None:
         (lambda e: e.apply(LOCAL, lambda rows: None), r"what the function made of layer\.1\.local_output is no tensor"),
         (
             lambda e: e.set("layer.1.output", torch.zeros(7)),
-            r"what is put into layer\.1\.output, \(4, 48, 32\), does not",
+            r"what is put into layer\.1\.output has shape \(7,\), which does not broadcast to its \(4, 48, 32\)$",
         ),
+        (lambda e: e.scale(LOCAL, None), r"the factor is None; it must be a number or a tensor"),
         (lambda e: e.set(GLOBAL, torch.zeros(4, 4, 3, 8)), r"the value has 3 global rows, but this run has 20"),
     ],
 )
@@ -166,6 +167,23 @@ def test_what_is_not_there(model: LongformerModel, change: Callable[[Edit], None
     with pytest.raises(LongformerError, match=message), edit(model) as e:
         change(e)
         run(model)
+
+
+def test_global_rows_of_a_run_without_any(model: LongformerModel) -> None:
+    ids, mask, _ = batch()
+    with edit(model) as e, pytest.raises(LongformerError, match="no token of this run is global"):
+        e.zero(GLOBAL)
+        model(ids, mask)
+    with edit(model) as e:
+        e.mask_heads(torch.ones(4))  # of all rows that there are
+        model(ids, mask)
+
+
+def test_a_change_after_the_end(model: LongformerModel) -> None:
+    with edit(model) as e:
+        pass
+    with pytest.raises(LongformerError, match=r"the block of this edit is over, so layer\.1\.local_output cannot"):
+        e.zero(LOCAL)
 
 
 def test_a_wrong_head_is_said_before_the_model_runs(model: LongformerModel) -> None:

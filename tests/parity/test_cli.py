@@ -328,6 +328,7 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     ("arguments", "message"),
     [
         (["compare", "ours", "theirs", "ids.json", "--model", "model"], "'theirs' is neither a trace file"),
+        (["compare", "ours", "trasformers:bf16", "ids.json", "--model", "model"], "did you mean 'transformers:bf16'?"),
         (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be used"),
         (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
@@ -351,7 +352,11 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
         (["record", "model", "list.json", "-o", "t.safetensors"], "list.json must hold an object like"),
         (["record", "model", "mask.json", "-o", "t.safetensors"], "attention_mask has rows of [2], input_ids of [3]"),
         (["record", "model", "text.json", "-o", "t.safetensors"], "input_ids must be a list of lists of whole numbers"),
-        (["record", "model", "more.json", "-o", "t.safetensors"], "more.json has labels; a model takes input_ids"),
+        (
+            ["record", "model", "more.json", "-o", "t.safetensors"],
+            "more.json: 'labels' is no input of the model; there are",
+        ),
+        (["record", "model", "one.json", "-o", "t.safetensors"], "did you mean 'input_ids'?"),
         (["record", "model", "empty.json", "-o", "t.safetensors"], "empty row"),
         (["record", "model", "ids.json", "-o", "t.safetensors", "--dtype", "int4"], "dtype 'int4' is none of float64"),
         (["record", "model", "ids.json", "-o", "t.safetensors", "--only", "x.*"], "only='x.*' matches no value"),
@@ -370,6 +375,7 @@ def test_bad_input(command: Any, arguments: list[str], message: str) -> None:
         "mask": '{"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1]]}',
         "text": '{"input_ids": ["a"]}',
         "more": '{"input_ids": [[3]], "labels": [[3]]}',
+        "one": '{"input_id": [[3]]}',
         "empty": '{"input_ids": [[3], []]}',
         "huge": '{"input_ids": [[3, 99999999999999999999]]}',
         "start": '{"input_ids": [[3, 4, 5]], "start_positions": [1]}',

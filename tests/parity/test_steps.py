@@ -174,7 +174,7 @@ def test_the_command(command: Any, clean: Trace) -> None:
     for arguments, message in (
         (("train.py:number", "clean.safetensors"), "train.py:number returned a int; it must return a longformer.par"),
         (("clean.safetensors", "train.py:make_training"), "clean.safetensors is no training: the first of"),
-        (("train.py:make_training", "none*.safetensors"), "no trace file at none*.safetensors"),
+        (("train.py:make_training", "none*.safetensors"), "no file at 'none*.safetensors'; trace_steps("),
     ):
         status, _, err = command(*arguments)
         assert status == 2 and message in err
