@@ -1,7 +1,8 @@
 """The benchmarks' tables, made from the files that ``longformer bench --json`` wrote. No figure is typed by hand.
 
 Where a page has the line ``<!-- bench: NAME -->``, the table ``TABLES[NAME]`` takes its place. README.md is read as it
-stands, so its tables are kept in it: ``python docs/build/bench_tables.py`` writes them, and a test holds them to the files.
+stands, so its tables are kept in it: ``python docs/build/bench_tables.py`` writes them, and a test holds them to the
+files.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ def against_transformers(name: str, start: str = "") -> str:
     return _table(("", "longformer", "transformers"), rows)
 
 
-def versions() -> str:
-    """The machine and the versions of the attention benchmark. The other files are of the same machine."""
-    machine = read("attention")["machine"]
+def versions(name: str = "attention") -> str:
+    """The machine and the versions of a benchmark. The other files of its folder are of the same machine."""
+    machine = read(name)["machine"]
     return (
         f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads; "
         f"{formats.versions(machine['versions'])}. torch's own matrix product there, in GFLOP/s: "
@@ -82,6 +83,40 @@ def versions() -> str:
 def figures(name: str) -> str:
     """The numbers of one file that follow from several of its cases."""
     return _table(("what", "value"), [(what, f"{value:.4g}") for what, value in read(name)["figures"].items()])
+
+
+def precisions(folder: str) -> str:
+    """A row for each precision: the base model's time, and what becomes of the answers of the shipped checkpoint."""
+    times, answers = read(f"{folder}model")["cases"], read(f"{folder}precision")
+    (asked,) = answers["cases"]
+    count = asked["name"].split()[0]
+    rows = []
+    for result in asked["results"]:
+        name = result["name"]
+        at = {
+            length: next(
+                other["median"]
+                for case in times
+                if case["name"].startswith(f"model forward, {length} tokens")
+                for other in case["results"]
+                if other["name"] == f"longformer {name}"
+            )
+            for length in (4096, 170)
+        }
+        figures = answers["figures"]
+        rows.append(
+            (
+                name,
+                formats.seconds(at[4096]),
+                formats.seconds(at[170]),
+                f"{result['rate']:.1f}",
+                f"{figures[f'{name}: weights, MB']:.0f} MB",
+                formats.difference(result["difference"]),
+                f"{figures[f'{name}: answers changed of {count}']:.0f} of {count}",
+            )
+        )
+    measured = ("questions a second", "weights", "largest logit difference", "answers changed")
+    return _table(("", "4,096 tokens", "170 tokens", *measured), rows)
 
 
 README_ROWS = (  # what the README calls it, file, case
@@ -172,6 +207,11 @@ TABLES = {
     "model-memory": lambda: against_transformers("memory", "memory of a model"),
     "model-rivals": lambda: against_transformers("model"),
     "versions": versions,
+    "precisions": lambda: precisions(""),
+    "precisions-amx": lambda: precisions("amx/"),
+    "versions-amx": lambda: versions("amx/attention"),
+    "attention-amx": lambda: across("amx/attention"),
+    "model-rivals-amx": lambda: against_transformers("amx/model"),
     "precision-figures": lambda: figures("precision"),
     "scaling-figures": lambda: figures("scaling"),
     "scaling-memory": lambda: across("scaling", "memory of"),

@@ -1,7 +1,7 @@
 """``bench gpu-model``: the whole question-answering model on a GPU, forward and training step, beside transformers'.
 
-Weights and documents are those of ``bench model``, and a document is repeated to fill a batch. What does not fit into the
-device's memory is listed as missing. On a CPU everything runs too, so that a run can be rehearsed there.
+Weights and documents are those of ``bench model``, and a document is repeated to fill a batch. What does not fit into
+the device's memory is listed as missing. On a CPU everything runs too, so that a run can be rehearsed there.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def computed_pairs(impl: str, pattern: Pattern, shape: Shape) -> int:
         return int(blocks.sum()) * BLOCK**2 * heads
     assert isinstance(pattern, AttentionPattern)
     # Tiles of T rows and the columns of their band: T - 1 more than a row has.
-    width = min(shape.seq_len, sum(pattern.sides(shape.seq_len)) + ROWS[4])
+    width = min(shape.seq_len, sum(pattern.sides(shape.seq_len)) + ROWS)
     return shape.heads * shape.seq_len * min(shape.seq_len, width + len(columns))
 
 

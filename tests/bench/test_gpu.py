@@ -329,7 +329,7 @@ def test_a_shape_that_fails_is_an_error_and_costs_no_other(
     assert error["shape"]["seq_len"] == 32
     assert error["error"].startswith("DisagreementError: ours is ")
     assert (
-        "error at 1 x 2 heads, 32 tokens, window 4, D 8, float32, 0 global: DisagreementError"
+        "error at 1 x 12 heads, 32 tokens, window 4, D 8, float32, 0 global: DisagreementError"
         in capsys.readouterr().out
     )
 
