@@ -83,6 +83,12 @@ def has_matrix_units(dtype: torch.dtype) -> bool:
     return supported is not None and bool(supported())
 
 
+def has_bf16_products() -> bool:
+    """Whether this processor has instructions for sums of products in bfloat16. False where torch does not tell."""
+    supported = _lookup(torch.cpu, "_is_avx512_bf16_supported")
+    return supported is not None and bool(supported())
+
+
 def has_bf16_mkldnn() -> bool:
     """Whether oneDNN computes in bfloat16 on this processor. False where torch does not tell."""
     supported = _lookup(torch.ops, "mkldnn._is_mkldnn_bf16_supported")

@@ -39,15 +39,17 @@ from longformer.models.layers import (
     LongformerLayer,
     LongformerOutput,
 )
-from longformer.models.linear import Linear, linear, linear_gelu
+from longformer.models.linear import Linear, faster_than_attention, linear, linear_gelu, mkl_is_slow
 from longformer.models.patterns import can_be_packed
 
 if TYPE_CHECKING:
     from longformer.models.encoder import LongformerModel
 
 # Documents of fewer tokens are projected to global keys and values, by bytes a number. That is more arithmetic than to
-# carry the queries to the hidden states, but few large products instead of many small ones. Measured on a Xeon.
+# carry the queries to the hidden states, but few large products instead of many small ones. Measured on a Xeon; on an
+# EPYC, whose products in attention are the slower ones, it is never worth it where the queries are few.
 SHORT = {2: 512, 4: 128, 8: 128}
+TOGETHER = 512  # documents of fewer tokens are projected in one product, if they are
 FEED_FORWARD_ROWS = 1024  # at inference the feed-forward's wide layer exists for so many tokens at a time
 # On a CPU bfloat16 products are compiled for each shape and kept. Most of training's are over all rows of a batch, of
 # which there is hardly ever the same number.
@@ -306,8 +308,11 @@ def _short_global_rows(
     attention: LongformerSelfAttention, rows: Sequence[Tensor], documents: Sequence[Document]
 ) -> dict[int, Tensor]:
     """Global rows (G, C) of the short documents, by number, from each one's (L, C): projected all at once."""
-    most = SHORT[rows[0].element_size()]
-    short = {i: x.global_index for i, x in enumerate(documents) if x.global_index is not None and x.length < most}
+    short = {
+        i: x.global_index
+        for i, x in enumerate(documents)
+        if x.global_index is not None and x.length < TOGETHER and not _is_carried(attention, x, rows[i])
+    }
     if not short:
         return {}
     lengths = [documents[i].length for i in short]
@@ -332,17 +337,26 @@ def _global_rows(attention: LongformerSelfAttention, hidden: Tensor, document: D
     index = document.global_index
     assert index is not None
     query = _split(attention, _linear(attention.query_global, hidden[index]))  # (G, H, D)
-    # Carrying the queries to the hidden states costs G·H·C a row, projecting the hidden states C·C.
-    few = len(index) * attention.num_heads < hidden.shape[1] + len(index)
-    if few and _can_be_carried(attention):
+    if _is_carried(attention, document, hidden):
         return _carried(attention, hidden, query, document.tokens.keep)
     keys, values = (_split(attention, _linear(part, hidden)) for part in (attention.key_global, attention.value_global))
     return _attend_to_all(attention, document, query, keys, values)
 
 
-def _can_be_carried(attention: LongformerSelfAttention) -> bool:
+def _is_carried(attention: LongformerSelfAttention, document: Document, hidden: Tensor) -> bool:
+    """Whether a document's global queries are carried to its hidden states (L, C), and these not projected.
+
+    Carrying and then attending costs G·H·C a row. Projecting costs C·C, in the products of a linear layer, which may
+    be faster, and then attending G·C.
+    """
     parts = (attention.key_global, attention.value_global)
-    return is_plain(*parts) and all(part.bias is not None for part in parts)
+    if not (is_plain(*parts) and all(part.bias is not None for part in parts)):
+        return False
+    assert document.global_index is not None
+    if document.length < SHORT[hidden.element_size()] and not mkl_is_slow():
+        return False
+    ratio = faster_than_attention(hidden.dtype)
+    return len(document.global_index) * (attention.num_heads - 1) * ratio < hidden.shape[1]
 
 
 def _carried(attention: LongformerSelfAttention, hidden: Tensor, query: Tensor, keep: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ def torchao() -> Any:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_torchao_int8_weights(torchao: Any, cls: type, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Near float32, and with equal numbers what a float32 model computes whose weights were rounded in this way."""
-    monkeypatch.setattr(longformer.models.linear, "_mkl_is_slow", lambda: library == "oneDNN")
+    monkeypatch.setattr(longformer.models.linear, "mkl_is_slow", lambda: library == "oneDNN")
     model = build_class(cls, dtype=torch.float32)
     rounded, expected = copy.deepcopy(model), inferred(model)
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())

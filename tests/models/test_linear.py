@@ -16,7 +16,7 @@ from longformer.models.linear import Linear, linear, linear_gelu
 @pytest.fixture(autouse=True, params=["MKL", "oneDNN"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test with either library, whatever processor runs it."""
-    monkeypatch.setattr(longformer.models.linear, "_mkl_is_slow", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(longformer.models.linear, "mkl_is_slow", lambda: request.param == "oneDNN")
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (7, 8), (2, 3, 8), (0, 8), (300, 8)])
@@ -102,9 +102,9 @@ def test_a_torch_without_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    longformer.models.linear._mkl_is_slow.cache_clear()
+    longformer.models.linear.mkl_is_slow.cache_clear()
     amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-    assert longformer.models.linear._mkl_is_slow() == amd
+    assert longformer.models.linear.mkl_is_slow() == amd
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of its own flags

@@ -16,9 +16,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from longformer import LongformerModel
-from longformer.kernels import Tokens
-from longformer.models import packed
+from longformer import LongformerConfig, LongformerModel
+from longformer.kernels import Tokens, compat
+from longformer.models import linear, packed
 from longformer.models.batch import Document
 from longformer.models.layers import LongformerLayer
 from longformer.models.linear import Linear
@@ -169,6 +169,7 @@ def test_short_documents_are_projected_together(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(packed, "_linear", counted)
     for short in (0, 9, 10):
         monkeypatch.setattr(packed, "SHORT", {8: short})
+        monkeypatch.setattr(packed, "mkl_is_slow", lambda: False)
         calls.clear()
         given = hidden.clone().requires_grad_()
         out = self_attention(attention, given, documents)
@@ -203,15 +204,57 @@ def test_attention_dropout_changes_nothing_on_average(engine: bool, count: int) 
     assert float((error / deviation).abs().max()) < 5.5  # of 960 draws of a normal deviation
 
 
-def test_dropout_of_a_global_row_with_and_without_projection() -> None:
+def test_dropout_of_a_global_row_with_and_without_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways have the same spread, not the mean alone."""
     attention = build(CONFIG.replace(attention_probs_dropout_prob=0.5)).encoder.layer[0].attention.self.train()
-    hidden = torch.randn(30, 32, dtype=torch.float64)
-    few, many = (Document.of(30, None, index) for index in (torch.tensor([4, 9]), torch.arange(30)))
-    with torch.no_grad():
-        carried = torch.stack([packed._global_rows(attention, hidden, few) for _ in range(2000)])
-        projected = torch.stack([packed._global_rows(attention, hidden, many)[few.global_index] for _ in range(2000)])
-    torch.testing.assert_close(carried.std(dim=0), projected.std(dim=0), rtol=0.15, atol=0)
+    hidden, document = torch.randn(30, 32, dtype=torch.float64), Document.of(30, None, torch.tensor([4, 9]))
+    found = []
+    for is_carried in (True, False):
+        monkeypatch.setattr(packed, "_is_carried", lambda *_, is_carried=is_carried: is_carried)
+        with torch.no_grad():
+            found.append(torch.stack([packed._global_rows(attention, hidden, document) for _ in range(2000)]))
+    torch.testing.assert_close(found[0].std(dim=0), found[1].std(dim=0), rtol=0.15, atol=0)
+
+
+def test_global_rows_carried_projected_and_projected_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ways to the same numbers and gradients, for two documents."""
+    index = (torch.tensor([0, 7]), torch.tensor([1, 2, 19]))
+    found, hidden = [], torch.randn(50, 32, dtype=torch.float64)
+    for is_carried, together in ((True, 512), (False, 512), (False, 0)):
+        attention = build(CONFIG).encoder.layer[0].attention.self
+        monkeypatch.setattr(packed, "_is_carried", lambda *_, is_carried=is_carried: is_carried)
+        monkeypatch.setattr(packed, "TOGETHER", together)
+        out = self_attention(attention, hidden, [Document.of(30, None, index[0]), Document.of(20, None, index[1])])
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        found.append([out, *(weight.grad for weight in attention.parameters())])
+    for other in found[1:]:
+        for mine, first in zip(other, found[0], strict=True):
+            torch.testing.assert_close(mine, first, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype", "few", "short_is_projected"),
+    [("EPYC", torch.float32, 29, False), ("EPYC", torch.bfloat16, 13, False),
+     ("Xeon with AMX", torch.float32, 69, True), ("Xeon with AMX", torch.bfloat16, 69, True)],
+)  # fmt: skip
+def test_how_many_global_rows_are_few(
+    monkeypatch: pytest.MonkeyPatch, processor: str, dtype: torch.dtype, few: int, short_is_projected: bool
+) -> None:
+    """Of the base architecture: the number up to which they are carried, by what the processor is fast at."""
+    for module in (packed, linear):
+        monkeypatch.setattr(module, "mkl_is_slow", lambda: processor == "EPYC")
+    monkeypatch.setattr(compat, "has_matrix_units", lambda dtype: "AMX" in processor and dtype == torch.bfloat16)
+    monkeypatch.setattr(compat, "has_bf16_products", lambda: True)
+    with torch.device("meta"):
+        attention = build(LongformerConfig(num_hidden_layers=1)).encoder.layer[0].attention.self.to(dtype)
+        hidden = torch.empty(1, 768, dtype=dtype)
+
+    def is_carried(length: int, count: int) -> bool:
+        return packed._is_carried(attention, Document.of(length, None, torch.arange(count)), hidden)
+
+    assert [is_carried(4096, count) for count in (few, few + 1)] == [True, False]
+    monkeypatch.setattr(packed, "SHORT", {2: 101, 4: 101})
+    assert is_carried(100, 1) is not short_is_projected
 
 
 # ---- when it may serve
