@@ -26,7 +26,7 @@ attention=(--shapes "$shapes" --windows 256 --head-dims 64 --dtypes bfloat16 --g
 model=(--batches 1,16 --length 4096)
 tests=(-m gpu tests/kernels tests/bench)
 counts="1 2 4 8 16"
-cpu=(--length 4096 --rounds 5 --no-backward)
+cpu=(--length 4096 --globals 0 --dtype float32 --rounds 5 --no-backward)
 if [ -n "${REHEARSE:-}" ]; then
   export TRITON_INTERPRET=1
   attention=(--shapes 1x2x64,2x2x65 --windows 16 --head-dims 16 --dtypes float32 --globals 0,4 --rounds 1 --device cpu)
