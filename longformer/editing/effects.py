@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from longformer.answering.mode import evaluating
 from longformer.editing.changes import Edit, edit
 from longformer.errors import LongformerError
 from longformer.parity.recorder import trace
-from longformer.parity.table import GLOBAL_ROWS
 
 Metric = Callable[[Any], Tensor]
 Place = int | Sequence[int] | slice
@@ -122,7 +122,7 @@ def ablate_heads(
     A head's output is replaced by 0, or by its mean over the tokens, in the rows of global tokens and in all others.
 
     Args:
-        model: ours or transformers' Longformer.
+        model: ours or transformers' Longformer. It computes as in ``eval()`` mode.
         inputs: arguments of ``model``.
         metric: of the model's output, a scalar.
         by: what replaces the head's output.
@@ -138,13 +138,13 @@ def ablate_heads(
         raise LongformerError(f"by is {by!r}; it must be 'zero' or 'mean'")
     config: Any = model.config
     layers, heads = config.num_hidden_layers, config.num_attention_heads
-    before = _scalar(metric, model(**inputs))
     table = torch.zeros(layers, heads, dtype=torch.float64)
-    for layer, head in tqdm([*itertools.product(range(layers), range(heads))], "heads", disable=not progress):
-        with edit(model) as editor:
-            for part in ("local_output", GLOBAL_ROWS):
-                getattr(editor, by)(f"layer.{layer}.{part}", head=head)
-            table[layer, head] = _scalar(metric, model(**inputs)) - before
+    with evaluating(model) as model:
+        before = _scalar(metric, model(**inputs))
+        for layer, head in tqdm([*itertools.product(range(layers), range(heads))], "heads", disable=not progress):
+            with edit(model) as editor:
+                editor.take_out_head(layer, head, by=by)
+                table[layer, head] = _scalar(metric, model(**inputs)) - before
     title = f"each head {'set to 0' if by == 'zero' else 'set to its mean'}"
     rows, columns = [f"layer {i}" for i in range(layers)], [f"head {i}" for i in range(heads)]
     return Effects(table, rows, columns, before, None, title)
@@ -168,7 +168,7 @@ def patch_values(
     back? Noising puts values of the corrupted run into the clean one: which of them does the clean result need?
 
     Args:
-        model: ours or transformers' Longformer.
+        model: ours or transformers' Longformer. It computes as in ``eval()`` mode.
         clean: arguments of the run that goes right.
         corrupted: arguments of the run that goes wrong; of the same shapes.
         metric: of the model's output, a scalar.
@@ -196,14 +196,15 @@ def patch_values(
     shapes = [{name: tuple(x.shape) for name, x in run.items() if isinstance(x, Tensor)} for run in (clean, corrupted)]
     if shapes[0] != shapes[1]:
         raise LongformerError(f"the runs have inputs of {shapes[0]} and {shapes[1]}; patching needs the same shapes")
-    with trace(model, only=list(names), digests=False) as taken:
-        other = _scalar(metric, model(**source))
-    before = _scalar(metric, model(**into))
     table = torch.zeros(len(names), len(places), dtype=torch.float64)
-    for i, j in tqdm([*itertools.product(range(len(names)), range(len(places)))], "patches", disable=not progress):
-        with edit(model) as editor:
-            editor.set(names[i], taken[names[i]], tokens=places[j])
-            table[i, j] = _scalar(metric, model(**into)) - before
+    with evaluating(model) as model:
+        with trace(model, only=list(names), digests=False) as taken:
+            other = _scalar(metric, model(**source))
+        before = _scalar(metric, model(**into))
+        for i, j in tqdm([*itertools.product(range(len(names)), range(len(places)))], "patches", disable=not progress):
+            with edit(model) as editor:
+                editor.set(names[i], taken[names[i]], tokens=places[j])
+                table[i, j] = _scalar(metric, model(**into)) - before
     columns = ["all tokens"] if tokens is None else [_label(place) for place in places]
     return Effects(table, list(names), columns, before, other, f"{direction}, one value after another")
 

@@ -98,6 +98,20 @@ class TestAblation:
         torch.testing.assert_close(found.table[0, 3], changed - before, rtol=0, atol=1e-12)
         assert ablate_heads(model, inputs, start_of_five, by="mean", progress=False).table.abs().max() > 0
 
+    @pytest.mark.parametrize("by", ["zero", "mean"])
+    def test_a_run_without_global_tokens(self, model, inputs, by):
+        del inputs["global_attention_mask"]
+        found = ablate_heads(model.longformer, inputs, lambda output: output[0][0, 5, 0], by=by, progress=False)
+        assert (found.table != 0).all()
+
+    def test_dropout_is_off(self, model, inputs):
+        expected = ablate_heads(model, inputs, start_of_five, progress=False)
+        model.train()
+        found = ablate_heads(model, inputs, start_of_five, progress=False)
+        assert model.training and all(part.training for part in model.modules())
+        model.eval()
+        assert torch.equal(found.table, expected.table)
+
     def test_the_bar(self, model, inputs, capsys):
         ablate_heads(model, inputs, start_of_five, progress=False)
         assert capsys.readouterr().err == ""
