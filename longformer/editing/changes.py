@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from longformer.errors import LongformerError, quoted, unknown_name
 from longformer.kernels import Tokens
 from longformer.models.attention import LongformerSelfAttention
+from longformer.parity.compiled import is_compiled
 from longformer.parity.layout import OurLayout, choose_layout
 from longformer.parity.table import GLOBAL_ROWS, Table, Value
 
@@ -57,6 +58,10 @@ class Edit:
     """
 
     def __init__(self, model: nn.Module, table: Table | None = None) -> None:
+        if is_compiled(model):
+            raise LongformerError(
+                "a model that torch.compile has made does not see changes; edit and run the model that it was made from"
+            )
         self._model, self._layout = model, choose_layout(model, table)
         self._modules = dict(model.named_modules())
         self._places: dict[str, tuple[str, Value]] = {}
@@ -360,7 +365,8 @@ def edit(model: nn.Module, *, table: Table | None = None) -> Iterator[Edit]:
         table: which modules have which names; None for a Longformer. See :class:`longformer.parity.Table`.
 
     Raises:
-        LongformerError: the table does not fit the model, or :class:`Edit` refuses a change.
+        LongformerError: the table does not fit the model, the model is a compiled one, or :class:`Edit` refuses a
+            change.
     """
     editor = Edit(model, table)
     with editor.attached():

@@ -237,6 +237,12 @@ def test_text_is_made_with_the_changes() -> None:
     assert torch.equal(model.generate(prompt, max_new_tokens=12, temperature=0), plain)
 
 
+def test_a_compiled_model_is_refused(model: LongformerModel) -> None:
+    with pytest.raises(LongformerError, match=r"edit and run the model that it was made from"):
+        with edit(torch.compile(model, backend="eager")):
+            pass
+
+
 def test_a_change_after_the_end(model: LongformerModel) -> None:
     with edit(model) as e:
         pass
