@@ -121,7 +121,7 @@ def _parts(given: object) -> Sequence[object]:
 
 def _entries(given: object) -> list[LayerEntry]:
     if isinstance(given, str):
-        return [_from_text(layer) for layer in given.split("/")]
+        return [_from_text(layer, given) for layer in given.split("/")]
     if isinstance(given, Mapping):
         return [_from_mapping(given)]
     if isinstance(given, LayerEntry):
@@ -138,7 +138,11 @@ def _entries(given: object) -> list[LayerEntry]:
 # ---- from a text
 
 
-def _from_text(text: str) -> LayerEntry:
+def _from_text(text: str, whole: str) -> LayerEntry:
+    if not text.strip():
+        raise ConfigError(
+            f"{KEY} {quoted(whole)}: a layer is empty; each must say something, such as window=64 or full"
+        )
     parts = [_part_from_text(part) for part in text.split("+")]
     if len(parts) == 1:
         return parts[0]
@@ -156,7 +160,7 @@ def _part_from_text(text: str) -> LayerEntry:
     if not text.strip():
         raise ConfigError(f"{KEY}: a part before or behind a '+' is empty; each must say something, such as window=64")
     for item in (item.strip() for item in text.split(",")):
-        name, has_value, value = item.partition("=")
+        name, has_value, value = (part.strip() for part in item.partition("="))
         if name not in ITEMS:
             raise ConfigError(f"{KEY} {quoted(text)}: {unknown_name(name, ITEMS, 'item of a pattern')}")
         if bool(has_value) == (name in ("full", "causal")):

@@ -18,6 +18,7 @@ FULL = AttentionPattern(None)
 LOCAL = AttentionPattern((4, 4), (1,) * 4)
 CASES: list[tuple[Any, list[Any]]] = [
     ("window=8/full", [LOCAL, FULL]),
+    (" window = 8 / full ", [LOCAL, FULL]),
     (["window=8", FULL], [LOCAL, FULL]),
     ("causal", [AttentionPattern((4, 0), (1,) * 4, True)] * 2),
     ({"causal": True, "window": 6, "dilation": 3}, [AttentionPattern((3, 0), 3, True)] * 2),
@@ -82,6 +83,8 @@ def test_transformers_ignores_it(tmp_path: Path) -> None:
         (AttentionPattern(None, 2), "dilation is 2 without a window"),
         ("widow=3", "'widow' is no item of a pattern; did you mean 'window'"),
         ("window", "window takes a value"),
+        ("", r"attention_pattern '': a layer is empty; each must say something, such as window=64 or full"),
+        ("window=8/", r"attention_pattern 'window=8/': a layer is empty"),
         ("window=64+", r"a part before or behind a '\+' is empty"),
         ("causal=1", "causal takes no value"),
         ("window=3,full", "says window twice; say it once"),

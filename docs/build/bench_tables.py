@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from longformer.bench import formats
+from longformer.bench import ablation, formats, needle
 
 RESULTS = Path(__file__).resolve().parents[2] / "longformer" / "bench" / "results"
 README = RESULTS.parents[2] / "README.md"
@@ -119,6 +119,11 @@ def precisions(folder: str) -> str:
     return _table(("", "4,096 tokens", "170 tokens", *measured), rows)
 
 
+def rows(lines: list[Any]) -> str:
+    """What a benchmark makes of its own file: titles, then rows."""
+    return _table(lines[0], lines[1:])
+
+
 README_ROWS = (  # what the README calls it, file, case
     ("attention, float32", "attention", "attention forward, 4096 tokens, 0 global, float32"),
     ("the same, forward and backward", "attention", "attention forward + backward, 4096 tokens, 0 global, float32"),
@@ -207,6 +212,8 @@ TABLES = {
     "model-memory": lambda: against_transformers("memory", "memory of a model"),
     "model-rivals": lambda: against_transformers("model"),
     "versions": versions,
+    "needle": lambda: rows(needle.rows(read("needle"))),
+    "patterns": lambda: rows(ablation.rows(read("patterns"))),
     "precisions": lambda: precisions(""),
     "precisions-amx": lambda: precisions("amx/"),
     "versions-amx": lambda: versions("amx/attention"),

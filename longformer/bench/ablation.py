@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longformer.bench import machine
 from longformer.bench.report import format_table, write_json
 from longformer.errors import DataError, LongformerError
@@ -152,7 +150,7 @@ def run(
         "patterns": ablation.patterns(),
         "text": {"characters": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()},
     }
-    found: dict[str, Any] = {"benchmark": "patterns", **asked, "machine": _machine(), "runs": []}
+    found: dict[str, Any] = {"benchmark": "patterns", **asked, "machine": machine.brief(), "runs": []}
     if results.exists():
         found = read_json(results)
         for name, value in asked.items():
@@ -180,10 +178,6 @@ def run(
     return found
 
 
-def _machine() -> dict[str, Any]:
-    return {"cpu": machine.cpu_model(), "threads": torch.get_num_threads(), "versions": machine.versions()}
-
-
 def _difference(before: Any, now: Any) -> str:
     if not isinstance(before, dict):
         return f"{before!r}, {now!r}"
@@ -204,12 +198,15 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return statistics.mean(values) - reach, statistics.mean(values) + reach
 
 
-def table(found: dict[str, Any]) -> str:
-    """The result: bits per character of each pattern, how far each is from the growing windows, and the paper's."""
+def rows(found: dict[str, Any]) -> list[tuple[str, ...] | str]:
+    """The result: bits per character of each pattern, how far each is from the growing windows, and the paper's.
+
+    The first row has the columns' titles.
+    """
     scores: dict[str, dict[int, float]] = {}
     for one in found["runs"]:
         scores.setdefault(one["pattern"], {})[one["seed"]] = one["bits_per_character"]
-    rows: list[tuple[str, ...] | str] = [
+    lines: list[tuple[str, ...] | str] = [
         ("", "seeds", "bits per character", "95% interval", "minus growing", "95% interval", "paper")
     ]
     for name, by_seed in scores.items():
@@ -217,7 +214,7 @@ def table(found: dict[str, Any]) -> str:
         base = scores.get("growing", {})
         pairs = [value - base[seed] for seed, value in by_seed.items() if seed in base]
         apart = name != "growing" and bool(pairs)
-        rows.append(
+        lines.append(
             (
                 name,
                 str(len(values)),
@@ -228,8 +225,13 @@ def table(found: dict[str, Any]) -> str:
                 f"{PAPER[name]:.2f}",
             )
         )
+    return lines
+
+
+def table(found: dict[str, Any]) -> str:
+    """What the patterns are, and the result, as lines of text."""
     windows = [f"{name}: {pattern}" for name, pattern in found["patterns"].items()]
-    return "\n".join([*windows, "", format_table(rows)])
+    return "\n".join([*windows, "", format_table(rows(found))])
 
 
 def _shown(ends: tuple[float, float] | None, form: str) -> str:

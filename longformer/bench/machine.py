@@ -26,6 +26,11 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
+def brief() -> dict[str, Any]:
+    """What is kept beside results that are no times: processor, threads, versions."""
+    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "versions": versions()}
+
+
 def product_gflop(size: int | None = None) -> float:
     """10⁹ floating-point operations of a square matrix product, of ``PRODUCT_SIZE`` rows if no ``size`` is given."""
     return 2 * (size or PRODUCT_SIZE) ** 3 / 1e9

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longformer.bench import machine
 from longformer.bench.report import format_table
 from longformer.config import LongformerConfig
 from longformer.errors import LongformerError
@@ -145,13 +146,14 @@ def run(needle: Needle, progress: Callable[[], Any] = lambda: None) -> dict[str,
     """Train and measure each of ``PATTERNS``. ``progress`` is called after each step of training.
 
     Returns:
-        ``benchmark``, ``options``, ``reach`` (of windows), ``chance``, ``places``, and ``found``: by pattern the share
-        of documents whose class was found, at each place.
+        ``benchmark``, ``options``, ``machine``, ``reach`` (of windows), ``chance``, ``places``, and ``found``: by
+        pattern the share of documents whose class was found, at each place.
     """
     found = {pattern: found_by_place(needle, pattern, train(needle, pattern, progress)) for pattern in PATTERNS}
     return {
         "benchmark": "needle",
         "options": asdict(needle),
+        "machine": machine.brief(),
         "reach": needle.reach,
         "chance": 1 / needle.classes,
         "places": needle.measured_places(),
@@ -159,21 +161,28 @@ def run(needle: Needle, progress: Callable[[], Any] = lambda: None) -> dict[str,
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The share found by each pattern within the windows' reach and beyond it, and at each place."""
+def rows(result: dict[str, Any]) -> list[tuple[str, ...] | str]:
+    """The share found by each pattern within the windows' reach and beyond it, below the columns' titles."""
     places, reach = result["places"], result["reach"]
-    rows: list[tuple[str, ...] | str] = [("needle at", *result["found"])]
+    lines: list[tuple[str, ...] | str] = [("needle at", *result["found"])]
     for title, chosen in (
         (f"1 to {reach}, within reach", [i for i, place in enumerate(places) if place <= reach]),
         (f"beyond {reach}", [i for i, place in enumerate(places) if place > reach]),
     ):
         if chosen:
             means = [sum(shares[i] for i in chosen) / len(chosen) for shares in result["found"].values()]
-            rows.append((title, *(f"{mean:.2f}" for mean in means)))
-    rows += [
-        (str(place), *(f"{shares[i]:.2f}" for shares in result["found"].values())) for i, place in enumerate(places)
+            lines.append((title, *(f"{mean:.2f}" for mean in means)))
+    return lines
+
+
+def table(result: dict[str, Any]) -> str:
+    """The same, and the share found at each place, as lines of text."""
+    lines = rows(result)
+    lines += [
+        (str(place), *(f"{shares[i]:.2f}" for shares in result["found"].values()))
+        for i, place in enumerate(result["places"])
     ]
-    return f"share found, by the needle's place; by chance {result['chance']:.2f}\n{format_table(rows)}"
+    return f"share found, by the needle's place; by chance {result['chance']:.2f}\n{format_table(lines)}"
 
 
 def draw(result: dict[str, Any], path: str | Path) -> None:

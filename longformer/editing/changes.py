@@ -5,16 +5,19 @@ Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longformer.errors import LongformerError, unknown_name
+from longformer.errors import LongformerError, quoted, unknown_name
 from longformer.kernels import Tokens
+from longformer.models.attention import LongformerSelfAttention
+from longformer.parity.compiled import is_compiled
 from longformer.parity.layout import OurLayout, choose_layout
 from longformer.parity.table import GLOBAL_ROWS, Table, Value
 
@@ -55,7 +58,11 @@ class Edit:
     """
 
     def __init__(self, model: nn.Module, table: Table | None = None) -> None:
-        self._layout = choose_layout(model, table)
+        if is_compiled(model):
+            raise LongformerError(
+                "a model that torch.compile has made does not see changes; edit and run the model that it was made from"
+            )
+        self._model, self._layout = model, choose_layout(model, table)
         self._modules = dict(model.named_modules())
         self._places: dict[str, tuple[str, Value]] = {}
         self._steps: dict[str, list[_Step]] = {}
@@ -75,35 +82,36 @@ class Edit:
         tokens: Where = None,
         batch: Where = None,
     ) -> None:
-        """Put what ``function`` makes of the whole value there. The result must have, or broadcast to, its shape."""
-        self._add(name, lambda rows, known: function(rows), head, tokens, batch)
+        """Put what ``function`` makes of the whole value there. The result must have, or broadcast to, its shape.
 
-    def _weigh(self, name: str, weights: Tensor) -> None:
-        """Multiply each head's rows by its weight; of global tokens there may be none."""
-        self._add(name, lambda rows, known: _weighted(weights, rows), None, None, None, may_be_nowhere=True)
+        The function is given a copy, which it may change.
+        """
+        if not callable(function):
+            raise LongformerError(f"the function is {function!r}; it must be one of a tensor to a tensor")
+        self._add(name, lambda rows, known: function(rows.clone()), head, tokens, batch)
 
     def zero(self, name: str, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
         """Put 0 there."""
-        self.apply(name, torch.zeros_like, head=head, tokens=tokens, batch=batch)
+        self._add(name, _zeros, head, tokens, batch)
 
     def scale(
         self, name: str, factor: float | Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None
     ) -> None:
         """Multiply what is there by ``factor``, a number or a tensor that broadcasts to the value."""
-        if isinstance(factor, bool) or not isinstance(factor, (int, float, Tensor)):
-            raise LongformerError(f"the factor is {factor!r}; it must be a number or a tensor")
-        self.apply(name, lambda rows: rows * factor, head=head, tokens=tokens, batch=batch)
+        given = _tensor("factor", factor)
+        self._add(name, lambda rows, known: rows * _broadcast(given.to(rows), rows, name), head, tokens, batch)
 
     def add(self, name: str, vector: Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
         """Add ``vector``: (C,), (D,), or whatever broadcasts to the value."""
-        self.apply(name, lambda rows: rows + torch.as_tensor(vector).to(rows), head=head, tokens=tokens, batch=batch)
+        given = _tensor("vector", vector)
+        self._add(name, lambda rows, known: rows + _broadcast(given.to(rows), rows, name), head, tokens, batch)
 
     def set(self, name: str, value: Tensor, *, head: Where = None, tokens: Where = None, batch: Where = None) -> None:
         """Put there what ``value`` has at that place: another run's value, as its trace has it, or what broadcasts."""
-        of_global = name.endswith(GLOBAL_ROWS)
+        given, of_global = _tensor("value", value), str(name).endswith(GLOBAL_ROWS)
 
         def change(rows: Tensor, known: Tokens) -> Tensor:
-            new = torch.as_tensor(value).to(rows)
+            new = given.to(rows)
             if of_global and known.global_index is not None and new.dim() == 4:
                 new = _at_their_tokens(new, known.global_index, rows)
             elif new.dim() >= 3 and new.shape[-2] < rows.shape[-2] and new.shape[-2] > 1:  # the other model pads inside
@@ -117,6 +125,11 @@ class Edit:
 
         For ``local_output`` and ``global_rows`` it is the mean over those tokens alone.
         """
+        if self._place(name)[1].kind == "plain":
+            raise LongformerError(f"{name} has no tokens of which there could be a mean; use zero, set or apply")
+        self._add(name, self._mean_of(name), head, tokens, batch)
+
+    def _mean_of(self, name: str) -> Callable[[Tensor, Tokens], Tensor]:
         is_global = self._which(name)
 
         def change(rows: Tensor, known: Tokens) -> Tensor:
@@ -128,7 +141,17 @@ class Edit:
             weight = (counted[:, None, :, None] if rows.dim() == 4 else counted[..., None]).to(rows)
             return (rows * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp(min=1)
 
-        self._add(name, change, head, tokens, batch)
+        return change
+
+    def take_out_head(self, layer: int, head: int, *, by: Literal["zero", "mean"] = "zero") -> None:
+        """Put 0, or its mean over the tokens, in place of what a head gives: to all tokens, global ones included.
+
+        The mean over global tokens and that over the others are each put in their own rows.
+        """
+        for part in (LOCAL_OUTPUT, GLOBAL_ROWS):
+            name = f"layer.{layer}.{part}"
+            change = _zeros if by == "zero" else self._mean_of(name)
+            self._add(name, change, head, None, None, may_be_nowhere=True)
 
     def mask_heads(self, mask: Tensor) -> None:
         """Multiply what each head gives, to all tokens, by its entry of ``mask``: 0 takes the head out, 1 leaves it.
@@ -153,7 +176,8 @@ class Edit:
             )
         for name, weights in zip(layers, mask.expand(shape), strict=True):
             for part in (name, name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS):
-                self._weigh(part, weights)
+                change = functools.partial(_weighted, weights)
+                self._add(part, change, None, None, None, may_be_nowhere=True)
 
     def _add(
         self,
@@ -169,9 +193,7 @@ class Edit:
             raise LongformerError(
                 f"the block of this edit is over, so {name} cannot be changed; ask inside `with edit`"
             )
-        if name not in self._places:
-            raise LongformerError(unknown_name(name, self.names, "value of this model"))
-        path, value = self._places[name]
+        path, value = self._place(name)
         if head is not None and value.kind not in ("heads", "attention"):
             raise LongformerError(f"head is {head!r}, but {name} has no heads; leave it out")
         if head is not None:
@@ -180,9 +202,13 @@ class Edit:
             raise LongformerError(f"tokens is {tokens!r}, but {name} has no tokens; leave it out")
         self._steps.setdefault(path, []).append(_Step(change, head, tokens, batch, self._which(name), may_be_nowhere))
 
+    def _place(self, name: str) -> tuple[str, Value]:
+        if name not in self._places:
+            raise LongformerError(unknown_name(str(name), self.names, "value of this model"))
+        return self._places[name]
+
     def _which(self, name: str) -> bool | None:
-        value = self._places[name][1] if name in self._places else None
-        return name.endswith(GLOBAL_ROWS) if value is not None and value.kind == "attention" else None
+        return name.endswith(GLOBAL_ROWS) if self._place(name)[1].kind == "attention" else None
 
     # ---- while the model runs
 
@@ -192,6 +218,8 @@ class Edit:
         with ExitStack() as stack:
             begin = self._layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
+            # Behind a run nothing is known of the next, which may begin elsewhere: text is made layer by layer.
+            stack.callback(self._model.register_forward_hook(self._end, always_call=True).remove)
             stack.callback(setattr, self, "_is_over", True)
             for path, value in dict(self._places.values()).items():
                 stack.callback(self._modules[path].register_forward_hook(self._hook(path, value)).remove)
@@ -200,13 +228,18 @@ class Edit:
     def _begin(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self._layout.begin(arguments, keywords)
 
+    def _end(self, *_: Any) -> None:
+        self._layout.tokens = Tokens()
+
     def _hook(self, path: str, value: Value) -> Callable[[nn.Module, Any, Any], Any]:
         def change(module: nn.Module, arguments: Any, output: Any) -> Any:
             if path not in self._steps:
                 return None
             rows = self._rows(output[0] if isinstance(output, (tuple, list)) else output, value)
+            has_own = isinstance(module, LongformerSelfAttention) and module.has_own_tokens
+            known = arguments[1] if has_own else self._layout.tokens
             for step in self._steps[path]:
-                rows = _stepped(step, rows, self._layout.tokens, value.name)
+                rows = _stepped(step, rows, known, value.name)
             new = self._as_given(rows, value)
             return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
 
@@ -229,9 +262,32 @@ class Edit:
         return value.axes == "sbc" and not isinstance(self._layout, OurLayout)
 
 
-def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
+def _zeros(rows: Tensor, known: Tokens) -> Tensor:
+    return torch.zeros_like(rows)
+
+
+def _weighted(weights: Tensor, rows: Tensor, known: Tokens) -> Tensor:
     """Rows (B, H, S, D) times weights (H,)."""
     return rows * weights.to(rows)[:, None, None]
+
+
+def _tensor(what: str, given: Any) -> Tensor:
+    """A number, a tensor, or what torch makes one of."""
+    try:
+        if isinstance(given, (bool, str)):
+            raise TypeError
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise LongformerError(f"the {what} is {quoted(given)}; it must be a number or a tensor") from None
+
+
+def _broadcast(new: Tensor, rows: Tensor, name: str) -> Tensor:
+    try:
+        return new.expand_as(rows)
+    except RuntimeError:
+        raise LongformerError(
+            f"what is put into {name} has shape {tuple(new.shape)}, which does not broadcast to its {tuple(rows.shape)}"
+        ) from None
 
 
 def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
@@ -244,12 +300,7 @@ def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
     new = step.change(rows, known)
     if not isinstance(new, Tensor):
         raise LongformerError(f"what the function made of {name} is no tensor; it must return one")
-    try:
-        new = new.expand_as(rows)
-    except RuntimeError:
-        raise LongformerError(
-            f"what is put into {name} has shape {tuple(new.shape)}, which does not broadcast to its {tuple(rows.shape)}"
-        ) from None
+    new = _broadcast(new, rows, name)
     chosen = _along(_chosen(step.batch, len(rows), name, "batch"), rows, 0)
     if step.tokens is not None:
         chosen = chosen & _along(_chosen(step.tokens, rows.shape[-2], name, "tokens"), rows, rows.dim() - 2)
@@ -267,13 +318,15 @@ def _chosen(where: Where, size: int, name: str, what: str) -> Tensor:
     """Which of ``size`` places are chosen: (size,) bool."""
     chosen = torch.zeros(size, dtype=torch.bool)
     try:
-        if isinstance(where, bool):
+        if isinstance(where, (bool, str)):
             raise TypeError("it must be an index")
+        where = list(where) if isinstance(where, (tuple, range)) else where
         chosen[slice(None) if where is None else where] = True
         if isinstance(where, slice) and not chosen.any():
             raise IndexError("it chooses none")
     except (IndexError, TypeError) as error:
-        raise LongformerError(f"{what} is {where!r}, but {name} has {size} of them, 0 to {size - 1}: {error}") from None
+        shown = f"a tensor of shape {tuple(where.shape)}" if isinstance(where, Tensor) and where.dim() else repr(where)
+        raise LongformerError(f"{what} is {shown}, but {name} has {size} of them, 0 to {size - 1}: {error}") from None
     return chosen
 
 
@@ -312,7 +365,8 @@ def edit(model: nn.Module, *, table: Table | None = None) -> Iterator[Edit]:
         table: which modules have which names; None for a Longformer. See :class:`longformer.parity.Table`.
 
     Raises:
-        LongformerError: the table does not fit the model, or :class:`Edit` refuses a change.
+        LongformerError: the table does not fit the model, the model is a compiled one, or :class:`Edit` refuses a
+            change.
     """
     editor = Edit(model, table)
     with editor.attached():

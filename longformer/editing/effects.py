@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from longformer.answering.mode import evaluating
 from longformer.editing.changes import Edit, edit
 from longformer.errors import LongformerError
 from longformer.parity.recorder import trace
-from longformer.parity.table import GLOBAL_ROWS
 
 Metric = Callable[[Any], Tensor]
-Place = int | Sequence[int] | slice
+Place = int | Sequence[int] | slice | Tensor
 DIRECTIONS = ("denoising", "noising")
 LABELS = 32  # most labels along a side of the picture
 
@@ -122,7 +122,7 @@ def ablate_heads(
     A head's output is replaced by 0, or by its mean over the tokens, in the rows of global tokens and in all others.
 
     Args:
-        model: ours or transformers' Longformer.
+        model: ours or transformers' Longformer. It computes as in ``eval()`` mode.
         inputs: arguments of ``model``.
         metric: of the model's output, a scalar.
         by: what replaces the head's output.
@@ -132,19 +132,21 @@ def ablate_heads(
         A table (L, H): rows are layers, columns are heads, both counted from 0.
 
     Raises:
-        LongformerError: ``by`` is something else, or the metric gives no scalar.
+        LongformerError: ``by`` is something else, the inputs are no mapping, or the metric gives no scalar.
     """
     if by not in ("zero", "mean"):
         raise LongformerError(f"by is {by!r}; it must be 'zero' or 'mean'")
+    Edit(model)  # says which models have values, before any run
+    _check_inputs("inputs", inputs)
     config: Any = model.config
     layers, heads = config.num_hidden_layers, config.num_attention_heads
-    before = _scalar(metric, model(**inputs))
     table = torch.zeros(layers, heads, dtype=torch.float64)
-    for layer, head in tqdm([*itertools.product(range(layers), range(heads))], "heads", disable=not progress):
-        with edit(model) as editor:
-            for part in ("local_output", GLOBAL_ROWS):
-                getattr(editor, by)(f"layer.{layer}.{part}", head=head)
-            table[layer, head] = _scalar(metric, model(**inputs)) - before
+    with evaluating(model) as model:
+        before = _scalar(metric, model(**inputs))
+        for layer, head in tqdm([*itertools.product(range(layers), range(heads))], "heads", disable=not progress):
+            with edit(model) as editor:
+                editor.take_out_head(layer, head, by=by)
+                table[layer, head] = _scalar(metric, model(**inputs)) - before
     title = f"each head {'set to 0' if by == 'zero' else 'set to its mean'}"
     rows, columns = [f"layer {i}" for i in range(layers)], [f"head {i}" for i in range(heads)]
     return Effects(table, rows, columns, before, None, title)
@@ -156,7 +158,7 @@ def patch_values(
     clean: Mapping[str, Any],
     corrupted: Mapping[str, Any],
     metric: Metric,
-    names: Sequence[str],
+    names: Sequence[str] | str,
     *,
     direction: Literal["denoising", "noising"] = "denoising",
     tokens: Sequence[Place] | None = None,
@@ -168,14 +170,14 @@ def patch_values(
     back? Noising puts values of the corrupted run into the clean one: which of them does the clean result need?
 
     Args:
-        model: ours or transformers' Longformer.
+        model: ours or transformers' Longformer. It computes as in ``eval()`` mode.
         clean: arguments of the run that goes right.
         corrupted: arguments of the run that goes wrong; of the same shapes.
         metric: of the model's output, a scalar.
-        names: values to patch, such as ``[f"layer.{i}.output" for i in range(12)]``.
+        names: values to patch, such as ``[f"layer.{i}.output" for i in range(12)]``; a text is one.
         direction: ``"denoising"`` or ``"noising"``.
         tokens: places that are patched one after another: each a position, or several, such as the tokens of a word,
-            as a list or a slice. None patches all tokens of a value at once.
+            as a list, a slice or a tensor. None patches all tokens of a value at once.
         progress: show a bar on standard error.
 
     Returns:
@@ -186,6 +188,9 @@ def patch_values(
     """
     if direction not in DIRECTIONS:
         raise LongformerError(f"direction is {direction!r}; it must be 'denoising' or 'noising'")
+    names = [names] if isinstance(names, str) else list(names)
+    for what, run in (("clean", clean), ("corrupted", corrupted)):
+        _check_inputs(what, run)
     into, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     places: list[Any] = [None] if tokens is None else list(tokens)
     if not names or not places:
@@ -196,22 +201,32 @@ def patch_values(
     shapes = [{name: tuple(x.shape) for name, x in run.items() if isinstance(x, Tensor)} for run in (clean, corrupted)]
     if shapes[0] != shapes[1]:
         raise LongformerError(f"the runs have inputs of {shapes[0]} and {shapes[1]}; patching needs the same shapes")
-    with trace(model, only=list(names), digests=False) as taken:
-        other = _scalar(metric, model(**source))
-    before = _scalar(metric, model(**into))
     table = torch.zeros(len(names), len(places), dtype=torch.float64)
-    for i, j in tqdm([*itertools.product(range(len(names)), range(len(places)))], "patches", disable=not progress):
-        with edit(model) as editor:
-            editor.set(names[i], taken[names[i]], tokens=places[j])
-            table[i, j] = _scalar(metric, model(**into)) - before
+    with evaluating(model) as model:
+        with trace(model, only=names, digests=False) as taken:
+            other = _scalar(metric, model(**source))
+        before = _scalar(metric, model(**into))
+        for i, j in tqdm([*itertools.product(range(len(names)), range(len(places)))], "patches", disable=not progress):
+            with edit(model) as editor:
+                editor.set(names[i], taken[names[i]], tokens=places[j])
+                table[i, j] = _scalar(metric, model(**into)) - before
     columns = ["all tokens"] if tokens is None else [_label(place) for place in places]
-    return Effects(table, list(names), columns, before, other, f"{direction}, one value after another")
+    return Effects(table, names, columns, before, other, f"{direction}, one value after another")
 
 
 def _label(place: Any) -> str:
     if isinstance(place, slice):
         return f"{'' if place.start is None else place.start}:{'' if place.stop is None else place.stop}"
+    place = place.tolist() if isinstance(place, Tensor) else place
     return ", ".join(map(str, place)) if isinstance(place, Sequence) else str(int(place))
+
+
+def _check_inputs(what: str, given: object) -> None:
+    if not isinstance(given, Mapping):
+        raise LongformerError(
+            f"{what} is a {type(given).__name__}; it must be a mapping of the model's arguments, such as "
+            "{'input_ids': ids}"
+        )
 
 
 def _scalar(metric: Metric, output: Any) -> float:

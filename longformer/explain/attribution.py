@@ -28,7 +28,7 @@ from tqdm import tqdm
 from longformer.answering.answerer import BATCH_TOKENS, QuestionAnswerer
 from longformer.answering.mode import evaluating
 from longformer.explain.methods import STEPS
-from longformer.explain.probabilities import Layer, mean_of_heads, observed
+from longformer.explain.probabilities import Layer, means_of_heads, observed
 from longformer.explain.rollout import carried_back
 from longformer.models.batch import count_positions
 
@@ -156,7 +156,7 @@ def attention_gradient(probe: Probe) -> Tensor:
     weights = torch.zeros(2, len(probe.ids))
     for side, token in enumerate(probe.span):
         weights[side, token] = 1
-        for (layer, _), slope in zip(reversed(seen), reversed(slopes[side]), strict=True):
-            mean = mean_of_heads(layer.products(slope[0]))
-            weights[side] += carried_back(weights[side : side + 1], mean)[0]
+    for (layer, _), *both in zip(reversed(seen), *map(reversed, slopes), strict=True):
+        means = means_of_heads(layer.products([slope[0] for slope in both]))
+        weights += torch.cat([carried_back(part[None], mean) for part, mean in zip(weights, means, strict=True)])
     return weights

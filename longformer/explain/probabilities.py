@@ -7,7 +7,7 @@ R rows that are kept whole.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -90,33 +90,41 @@ class Layer:
                     rows = rows.masked_fill(later, float("-inf"))
                 yield self._attention(head, queries[head], keys[head], rows.softmax(dim=-1))
 
-    def products(self, gradient: Tensor) -> Iterator[Attention]:
-        """Of each head, each probability times a score's gradient with respect to it; 0 where that is negative.
+    def products(self, gradients: Sequence[Tensor]) -> Iterator[list[Attention]]:
+        """Of each head, for each of several scores: each probability times the score's gradient with respect to it.
+
+        Products below 0 are given as 0. The probabilities of a head are computed once for all scores.
 
         Args:
-            gradient: (S, C), the score's gradient with respect to what the layer's attention gives. Of it follows that
-                for the probability of row i for token j: the head's part of row i times the value of token j.
+            gradients: of each score, (S, C): its gradient with respect to what the layer's attention gives. Of it
+                follows that for the probability of row i for token j: the head's part of row i times the value of
+                token j.
         """
         with torch.no_grad():
             values, global_values = self._split(self.module.value), self._split(self.module.value_global)
-            parts = gradient.float().unflatten(-1, (self.module.num_heads, self.module.head_dim)).transpose(0, 1)
+            heads = self.module.num_heads
+            parts = [x.float().unflatten(-1, (heads, self.module.head_dim)).transpose(0, 1) for x in gradients]
             for head, attention in enumerate(self.heads()):
-                slope, value = parts[head], values[head]
-                index, row_index = (x.to(slope.device) for x in (attention.global_index, attention.row_index))
-                rows = slope[row_index] @ value.T
-                is_global = torch.isin(row_index, index)
-                rows[is_global] = slope[index] @ global_values[head].T
-                columns = slope @ value[index].T
-                if self.pattern.window is None:
-                    band = attention.band
-                else:
-                    gap = self.pattern.gaps(self.module.num_heads)[head]
-                    band = banded_scores(slope[None, None], value[None, None], self.pattern.window, gap)[0, 0].cpu()
-                yield attention._replace(
-                    band=(attention.band * band).clamp(min=0),
-                    columns=(attention.columns * columns.cpu()).clamp(min=0),
-                    rows=(attention.rows * rows.cpu()).clamp(min=0),
-                )
+                given = head, values[head], global_values[head]
+                yield [self._product(attention, slope[head], *given) for slope in parts]
+
+    def _product(
+        self, attention: Attention, slope: Tensor, head: int, value: Tensor, global_value: Tensor
+    ) -> Attention:
+        """A head's probabilities times one score's gradient; ``slope`` and the values are (S, D)."""
+        index, row_index = (x.to(slope.device) for x in (attention.global_index, attention.row_index))
+        rows = slope[row_index] @ value.T
+        rows[torch.isin(row_index, index)] = slope[index] @ global_value.T
+        columns = slope @ value[index].T
+        band = attention.band
+        if self.pattern.window is not None:
+            gap = self.pattern.gaps(self.module.num_heads)[head]
+            band = banded_scores(slope[None, None], value[None, None], self.pattern.window, gap)[0, 0].cpu()
+        return attention._replace(
+            band=(attention.band * band).clamp(min=0),
+            columns=(attention.columns * columns.cpu()).clamp(min=0),
+            rows=(attention.rows * rows.cpu()).clamp(min=0),
+        )
 
     def _split(self, projection: Any, hidden: Tensor | None = None) -> Tensor:
         """(rows, C) to (H, rows, D). The softmax is taken in float32 whatever the projection gives."""
@@ -170,13 +178,21 @@ def observed(model: LongformerForQuestionAnswering, sink: Sink) -> Iterator[None
 
 def mean_of_heads(heads: Iterable[Attention]) -> Attention:
     """The mean of a layer's heads, of which there is at least one. They may be changed."""
-    total, count = None, 0
-    for attention in heads:
-        total, count = attention if total is None else added(total, attention), count + 1
-    assert total is not None
-    for part in (total.band, total.columns, total.rows):
-        part /= count
-    return total
+    (mean,) = means_of_heads([attention] for attention in heads)
+    return mean
+
+
+def means_of_heads(heads: Iterable[list[Attention]]) -> list[Attention]:
+    """As :func:`mean_of_heads`, of several attentions at once: each head gives a list of equal length."""
+    totals: list[Attention] = []
+    count = 0
+    for parts in heads:
+        totals = [added(total, part) for total, part in zip(totals, parts, strict=True)] if count else parts
+        count += 1
+    for total in totals:
+        for part in (total.band, total.columns, total.rows):
+            part /= count
+    return totals
 
 
 def added(total: Attention, part: Attention) -> Attention:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,13 @@ class Memory:
         self.tokens = 0
 
 
+class Behind(NamedTuple):
+    """Says to one layer, in place of :class:`Tokens`, that its tokens stand behind those in a memory."""
+
+    memory: Memory
+    layer: int
+
+
 class CausalSelfAttention(nn.Module):
     """Causal sliding-window attention of one layer, up to the output projection.
 
@@ -90,9 +97,15 @@ class CausalSelfAttention(nn.Module):
             self.position_bias = nn.Parameter(torch.zeros(self.num_heads, self.head_dim))  # v
 
     def forward(
-        self, hidden: Tensor, tokens: Tokens, probabilities: list[AttentionProbabilities] | None = None
+        self, hidden: Tensor, tokens: Tokens | Behind, probabilities: list[AttentionProbabilities] | None = None
     ) -> Tensor:
-        """(B, S, C) to (B, S, C); the rows of padding are 0. A list is given the layer's ``probabilities``."""
+        """(B, S, C) to (B, S, C); the rows of padding are 0. A list is given the layer's ``probabilities``.
+
+        Of ``tokens`` that stand behind a memory, the memory is brought up to date.
+        """
+        if isinstance(tokens, Behind):
+            out, tokens.memory.layers[tokens.layer] = self.extend(hidden, tokens.memory.layers.get(tokens.layer))
+            return out
         query, key, value = (self._split(part(hidden)) for part in (self.query, self.key, self.value))
         if not self.is_relative and probabilities is None:
             dropout_p = self.dropout_p if self.training else 0.0
@@ -364,11 +377,8 @@ class LongformerCausalModel(LongformerModel):
         positions = torch.arange(first, first + count, device=input_ids.device).expand(input_ids.shape)
         positions = positions + self.config.pad_token_id + 1
         hidden: Tensor = self.embeddings(input_ids, positions, torch.zeros_like(input_ids))
-        for number, layer in enumerate(self._layers()):
-            attention: Any = layer.attention.self
-            attended, memory.layers[number] = attention.extend(hidden, memory.layers.get(number))
-            hidden = layer.attention.output(attended, hidden)
-            hidden = layer.output(layer.intermediate(hidden), hidden)
+        for number, layer in enumerate(self._layers()):  # whole layers, so that hooks see and change what they give
+            hidden = layer(hidden, Behind(memory, number))
         memory.tokens = first + count
         return hidden
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,16 @@ def test_a_needle_that_cannot_be_is_said() -> None:
         Needle(classes=1)
     assert command("bench", "needle", "--hidden-size", "9") == 2
     assert command("bench", "needle", "--plot", "a.txt") == 2
+
+
+def test_what_the_page_says_of_the_needle_holds() -> None:
+    """docs/how-to/language-model.md puts the table into words."""
+    found = json.loads((Path(needle.__file__).parent / "results" / "needle.json").read_text(encoding="utf-8"))
+    assert found["options"] == asdict(Needle()) and found["reach"] == 16
+    by_pattern, far = found["found"], [place > 16 for place in found["places"]]
+    assert set(by_pattern["global"]) == set(by_pattern["full"]) == {1.0}
+    assert {share for share, is_far in zip(by_pattern["window"], far, strict=True) if not is_far} == {1.0}
+    beyond = [share for share, is_far in zip(by_pattern["window"], far, strict=True) if is_far]
+    spread = (0.25 * 0.75 / (len(beyond) * found["options"]["documents"])) ** 0.5
+    assert statistics.mean(beyond) == pytest.approx(found["chance"], abs=2 * spread)
+    assert needle.rows(found)[-1][0] == "beyond 16"

@@ -10,7 +10,7 @@ import torch
 from tiny_heads import CLASSES, batch, build_class
 from torch import Tensor, nn
 
-from longformer import LongformerError, LongformerModel, edit, trace
+from longformer import LongformerError, LongformerForCausalLM, LongformerModel, edit, trace
 from longformer.editing import Edit
 from longformer.parity import Table, Value
 
@@ -67,7 +67,7 @@ def test_local_and_global_rows_change_apart(model: LongformerModel) -> None:
         assert stays.any()
 
 
-@pytest.mark.parametrize("where", [3, [3], slice(3, 4), torch.tensor([3]), -45])
+@pytest.mark.parametrize("where", [3, [3], (3,), range(3, 4), slice(3, 4), torch.tensor([3]), -45])
 def test_tokens_and_rows_of_the_batch(model: LongformerModel, where: Any) -> None:
     def change(out: Tensor) -> Tensor:
         out[1, 3] += 1
@@ -160,6 +160,19 @@ def test_nothing_stays_behind(model: LongformerModel) -> None:
             r"what is put into layer\.1\.output has shape \(7,\), which does not broadcast to its \(4, 48, 32\)$",
         ),
         (lambda e: e.scale(LOCAL, None), r"the factor is None; it must be a number or a tensor"),
+        (lambda e: e.scale(LOCAL, torch.ones(7)), r"layer\.1\.local_output has shape \(7,\), which does not broadcast"),
+        (lambda e: e.add(LOCAL, torch.ones(5)), r"layer\.1\.local_output has shape \(5,\), which does not broadcast"),
+        (lambda e: e.add(LOCAL, "a"), r"the vector is 'a'; it must be a number or a tensor"),
+        (lambda e: e.set(LOCAL, None), r"the value is None; it must be a number or a tensor"),
+        (lambda e: e.apply(LOCAL, 3), r"the function is 3; it must be one of a tensor to a tensor"),
+        (lambda e: e.mean("pooler_output"), r"pooler_output has no tokens of which there could be a mean"),
+        (lambda e: e.zero(None), r"'None' is no value of this model"),
+        (lambda e: e.mean(3), r"'3' is no value of this model"),
+        (
+            lambda e: e.zero(LOCAL, head="5"),
+            r"head is '5', but layer\.1\.local_output has 4 of them, 0 to 3",
+        ),
+        (lambda e: e.zero(LOCAL, tokens=batch()[1].bool()), r"tokens is a tensor of shape \(4, 48\), but layer\.1"),
         (lambda e: e.set(GLOBAL, torch.zeros(4, 4, 3, 8)), r"the value has 3 global rows, but this run has 20"),
     ],
 )
@@ -177,6 +190,57 @@ def test_global_rows_of_a_run_without_any(model: LongformerModel) -> None:
     with edit(model) as e:
         e.mask_heads(torch.ones(4))  # of all rows that there are
         model(ids, mask)
+
+
+def test_global_tokens_of_the_pattern(model: LongformerModel) -> None:
+    """A layer whose pattern has global tokens of its own has rows of global tokens, whatever the batch names."""
+    torch.manual_seed(0)
+    own = LongformerModel(model.config, attention={1: "window=8,global=2:5"}).double().eval()
+    ids, mask, _ = batch()
+    for name, changed in ((LOCAL, False), (GLOBAL, True)):
+        with edit(own) as e, trace(own) as t:
+            e.zero(name)
+            own(ids, mask)
+        assert (t[GLOBAL].abs().sum() == 0) == changed and (t[LOCAL].abs().sum() == 0) != changed
+    with edit(own) as e, pytest.raises(LongformerError, match=r"layer\.0\.global_rows is to be changed, but no token"):
+        e.zero("layer.0.global_rows")
+        own(ids, mask)
+
+
+def test_a_function_may_change_what_it_is_given(model: LongformerModel) -> None:
+    def in_place(rows: Tensor) -> Tensor:
+        rows[:] = 0
+        return rows
+
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), edit(model) as e:
+            e.apply(LOCAL, in_place, head=2)
+            e.apply(GLOBAL, in_place, head=2)
+            changed = run(model)
+        assert torch.equal(changed, with_hook(model, "encoder.layer.1.attention.self", lambda out: zero_head(out, 2)))
+
+
+def test_text_is_made_with_the_changes() -> None:
+    """Token by token as in the whole text, also behind a run with padding, of which it knows nothing."""
+    model = build_class(LongformerForCausalLM)
+    ids, mask, _ = batch()
+    prompt = ids[:1, :9]
+    plain = model.generate(prompt, max_new_tokens=12, temperature=0)
+    for name in ("layer.0.output", "layer.1.local_output", "layer.0.attention_output"):
+        with edit(model) as e, torch.no_grad():
+            e.add(name, 3 * torch.arange(-1, 1, 2 / (8 if name.endswith("local_output") else 32)).double())
+            model(ids, mask)
+            made = model.generate(prompt, max_new_tokens=12, temperature=0)
+            logits = model(made)[0][0, 8:-1].clone()
+        logits[:, model.config.pad_token_id] = -torch.inf
+        assert torch.equal(made[0, 9:], logits.argmax(1)) and not torch.equal(made, plain)
+    assert torch.equal(model.generate(prompt, max_new_tokens=12, temperature=0), plain)
+
+
+def test_a_compiled_model_is_refused(model: LongformerModel) -> None:
+    with pytest.raises(LongformerError, match=r"edit and run the model that it was made from"):
+        with edit(torch.compile(model, backend="eager")):
+            pass
 
 
 def test_a_change_after_the_end(model: LongformerModel) -> None:

@@ -98,6 +98,23 @@ class TestAblation:
         torch.testing.assert_close(found.table[0, 3], changed - before, rtol=0, atol=1e-12)
         assert ablate_heads(model, inputs, start_of_five, by="mean", progress=False).table.abs().max() > 0
 
+    @pytest.mark.parametrize("by", ["zero", "mean"])
+    def test_a_run_without_global_tokens(self, model, inputs, by):
+        del inputs["global_attention_mask"]
+        found = ablate_heads(model.longformer, inputs, lambda output: output[0][0, 5, 0], by=by, progress=False)
+        assert (found.table != 0).all()
+
+    def test_dropout_is_off(self, inputs):
+        torch.manual_seed(0)
+        model = LongformerForQuestionAnswering(build_class(LongformerForQuestionAnswering).config)
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.5
+        twice = [ablate_heads(model, inputs, start_of_five, progress=False).table for _ in range(2)]
+        assert torch.equal(*twice) and model.training
+        found = patch_values(model, inputs, inputs, start_of_five, ["layer.0.output"], progress=False)
+        assert found.table.abs().max() < 1e-6 and found.before == pytest.approx(found.other) and model.training
+
     def test_the_bar(self, model, inputs, capsys):
         ablate_heads(model, inputs, start_of_five, progress=False)
         assert capsys.readouterr().err == ""
@@ -109,6 +126,10 @@ class TestAblation:
             ablate_heads(model, inputs, start_of_five, by="noise")
         with pytest.raises(LongformerError, match=r"the metric gives a tensor of shape \(4, 48\)"):
             ablate_heads(model, inputs, lambda output: output.start_logits)
+        with pytest.raises(LongformerError, match=r"inputs is a Tensor; it must be a mapping of the model's arguments"):
+            ablate_heads(model, inputs["input_ids"], start_of_five)
+        with pytest.raises(LongformerError, match="Linear is neither our Longformer nor transformers'"):
+            ablate_heads(torch.nn.Linear(2, 2), inputs, start_of_five)
 
 
 class TestPatching:
@@ -147,9 +168,10 @@ class TestPatching:
         torch.testing.assert_close(back.table, -there.table, rtol=0, atol=1e-12)
 
     def test_several_tokens_at_once(self, model, runs):
-        places = [slice(26, 35), [29, 30], 30]
-        found = patch_values(model, *runs, self.metric, ["layer.0.output"], tokens=places, progress=False)
-        assert found.columns == ["26:35", "29, 30", "30"]
+        places = [slice(26, 35), [29, 30], 30, torch.tensor([29, 30])]
+        found = patch_values(model, *runs, self.metric, "layer.0.output", tokens=places, progress=False)
+        assert found.columns == ["26:35", "29, 30", "30", "29, 30"] and found.rows == ["layer.0.output"]
+        assert found.table[0, 1] == found.table[0, 3]
         assert float(found.share[0, 0]) == pytest.approx(1)  # all that the token reached in a layer
         assert found.table[0].unique().numel() == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from longformer.explain import METHODS, Explanation, explain
 from longformer.explain import attribution as attributing
 from longformer.explain.attribution import Probe, attention_gradient, integrated_gradients
 from longformer.explain.faithfulness import RANDOM, Curve, Curves, follow_orders, places
+from longformer.explain.probabilities import Attention, Layer
 from longformer.kernels import AttentionPattern
 from longformer.models.attention import LongformerSelfAttention
 
@@ -185,6 +187,31 @@ class TestAttentionGradient:
                 gradient = torch.where(is_global[:, None], by_head @ global_value.mT, by_head @ value.mT)
                 relevance = relevance + (attention * gradient).clamp(min=0).mean(0) @ relevance
             torch.testing.assert_close(found[side], relevance[probe.span[side]], rtol=1e-3, atol=1e-6)
+
+    def test_probabilities_are_computed_once_for_both_scores_and_few_at_a_time(self, tmp_path, monkeypatch):
+        layers, heads = 3, 8
+        changes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 32, "attention_window": 8}
+        probe = make_probe(QuestionAnswerer.from_pretrained(save_tiny_checkpoint(tmp_path, **changes)))
+        computed: list[int] = []
+        living: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        most: list[int] = []
+        of_head, product = Layer._attention, Layer._product
+
+        def watched(found: Attention) -> Attention:
+            living.add(found.band)
+            most.append(len(living))
+            return found
+
+        def counted(self: Layer, head: int, *given: Any) -> Attention:
+            computed.append(head)
+            return watched(of_head(self, head, *given))
+
+        monkeypatch.setattr(Layer, "_attention", counted)
+        monkeypatch.setattr(Layer, "_product", lambda self, *given: watched(product(self, *given)))
+        attention_gradient(probe)
+        assert computed == [*range(heads)] * layers and len(most) == 3 * heads * layers
+        # The sums of a layer and of the one before; probabilities and products of a head and of the one before.
+        assert max(most) <= 2 * 2 + 2 * 3
 
 
 class TestCurves:
