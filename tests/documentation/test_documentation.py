@@ -57,7 +57,7 @@ NOT_RUN = {
     ): "trains for hours, or wants a GPU; tests/test_scripts.py",
 }
 # Pages whose Python goes on from block to block, and what they take as given.
-STORIES = ("docs/parity.md", "docs/how-to/compare-models.md")
+STORIES = ("docs/parity.md", "docs/how-to/compare-models.md", "docs/tutorials/read-the-kernels.md")
 
 
 @pytest.fixture(scope="module")
