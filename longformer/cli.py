@@ -27,7 +27,7 @@ from longformer.explain.cli import explain
 from longformer.exporting.cli import export
 from longformer.generating.cli import evaluate_lm, generate
 from longformer.help import add_help
-from longformer.options import COUNT
+from longformer.options import COUNT, add_quiet
 from longformer.parity.cli import parity
 from longformer.training.cli import evaluate_mlm, train
 
@@ -149,3 +149,4 @@ for command in (
 ):
     cli.add_command(command)
 add_help(cli)
+add_quiet(cli)

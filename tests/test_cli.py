@@ -59,7 +59,7 @@ def stub(monkeypatch: pytest.MonkeyPatch):
             self.loaded = {"name": name, **how}
             return self
 
-        def answer(self, question, document, *, settings):
+        def answer(self, question, document, *, settings, windows):
             self.asked = {"question": question, "document": document, "settings": settings}
             start = document.index("Ada Lovelace")
             return [
@@ -221,6 +221,11 @@ class TestAnswer:
         status, out, err = run("answer", "Who?", *arguments)
         assert (status, out) == (2, "")
         assert message in err
+
+    def test_the_document_before_the_question(self, run, stub):
+        status, out, err = run("answer", __file__, "Who?")
+        assert (status, out) == (2, "")
+        assert f"error: {__file__!r} is a file and 'Who?' is none; give the question first" in err
 
     def test_an_empty_question(self, run, stub):
         assert run("answer", "", "--text", "a") == (2, "", "error: the question is empty; give text\n")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 from click.testing import CliRunner
+from tiny_checkpoint import byte_level_tokenizer, tiny_model
 
-from longformer.cli import cli
+from longformer.cli import cli, main
 from longformer.help import HELP
 
 WIDTH = 80
@@ -58,6 +61,64 @@ def test_options_of_a_training_are_in_groups(path: str) -> None:
     assert {line.split()[0] for line in parts[0].splitlines() if line.startswith("  -")} <= {
         "--config",
         "--resume",
+        "-q,",
         "-h,",
     }
     assert len(parts) >= 5
+
+
+def test_no_help_shows_a_bound_that_says_nothing() -> None:
+    shown = CliRunner().invoke(cli, ["answer", "--help"], terminal_width=WIDTH).output
+    assert "--top-k N" in shown and "2147483647" not in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+    completion = classes[shell](cli, {}, "longformer", "_LONGFORMER_COMPLETE")
+    monkeypatch.setattr(BashComplete, "_check_version", lambda self: None)  # asks the bash of this machine
+    script = completion.source()
+    assert f"_LONGFORMER_COMPLETE={shell}_complete" in script and "longformer" in script
+    assert {item.value for item in completion.get_completions([], "")} == set(cli.commands)
+    assert "--quiet" in {item.value for item in completion.get_completions(["train", "qa"], "--")}
+
+
+def test_the_environment_asks_for_the_completion(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/how-to/command-line.md has it, through the entry point of the package."""
+    monkeypatch.setenv("_LONGFORMER_COMPLETE", "zsh_source")
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert not stopped.value.code
+    assert capsys.readouterr().out.startswith("#compdef longformer")
+
+
+# ---- --quiet
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_every_command_can_be_quiet(path: str) -> None:
+    assert "--quiet" in {name for parameter in LEAVES[path].params for name in parameter.opts}
+
+
+def test_quiet_leaves_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source"
+    tokenizer = byte_level_tokenizer(source)
+    tiny_model(tokenizer).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    words = ["convert", str(source)]
+    for flags, said in (([], f"wrote {tmp_path / 'loud'}"), (["--quiet"], "")):
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, str(tmp_path / ("quiet" if flags else "loud")), *flags])
+        shown = capsys.readouterr()
+        assert not stopped.value.code and shown.err.strip() == said
+    assert (tmp_path / "quiet" / "model.safetensors").is_file()
+
+
+def test_quiet_leaves_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["-q", "no such file"], ["no such file", "-q", "--no-such-option"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["answer", "Who fell?", *words])
+        assert stopped.value.code == 2
+        assert "error: " in capsys.readouterr().err

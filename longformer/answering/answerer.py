@@ -139,7 +139,13 @@ class QuestionAnswerer:
         return cls(model, load_tokenizer(tokenizer, path.parent), global_mask=global_mask)
 
     def answer(
-        self, question: str, document: str, *, settings: AnswerSettings | None = None, **fields: Any
+        self,
+        question: str,
+        document: str,
+        *,
+        settings: AnswerSettings | None = None,
+        windows: Callable[[int, int], object] | None = None,
+        **fields: Any,
     ) -> list[Answer]:
         """The best answers to a question in a document, best first. Text like ``</s>`` is ordinary text in both.
 
@@ -147,6 +153,7 @@ class QuestionAnswerer:
             question: space around it is ignored.
             document: of any length.
             settings: see :class:`AnswerSettings`; None is its defaults.
+            windows: called after each batch of windows with how many it had, and how many the document has.
             fields: of the settings, in place of those in ``settings``, such as ``top_k=3``.
 
         Raises:
@@ -154,7 +161,7 @@ class QuestionAnswerer:
                 little is left for the document.
             LongformerError: a setting out of range or unknown, or a model whose scores are not finite.
         """
-        return self.answer_batch([(question, document)], settings=settings, **fields)[0]
+        return self.search([(question, document)], settings=settings, windows=windows, **fields)[0].answers
 
     def answer_batch(
         self,
@@ -191,6 +198,7 @@ class QuestionAnswerer:
         batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], object] | None = None,
         refused: Callable[[int, LongformerError], object] | None = None,
+        windows: Callable[[int, int], object] | None = None,
         **fields: Any,
     ) -> dict[int, Found]:
         """As :meth:`answer_batch`, with what no answer scores, and without stopping at a pair that cannot be asked.
@@ -199,6 +207,7 @@ class QuestionAnswerer:
             pairs, settings, batch_tokens, progress, fields: as for :meth:`answer_batch`.
             refused: called, before anything is computed, with the place of a pair that cannot be asked and with the
                 reason; the pair is left out. Whatever it raises ends the search. None raises the first reason.
+            windows: called after each batch with the number of windows that it had, and with that of all windows.
 
         Returns:
             What was found, by the pair's place in ``pairs``, in their order.
@@ -206,7 +215,7 @@ class QuestionAnswerer:
         Raises:
             DataError, LongformerError: as :meth:`answer_batch`.
         """
-        settings = AnswerSettings.of(settings, fields, besides=("batch_tokens", "progress", "refused"))
+        settings = AnswerSettings.of(settings, fields, besides=("batch_tokens", "progress", "refused", "windows"))
         check_count("batch_tokens", batch_tokens)
         searches = self._read(list(pairs), settings, refused)
         places = [(p, w) for p, search in searches.items() for w in range(len(search.reading.windows))]
@@ -223,6 +232,8 @@ class QuestionAnswerer:
                     finished += 1
             if progress is not None and finished:
                 progress(finished)
+            if windows is not None:
+                windows(len(batch), len(rows))
         return {p: found[p] for p in sorted(found)}
 
     def _read(

@@ -45,11 +45,20 @@ def answer(question: str, document: str | None, text: str | None, as_json: bool,
     check_one_document(document, text)
     text = given_document(document, text)
 
+    from tqdm import tqdm
+
     from longformer.answering.texts import check_texts
 
     check_texts(question, text)
     settings = take_settings(options)
-    answers = load_answerer(**options).answer(question, text, settings=settings)
+    answerer = load_answerer(**options)
+    with tqdm(unit=" windows", delay=2, leave=False, disable=None) as bar:
+
+        def count(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        answers = answerer.answer(question, text, settings=settings, windows=count)
     if as_json:
         click.echo(json.dumps([{**asdict(found), **line_and_sentence(found, text)} for found in answers], indent=2))
     else:

@@ -136,6 +136,9 @@ def given_document(document: str | None, text: str | None) -> str:
     assert document is not None
     from longformer.files import read_document
 
+    question = click.get_current_context().params.get("question", "")
+    if not os.path.lexists(document) and document != "-" and os.path.isfile(question):
+        raise click.UsageError(f"{question!r} is a file and {document!r} is none; give the question first")
     return read_document(document)
 
 

@@ -250,8 +250,9 @@ class Trainer:
         before = next((line[score] for line in read_log(self.folder) if line["step"] == 0 and score in line), None)
         if before is not None and not self._is_better(self.best, before):
             log.say(
-                f"training did not help: {score} was {before:.4g} before it and {self.best:.4g} at best (step "
-                f"{self.best_step}), whose weights are kept; try a lower learning rate, more data or fewer epochs"
+                f"training did not help: {score} was {before:.4g} before it and {self.best:.4g} at best "
+                f"(step {self.best_step}), whose weights are kept; try another learning rate, more data, or "
+                "more or fewer epochs"
             )
 
     def _is_better(self, value: float, than: float) -> bool:

@@ -218,6 +218,12 @@ class TestBatches:
         uneven(max_tokens=50).answer_batch(PAIRS, batch_tokens=100, progress=seen.append)
         assert sum(seen) == len(PAIRS) and len(seen) > 3 and all(seen)
 
+    def test_windows_are_counted_as_they_are_read(self):
+        seen: list[tuple[int, int]] = []
+        question, document = PAIRS[0]
+        uneven(max_tokens=50).answer(question, document * 200, windows=lambda *found: seen.append(found))
+        assert len(seen) > 1 and {total for _, total in seen} == {sum(done for done, _ in seen)}
+
     def test_a_document_is_tokenised_once(self):
         answerer = uneven()
         answerer.answer_batch([("p", "abc"), ("q", "abc"), ("r", "abc")])

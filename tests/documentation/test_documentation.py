@@ -57,7 +57,7 @@ NOT_RUN = {
     ): "trains for hours, or wants a GPU; tests/test_scripts.py",
 }
 # Pages whose Python goes on from block to block, and what they take as given.
-STORIES = ("docs/parity.md", "docs/how-to/compare-models.md")
+STORIES = ("docs/parity.md", "docs/how-to/compare-models.md", "docs/tutorials/read-the-kernels.md")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,9 @@ def test_every_block_runs(document: str, folder: Path, run: Callable[..., str], 
 def execute(command: Command, run: Callable[..., str]) -> None:
     """Run one command of a page, or check what can be checked of one that builds an environment or runs the tests."""
     match command.words:
+        case ["longformer", ">", script] if "_LONGFORMER_COMPLETE" in command.environment:
+            # What the script holds: tests/test_help.py.
+            assert command.environment["_LONGFORMER_COMPLETE"] in ("bash_source", "zsh_source", "fish_source"), script
         case ["longformer", *words]:
             assert not command.environment
             make_room(words)
@@ -249,6 +252,15 @@ def given_trace_format() -> dict[str, Any]:
     return {"ids": ids, "mask": ids * 0 + 1, "global_mask": ids * 0, "query": torch.randn(2, 2, 6, 4).numpy()}
 
 
+# The first page, and those that are not mended yet.
+OPENED_OTHERWISE = (
+    "docs/index.md",
+    "docs/parity.md",
+    "docs/how-to/edit.md",
+    "docs/how-to/export.md",
+    "docs/how-to/language-model.md",
+    "docs/how-to/patterns.md",
+)
 GIVEN = {"docs/parity.md": given_parity, "docs/trace-format.md": given_trace_format}
 
 
@@ -286,6 +298,16 @@ def test_every_link_leads_somewhere(document: str) -> None:
         assert path.exists(), f"{target}: there is no {path}"
         if parts.fragment:
             assert parts.fragment in anchors(path.resolve().relative_to(ROOT).as_posix()), target
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name.startswith("docs/")])
+def test_every_page_opens_with_what_one_will_be_able_to_do(document: str) -> None:
+    if document in OPENED_OTHERWISE:
+        return
+    opening = " ".join((ROOT / document).read_text(encoding="utf-8").split("\n\n")[1].split())
+    assert re.match(r"(After|On|From) this (page|tutorial|evening)|This page (lets|shows|tells|helps) you", opening), (
+        opening
+    )
 
 
 # ---- the site
