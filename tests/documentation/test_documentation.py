@@ -256,10 +256,7 @@ def given_trace_format() -> dict[str, Any]:
 OPENED_OTHERWISE = (
     "docs/index.md",
     "docs/parity.md",
-    "docs/how-to/edit.md",
     "docs/how-to/export.md",
-    "docs/how-to/language-model.md",
-    "docs/how-to/patterns.md",
 )
 GIVEN = {"docs/parity.md": given_parity, "docs/trace-format.md": given_trace_format}
 
