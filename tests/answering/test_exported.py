@@ -97,7 +97,7 @@ def test_a_file_of_questions(
     (tmp_path / "squad.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": asked}]}))
     answers, scores = [], []
     for name, model in (("ours", checkpoint), ("theirs", exported)):
-        for command in (["predict", "squad.json", f"{name}.json"], ["evaluate", "squad.json", "--json"]):
+        for command in (["predict", "squad.json", "-o", f"{name}.json"], ["evaluate", "squad.json", "--json"]):
             files = [str(tmp_path / each) if each.endswith(".json") else each for each in command]
             with pytest.raises(SystemExit) as end:
                 main([*files, "--model", str(model)])
