@@ -1,7 +1,8 @@
 """A model as an ONNX file: one graph for every batch, every length and every number of global tokens.
 
-A caller of the file may leave out both masks. They are inputs with a default, [[1]] and [[-1]], which the graph expands
-to the shape of the ids.
+A caller of the file feeds three inputs. In place of a mask it may feed one number, [[1]] or [[-1]], which the graph
+expands to the shape of the ids. The masks are no inputs with a default, though ONNX has these: ONNX Runtime lists such
+inputs apart, and its bindings for JavaScript and Java drop or refuse what is fed to them.
 
 Letters: B batch, S sequence.
 """
@@ -20,11 +21,11 @@ from typing import Any
 
 import torch
 
-from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line
+from longformer.errors import CheckpointError, DataError, LongformerError, in_one_line, quoted
 from longformer.exporting import check as checks
 from longformer.exporting.packages import load
-from longformer.exporting.program import OWN, copied, traced
-from longformer.exporting.runtime import KEY
+from longformer.exporting.program import copied, traced
+from longformer.exporting.runtime import EVERYWHERE, KEY
 from longformer.files import check_outputs, replace_file, write_file
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import Head
@@ -37,7 +38,6 @@ LARGEST = 2**31 - 2**24  # bytes of weights in a file: protobuf's messages end a
 LEAST_OPSET, LARGEST_OPSET = 18, 23  # that torch's exporter writes, and we have tried
 OPSET = 20  # the first that has gelu as one operator
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-DEFAULTS = {"attention_mask": 1, "global_attention_mask": OWN}
 
 
 def export(
@@ -54,9 +54,9 @@ def export(
     """Write a model as an ONNX file, whose memory is linear in the length as the model's own.
 
     Its inputs are ``input_ids``, ``attention_mask`` and ``global_attention_mask``, int64 of (B, S), or (B, N, S) for
-    multiple choice: any batch, any length up to the model's positions, any global tokens, in each example others. Both
-    masks may be left out. A global attention mask has 1 at global tokens, 0 at others, and -1 where the head decides,
-    as it does everywhere without a mask. Its outputs are the model's, in float32.
+    multiple choice: any batch, any length up to the model's positions, any global tokens, in each example others. A
+    global attention mask has 1 at global tokens, 0 at others, and -1 where the head decides. A mask of one number,
+    (1, 1), stands for the same number at every token. Its outputs are the model's, in float32.
 
     Args:
         model: ours, in any mode; it is not changed.
@@ -84,7 +84,7 @@ def export(
     copy = copied(model, "chunked", dtype).float()  # what is rounded already is stored without another loss
     with _quiet():
         program, names = traced(copy, masks_by_token=False, inner_values=inner_values)
-        inputs = ["input_ids", *DEFAULTS]
+        inputs = ["input_ids", *EVERYWHERE]
         try:
             made: Any = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, input_names=inputs, output_names=names, verbose=False
@@ -93,7 +93,6 @@ def export(
             raise LongformerError(f"torch {torch.__version__} cannot write this model: {in_one_line(error)}") from error
     proto = made.model_proto
     _name_sizes(proto, len(program.example_inputs[0][0].shape))
-    _give_defaults(onnx, proto)
     _describe(proto, copy, names)
     if dtype != torch.float32:
         _store(onnx, proto, dtype)
@@ -103,7 +102,8 @@ def export(
     if tokenizer is not None:
         tokenizer.save_pretrained(path.parent)
     if check:
-        checks.check(path, copy, exact=not int8)
+        # Not the copy itself, whose attention is the graph's own.
+        checks.check(path, copied(model, "auto", dtype).float(), exact=not int8)
     return path
 
 
@@ -118,8 +118,11 @@ def _check_arguments(path: Path, dtype: torch.dtype, int8: bool, opset: int) -> 
         raise LongformerError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
     if int8 and dtype != torch.float32:
         raise LongformerError(f"dtype is {dtype}, and int8 quantises float32; leave one of them out")
-    if not LEAST_OPSET <= opset <= LARGEST_OPSET:
-        raise LongformerError(f"opset is {opset}; torch's exporter writes {LEAST_OPSET} to {LARGEST_OPSET}")
+    if not isinstance(opset, int) or not LEAST_OPSET <= opset <= LARGEST_OPSET:
+        raise LongformerError(
+            f"opset is {quoted(opset)}; torch's exporter writes {LEAST_OPSET} to {LARGEST_OPSET}; choose one "
+            "of these numbers"
+        )
     for package in ("onnx", "onnxscript", "onnxruntime"):
         load(package)
     try:
@@ -151,18 +154,9 @@ def _name_sizes(proto: Any, dimensions: int) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_param"):
                 dim.dim_param = names.get(dim.dim_param, dim.dim_param)
-    for mask in DEFAULTS:
+    for mask in EVERYWHERE:
         for dim, name in zip(inputs[mask], meant, strict=True):
             dim.dim_param = f"{name} or 1"
-
-
-def _give_defaults(onnx: Any, proto: Any) -> None:
-    """Make the masks inputs that a caller may leave out."""
-    for value in proto.graph.input:
-        if value.name in DEFAULTS:
-            ones = [1] * len(value.type.tensor_type.shape.dim)
-            kind = onnx.TensorProto.INT64
-            proto.graph.initializer.append(onnx.helper.make_tensor(value.name, kind, ones, [DEFAULTS[value.name]]))
 
 
 def _describe(proto: Any, model: Any, names: Sequence[str]) -> None:

@@ -14,5 +14,6 @@ def load(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise LongformerError(
-            f"{name.partition('.')[0]} cannot be loaded ({error}); pip install onnx onnxruntime onnxscript"
+            f"{name.partition('.')[0]} cannot be loaded ({error}); pip install onnx onnxruntime onnxscript, which are "
+            "the extra onnx"
         ) from None

@@ -6,6 +6,7 @@ Letters: B batch, S sequence, N choices, C hidden size.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from longformer.errors import LongformerError
 from longformer.models.encoder import LongformerModel
-from longformer.models.heads import HEADS, Head, LongformerForMultipleChoice
+from longformer.models.heads import HEADS, Head, LongformerForCausalLM, LongformerForMultipleChoice
 from longformer.models.outputs import Output
 
 OWN = -1  # in a global attention mask: let the head decide
@@ -59,7 +60,7 @@ def copied(model: LongformerModel | Head, impl: str, dtype: torch.dtype) -> Any:
     """
     kind = type(model)
     if CLASSES.get(kind.__name__) is not kind:
-        raise LongformerError(f"{kind.__name__} cannot be exported; there are {', '.join(CLASSES)}")
+        raise LongformerError(_why_not(kind))
     encoder: Any = model.base_model
     for layer, pattern in enumerate(encoder.patterns or ()):
         if not pattern.is_band or (pattern.global_tokens is not None and pattern.global_tokens.predicates):
@@ -87,6 +88,17 @@ def copied(model: LongformerModel | Head, impl: str, dtype: torch.dtype) -> Any:
         )
     copy.load_state_dict({name: weight.detach().to("cpu", dtype) for name, weight in weights.items()}, assign=True)
     return copy.eval().requires_grad_(False)
+
+
+def _why_not(kind: type) -> str:
+    """Why an object of a class is nothing to export, and what is."""
+    if issubclass(kind, LongformerForCausalLM):
+        why = "it computes its relative positions block by block, a loop that no graph of ours has; "
+    elif issubclass(kind, (str, Path)):
+        why = "load the model first by from_pretrained, or run longformer export; "
+    else:
+        why = "of a subclass or a wrapper nobody knows that its graph computes the same; export the model inside it; "
+    return f"{kind.__name__} cannot be exported: {why}there are {', '.join(CLASSES)}"
 
 
 def _patterns(model: Any) -> list[Any]:

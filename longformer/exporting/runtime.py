@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from longformer.config import LongformerConfig
-from longformer.errors import CheckpointError, LongformerError, in_one_line
+from longformer.errors import CheckpointError, LongformerError, in_one_line, quoted
 from longformer.exporting.packages import load
-from longformer.exporting.program import CLASSES
+from longformer.exporting.program import CLASSES, OWN
 from longformer.models.batch import check_ids, count_positions, make_tokens
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import Head
 from longformer.models.outputs import LogitsOutput, ModelOutput, Output, QuestionAnsweringOutput
 
 KEY = "longformer."  # before the names of our metadata
+EVERYWHERE = {"attention_mask": 1, "global_attention_mask": OWN}  # the number at every token, where no mask is given
 
 
 class OnnxModel(nn.Module):
@@ -32,12 +33,12 @@ class OnnxModel(nn.Module):
 
     Args:
         path: the file.
-        threads: of ONNX Runtime; None is one for each core.
+        threads: of ONNX Runtime, at least 1; None is one for each core.
         providers: ONNX Runtime's, in the order in which they are tried.
 
     Raises:
         CheckpointError: no such file, one that ONNX Runtime cannot read, or one that is not ours.
-        LongformerError: onnxruntime is not installed.
+        LongformerError: onnxruntime is not installed, or another number of threads.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class OnnxModel(nn.Module):
         self.path = Path(path)
         if not self.path.is_file():
             raise CheckpointError(f"{path} is no file; name the .onnx file that longformer export wrote")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise LongformerError(f"threads is {quoted(threads)}; it must be a whole number, at least 1")
         runtime = load("onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -107,13 +110,18 @@ class OnnxModel(nn.Module):
     ) -> dict[str, Tensor]:
         """As :meth:`forward`: everything that the file gives, by name."""
         self._check(input_ids, attention_mask, global_attention_mask)
-        given = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "global_attention_mask": global_attention_mask,
-        }
-        fed = {name: tensor.long().cpu().numpy() for name, tensor in given.items() if tensor is not None}
-        return dict(zip(self.names, map(torch.from_numpy, self.session.run(self.names, fed)), strict=True))
+        fed = {"input_ids": input_ids.long().cpu().numpy()}
+        for (name, number), mask in zip(EVERYWHERE.items(), (attention_mask, global_attention_mask), strict=True):
+            given = torch.full((1,) * input_ids.dim(), number) if mask is None else mask.long().cpu()
+            fed[name] = given.numpy()
+        try:
+            found = self.session.run(self.names, fed)
+        except Exception as error:  # the library's own have no common class
+            raise LongformerError(
+                f"ONNX Runtime cannot compute {self.path} for ids of shape {tuple(input_ids.shape)}: "
+                f"{in_one_line(error)}; if it lacks memory, give a smaller batch or a shorter text"
+            ) from None
+        return dict(zip(self.names, map(torch.from_numpy, found), strict=True))
 
     def _check(self, ids: Tensor, attention_mask: Tensor | None, global_attention_mask: Tensor | None) -> None:
         """Raise LongformerError, as the model would, before ONNX Runtime raises something, or gives anything."""

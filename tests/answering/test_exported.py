@@ -83,6 +83,31 @@ def test_the_command(checkpoint: Path, exported: Path, capsys: pytest.CaptureFix
     assert "--dtype does not go with an exported --model" in capsys.readouterr().err
 
 
+def test_a_file_of_questions(
+    checkpoint: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``predict`` writes the same answers, and ``evaluate`` gives the same scores."""
+    asked = [
+        {
+            "context": context,
+            "qas": [{"id": str(n), "question": question, "answers": [{"text": context[:3], "answer_start": 0}]}],
+        }
+        for n, (question, context) in enumerate(PAIRS)
+    ]
+    (tmp_path / "squad.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": asked}]}))
+    answers, scores = [], []
+    for name, model in (("ours", checkpoint), ("theirs", exported)):
+        for command in (["predict", "squad.json", "-o", f"{name}.json"], ["evaluate", "squad.json", "--json"]):
+            files = [str(tmp_path / each) if each.endswith(".json") else each for each in command]
+            with pytest.raises(SystemExit) as end:
+                main([*files, "--model", str(model)])
+            assert end.value.code == 0
+        answers.append(json.loads((tmp_path / f"{name}.json").read_text()))
+        scores.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] and len(answers[0]) == len(PAIRS)
+    assert scores[0] == scores[1]
+
+
 def test_an_exported_model_cannot_be_explained(exported: Path) -> None:
     with pytest.raises(LongformerError, match="an exported model has no attention to show; explain the model"):
         explain(QuestionAnswerer.from_onnx(exported), *PAIRS[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 from pathlib import Path
@@ -18,6 +19,7 @@ from longformer import (
     CheckpointError,
     DataError,
     LongformerError,
+    LongformerForCausalLM,
     LongformerForMaskedLM,
     LongformerForMultipleChoice,
     LongformerForQuestionAnswering,
@@ -32,6 +34,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install on
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime: pip install onnx onnxruntime onnxscript")
 pytestmark = pytest.mark.xdist_group("onnx")  # which share what is exported once
 
+INPUTS = ("input_ids", "attention_mask", "global_attention_mask")
 SHORT = (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 65)
 LONG = (511, 512, 513, 1000, 2048, 4096)
 
@@ -97,19 +100,34 @@ def test_windows_and_dilations_by_layer_and_head(tmp_path: Path) -> None:
             assert_within_float32(exported, model, ids, mask.long(), global_tokens(mask.long(), number))
 
 
-# ---- masks that are left out
+# ---- masks of one number
 
 
-def test_both_masks_may_be_left_out(file: Path, model: LongformerForQuestionAnswering) -> None:
-    """By any caller of ONNX Runtime; question answering then sets its own global tokens, in each row others."""
+def test_a_mask_may_be_one_number(file: Path, model: LongformerForQuestionAnswering) -> None:
+    """For any caller of ONNX Runtime; question answering sets its own global tokens at -1, in each row others."""
     session = runtime.InferenceSession(str(file))
     ids, mask = questions(3, 50, (0, 0, 0))
     with torch.no_grad():
         expected = model(ids)
-    fed: dict[str, Any] = {"input_ids": ids.numpy()}
-    for more in ({}, {"attention_mask": mask.numpy()}, {"global_attention_mask": np.full((3, 50), -1)}):
-        for actual, name in zip(session.run(None, fed | more), ("start_logits", "end_logits"), strict=True):
-            torch.testing.assert_close(torch.from_numpy(actual), expected[name], rtol=0, atol=1e-5)
+    for attention_mask in (np.array([[1]]), mask.numpy()):
+        for own in (np.array([[-1]]), np.full((3, 50), -1)):
+            found = session.run(None, dict(zip(INPUTS, (ids.numpy(), attention_mask, own), strict=True)))
+            for actual, name in zip(found, ("start_logits", "end_logits"), strict=True):
+                torch.testing.assert_close(torch.from_numpy(actual), expected[name], rtol=0, atol=1e-5)
+
+
+def test_masks_that_are_left_out_in_python(exported: OnnxModel, model: LongformerForQuestionAnswering) -> None:
+    ids, mask = questions(2, 50, (0, 9))
+    assert_within_float32(exported, model, ids)
+    assert_within_float32(exported, model, ids, mask)
+    assert_within_float32(exported, model, ids, None, global_tokens(mask, "many"))
+
+
+def test_every_input_is_one_that_each_binding_feeds(file: Path) -> None:
+    """An input with a default is none of a session's inputs: Node.js then drops what is fed, without an error."""
+    session = runtime.InferenceSession(str(file))
+    assert [each.name for each in session.get_inputs()] == list(INPUTS)
+    assert not session.get_overridable_initializers()
 
 
 def test_a_row_whose_mask_is_minus_one_is_the_heads(file: Path, model: LongformerForQuestionAnswering) -> None:
@@ -120,7 +138,7 @@ def test_a_row_whose_mask_is_minus_one_is_the_heads(file: Path, model: Longforme
     with torch.no_grad():
         expected = model(ids, global_attention_mask=torch.stack([own[0].long(), given[1]])).start_logits
     given[0] = -1
-    (actual, _) = session.run(None, {"input_ids": ids.numpy(), "global_attention_mask": given.numpy()})
+    (actual, _) = session.run(None, dict(zip(INPUTS, (ids.numpy(), np.array([[1]]), given.numpy()), strict=True)))
     torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=0, atol=1e-5)
 
 
@@ -135,9 +153,10 @@ def largest_tensors(path: Path, length: int) -> dict[str, int]:
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = runtime.InferenceSession(proto.SerializeToString(), options)
-    ids, _ = questions(1, length, (0,))
+    ids, mask = questions(1, length, (0,))
     names = [each.name for each in session.get_outputs()]
-    return {name: x.size for name, x in zip(names, session.run(names, {"input_ids": ids.numpy()}), strict=True)}
+    fed = dict(zip(INPUTS, (ids.numpy(), mask.numpy(), np.array([[-1]])), strict=True))
+    return {name: x.size for name, x in zip(names, session.run(names, fed), strict=True)}
 
 
 def test_no_tensor_grows_with_the_square_of_the_length(file: Path) -> None:
@@ -238,8 +257,15 @@ def test_a_model_that_is_not_our_own(tmp_path: Path) -> None:
     class Other(LongformerForQuestionAnswering):
         pass
 
-    with pytest.raises(LongformerError, match="Other cannot be exported; there are LongformerModel, LongformerFor"):
+    with pytest.raises(
+        LongformerError, match=r"Other cannot be exported: of a subclass .*; there are LongformerModel, LongformerFor"
+    ):
         export(build(Other), path)
+    with pytest.raises(LongformerError, match="LongformerForCausalLM cannot be exported: it computes its relative"):
+        export(build(LongformerForCausalLM), path)
+    name: Any = "longformer/pretrained"
+    with pytest.raises(LongformerError, match="str cannot be exported: load the model first by from_pretrained"):
+        export(name, path)
     model = build(LongformerForQuestionAnswering)
     model.qa_outputs.register_parameter("adapter", torch.nn.Parameter(torch.zeros(2)))
     with pytest.raises(LongformerError, match=r"other parts than .*, such as qa_outputs\.adapter: merge adapters"):
@@ -265,6 +291,7 @@ def test_a_path_that_cannot_be_written(model: LongformerForQuestionAnswering, tm
     [
         ({"opset": 17}, "opset is 17; torch's exporter writes 18 to 23"),
         ({"opset": 99}, "opset is 99; torch's exporter writes 18 to 23"),
+        ({"opset": "20"}, "opset is '20'; torch's exporter writes 18 to 23"),
         ({"dtype": torch.float64}, r"dtype is torch\.float64; it must be one of torch\.float32"),
         ({"dtype": torch.float16, "int8": True}, r"dtype is torch\.float16, and int8 quantises float32"),
     ],
@@ -278,7 +305,8 @@ def test_arguments(
 
 def test_a_package_that_is_missing() -> None:
     with pytest.raises(
-        LongformerError, match=r"absent cannot be loaded \(.*\); pip install onnx onnxruntime onnxscript"
+        LongformerError,
+        match=r"absent cannot be loaded \(.*\); pip install onnx onnxruntime onnxscript, which are the extra onnx",
     ):
         load("absent.part")
 
@@ -290,6 +318,7 @@ def test_a_package_that_is_missing() -> None:
         ([[0, -1, 5, 2]], {}, "input_ids holds -1"),
         ([0, 5, 2], {}, r"input_ids has shape \(3,\); it must be a tensor of shape \(B, S\)"),
         ([[]], {}, r"input_ids has shape \(1, 0\)"),
+        ([], {}, r"input_ids has shape \(0,\)"),
         ([[0, 5, 2]], {}, "row 0 of input_ids has 1 separators .*; question answering needs three"),
         ([[0, 2, 2, 5, 2]], {"attention_mask": [[1, 1]]}, r"attention_mask has shape \(1, 2\); .*, \(1, 5\)"),
         ([[0, 2, 2, 5, 2]], {"attention_mask": [[1, 1, 3, 1, 1]]}, "attention_mask holds 3; it may hold 0"),
@@ -301,6 +330,31 @@ def test_input_that_it_cannot_have(exported: OnnxModel, ids: Any, masks: dict[st
     given = {name: torch.tensor(mask) for name, mask in masks.items()}
     with pytest.raises(LongformerError, match=message):
         exported(torch.tensor(ids, dtype=torch.long), **given)
+
+
+def test_ids_that_are_no_integers_and_an_empty_batch(exported: OnnxModel) -> None:
+    with pytest.raises(LongformerError, match=r"input_ids is torch\.float32; it must be a tensor of int64"):
+        exported(torch.tensor([[0.0, 2.0, 2.0, 5.0, 2.0]]))
+    with pytest.raises(LongformerError, match=r"input_ids has shape \(0, 5\); .* each at least 1"):
+        exported(torch.zeros(0, 5, dtype=torch.long))
+    ids: Any = [[0, 2, 2, 5, 2]]
+    with pytest.raises(LongformerError, match=r"input_ids is a list; it must be a tensor of shape \(B, S\)"):
+        exported(ids)
+
+
+def test_what_the_runtime_cannot_compute(exported: OnnxModel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a batch for which there is no memory: a sentence, and no error of the library's own."""
+    monkeypatch.setattr(exported, "names", ["absent"])
+    with pytest.raises(LongformerError, match=r"ONNX Runtime cannot compute .*model\.onnx for ids of shape \(1, 5\): "):
+        exported(torch.tensor([[0, 2, 2, 5, 2]]))
+    for threads in (0, -1, "2"):
+        with pytest.raises(LongformerError, match=f"threads is {threads!r}; it must be a whole number, at least 1"):
+            OnnxModel(file, threads=threads)  # type: ignore[arg-type]
+
+
+def test_the_check_is_made_around_the_windows_of_the_patterns() -> None:
+    model = build(LongformerForQuestionAnswering, attention_pattern="window=40/full")
+    assert {39, 40, 41} <= {ids.shape[1] for ids, _, _ in check.batches(model)}
 
 
 def test_files_that_are_none_of_ours(file: Path, tmp_path: Path) -> None:
@@ -332,6 +386,26 @@ def test_a_file_that_gives_other_numbers_is_said_to(
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(LongformerError):
         check.check(tmp_path / "broken.onnx", model)
+
+
+def test_a_score_that_happens_to_be_nearly_zero_is_no_other_number(
+    model: LongformerForQuestionAnswering, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of two large numbers keeps their rounding, which is much of so small a number."""
+    nearly = copy.deepcopy(model)
+    one, long = torch.full((1, 1), 7), torch.randint(5, CONFIG.vocab_size, (1, 200))
+    batches = [(ids, torch.ones_like(ids), torch.zeros_like(ids)) for ids in (one, long)]
+    with torch.no_grad():
+        start, end = nearly(*batches[0])
+        nearly.qa_outputs.bias -= torch.cat([start[0], end[0]]) - 1e-6
+    proto = onnx.load(file)
+    bias = next(each for each in proto.graph.initializer if each.name.endswith("qa_outputs.bias"))
+    bias.raw_data = nearly.qa_outputs.bias.detach().numpy().tobytes()
+    onnx.save(proto, tmp_path / "nearly.onnx")
+    monkeypatch.setattr(check, "batches", lambda _: batches)
+    check.check(tmp_path / "nearly.onnx", nearly)
+    with pytest.raises(LongformerError, match="other numbers of it than the model"):
+        check.check(file, nearly)
 
 
 def test_nothing_is_changed_or_said(
