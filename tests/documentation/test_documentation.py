@@ -256,7 +256,6 @@ def given_trace_format() -> dict[str, Any]:
 OPENED_OTHERWISE = (
     "docs/index.md",
     "docs/parity.md",
-    "docs/how-to/export.md",
 )
 GIVEN = {"docs/parity.md": given_parity, "docs/trace-format.md": given_trace_format}
 
