@@ -36,7 +36,7 @@ aten = torch.ops.aten
 # and eps of the number, as numbers with all leading digits (1/m² on average: 3 / (8 ln 2)).
 ROUNDING = 3 / (8 * math.log(2)) / 6
 
-EQUAL = 1e-5  # relative spread of terms, squared, up to which they count as equal: sums of squares are float32
+EQUAL = 1e-9  # relative spread of terms, squared, up to which they count as equal
 LOOSE = 8  # last bits of a float64 by which two numbers may differ that count as equal
 _ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio, as an int64: it spreads neighbouring integers evenly
 
@@ -309,6 +309,14 @@ def _filled(x: Tensor) -> Tensor:
     return (x != 0).sum(dim=-1, keepdim=True)
 
 
+def _is_constant(x: Tensor) -> Tensor:
+    """(..., K) to (..., 1): whether all numbers are equal up to float64's own rounding."""
+    if not x.shape[-1]:
+        return torch.zeros_like(x.sum(dim=-1, keepdim=True), dtype=torch.bool)
+    least, most = x.aminmax(dim=-1, keepdim=True)
+    return (most - least) <= 1e-12 * torch.maximum(most.abs(), least.abs())
+
+
 def _squares(x: Tensor, y: Tensor) -> Tensor:
     """Σ x² y² over the axis of a matrix product, from float32, in which numbers near 1 neither overflow nor vanish."""
     largest = [each.abs().amax().clamp(min=torch.finfo(torch.float64).tiny) if each.numel() else 1.0 for each in (x, y)]
@@ -321,7 +329,11 @@ def _product(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
     x, y = args[:2]
     if y.dim() == 1:
         return _filled(x).squeeze(-1), _squares(x, y[:, None]).squeeze(-1)
-    return torch.minimum(_filled(x), _filled(y.mT).mT), _squares(x, y)
+    squares = _squares(x, y)
+    constant = _is_constant(x) & _is_constant(y.mT).mT
+    if bool(constant.any()):  # where float32 is too coarse to say that the terms are equal
+        squares = torch.where(constant, x.shape[-1] * (x[..., :1] * y[..., :1, :]).square(), squares)
+    return torch.minimum(_filled(x), _filled(y.mT).mT), squares
 
 
 def _product_and_sum(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -153,10 +153,16 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if LongformerConfig.from_pretrained(name_or_path).attention_dilation != 1:
-        raise LongformerError(
-            f"{name_or_path} has an attention_dilation, which transformers' Longformer does not compute"
-        )
+    config = LongformerConfig.from_pretrained(name_or_path)
+    own = config.attention_pattern is not None
+    narrow = not own and any(config.window(layer)[0] < 2 for layer in range(config.num_hidden_layers))
+    for has, what in (
+        (config.attention_dilation != 1, "an attention_dilation"),
+        (own, "an attention_pattern"),
+        (narrow, "an attention_window below 4"),
+    ):
+        if has:
+            raise LongformerError(f"{name_or_path} has {what}, which transformers' Longformer does not compute")
     kind, arguments, _ = kind_of(name_or_path)
     model = getattr(transformers, kind.__name__).from_pretrained(name_or_path, dtype=dtype, **arguments)
     return model.eval()

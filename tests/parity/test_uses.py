@@ -181,8 +181,10 @@ def test_short_names_of_dtypes(side: str) -> None:
     long = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[side]
     assert Contender.parse(f"ours:{side}:banded") == Contender.parse(f"ours:{long}:banded")
     assert Contender.parse(f"transformers:{side}").dtype == long
-    with pytest.raises(DataError, match="in short fp64, fp32, bf16, fp16"):
+    with pytest.raises(DataError, match="did you mean 'ours:float64:banded'"):
         Contender.parse("ours:float8:banded")
+    with pytest.raises(DataError, match="in short fp64, fp32, bf16, fp16"):
+        Contender.parse("ours:int4:banded:blocked")
 
 
 def test_the_table_fits_into_100_columns(command: Any) -> None:

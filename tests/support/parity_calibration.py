@@ -301,7 +301,7 @@ def _worlds() -> dict[str, Callable[[], World]]:
             tiny(55, change=with_outliers, num_hidden_layers=6, initializer_range=0.1), ragged(), few
         ),
         "window 16": lambda: World(tiny(56, attention_window=16), ragged()),
-        "window 2": lambda: World(tiny(57, attention_window=2), ragged()),
+        "window 4": lambda: World(tiny(57, attention_window=4), ragged()),
     }
     texts = {
         "constitution, 100 tokens": (PACKAGE / "data" / "constitution.txt", "Who tries impeachments?", 100),
