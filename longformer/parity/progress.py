@@ -1,4 +1,4 @@
-"""Progress bars on standard error, where that is a terminal and the work takes more than two seconds."""
+"""Progress bars on standard error, where that is a terminal and the work takes longer than ``DELAY``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
+
+DELAY = 2.0  # seconds
 
 
 def bar(items: Iterable[Any] | None, what: str, unit: str, *, shown: bool, total: int | None = None) -> Any:
@@ -17,4 +19,4 @@ def bar(items: Iterable[Any] | None, what: str, unit: str, *, shown: bool, total
         shown: False shows no bar anywhere.
     """
     # disable=None: tqdm itself asks whether standard error is a terminal.
-    return tqdm(items, what, total, unit=f" {unit}", delay=2, leave=False, disable=None if shown else True)
+    return tqdm(items, what, total, unit=f" {unit}", delay=DELAY, leave=False, disable=None if shown else True)

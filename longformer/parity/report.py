@@ -63,26 +63,25 @@ def verdict(comparison: Comparison) -> list[str]:
         lines.append(f"  and {len(comparison.modules) - MODULES} more wrong modules; --json has them all")
     lines += [f"  note: {note}" for note in comparison.notes]
     for name, absent in comparison.missing.items():
-        lines.append(
-            f"  {name} lacks {len(absent)} values: {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}"
-        )
+        more = ", ..." if len(absent) > 6 else ""
+        lines.append(f"  {name} lacks {_values(len(absent))}: {', '.join(absent[:6])}{more}")
     return lines
 
 
 def summary(comparison: Comparison) -> str:
     """One sentence."""
     a, b = comparison.names
-    first, count = comparison.first, len(comparison.values)
+    first, values = comparison.first, _values(len(comparison.values))
 
     def axes(value: Compared) -> int | None:
         return None if comparison.is_longformer else len(value.shape)
 
     if comparison.verdict == IDENTICAL:
-        return f"{a} and {b} agree in every bit of {count} values"
+        return f"{a} and {b} agree in every bit of {values}"
     if first is None:
         worst, left = furthest(comparison), len(comparison.unjudged)
         return (
-            f"{a} and {b} differ by no more than rounding in {count} values; closest to a limit is {worst.name}"
+            f"{a} and {b} differ by no more than rounding in {values}; closest to a limit is {worst.name}"
             f"{''.join(f' ({_how(error, axes(worst))})' for error in [_further(worst)] if error is not None)}"
             f"{f'; {left} more differ and could not be judged' if left else ''}"
         )
@@ -97,6 +96,10 @@ def summary(comparison: Comparison) -> str:
     if comparison.verdict == SUSPICIOUS:
         return f"{who} may depart from the truth in {first.name}, and rounding is not ruled out ({how})"
     return f"{who} {'departs' if alone else 'depart'} from the truth in {first.name} ({how})"
+
+
+def _values(count: int) -> str:
+    return f"{count} value{'' if count == 1 else 's'}"
 
 
 def _part(part: str, axes: int | None) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from longformer.checkpoints.folder import architectures_of
 from longformer.config import LongformerConfig
-from longformer.errors import DataError, LongformerError
+from longformer.errors import DataError, LongformerError, unknown_name
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.kernels.compat import compiling_what_can_be
 from longformer.models.encoder import LongformerModel
@@ -60,6 +60,8 @@ class Contender:
             raise DataError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}, in short {', '.join(SHORT)}")
         if self.implementation == "transformers" and self.impl != "auto":
             raise DataError(f"transformers has one kernel, its own: {self.impl!r} chooses among ours")
+        if self.impl not in IMPLEMENTATIONS:
+            raise DataError(unknown_name(self.impl, IMPLEMENTATIONS, "kernel"))
         try:
             choose(torch.empty(1, 1, 1, 1, dtype=getattr(torch, self.dtype)), impl=self.impl)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:

@@ -338,7 +338,10 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     [
         (["compare", "ours", "theirs", "ids.json", "--model", "model"], "'theirs' is neither a trace file"),
         (["compare", "ours", "trasformers:bf16", "ids.json", "--model", "model"], "did you mean 'transformers:bf16'?"),
-        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be used"),
+        (
+            ["compare", "ours", "ours:fast", "ids.json", "--model", "model"],
+            "'ours:fast': 'fast' is no kernel; did you mean 'auto'? There are auto, reference",
+        ),
         (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
         (

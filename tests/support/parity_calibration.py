@@ -2,7 +2,7 @@
 
 ``python tests/support/parity_calibration.py`` runs all of them, prints a table and writes
 ``tests/support/parity_calibration.json``; with names of worlds, it runs only these and writes nothing. It takes some
-ten minutes of one core, and uses all.
+twenty minutes of one core, and uses all.
 
 A *world* is a model and an input. A *way* is how the model runs there: another kernel, precision, order of summation,
 another implementation. Each way is compared with our ordinary run, and the judge is the truth of the world.
