@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longformer.errors import DataError, explaining, listed
 from longformer.kernels.compat import DispatchMode
 from longformer.parity.compiled import is_compiled, uncompiled
-from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, metadata_object
+from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, digest, metadata_object
 from longformer.parity.noise import Moved, Precisions
 from longformer.parity.operations import CoarsestSeen, coarsest
 from longformer.parity.replay import Replay, visited
@@ -55,8 +55,39 @@ class Call:
         def fitting(x: Any) -> Any:
             return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
-        with explaining(DataError, f"{type(model).__name__} cannot be called with this input"):
-            return model(*map(fitting, self.arguments), **{name: fitting(x) for name, x in self.keywords.items()})
+        device = torch.device("cpu") if first is None else first.device
+        before = random_state(device)
+        with explaining(DataError, f"{type(model).__name__} cannot be called with this input"), own_buffers(model):
+            result = model(*map(fitting, self.arguments), **{name: fitting(x) for name, x in self.keywords.items()})
+        if not torch.equal(before, random_state(device)):
+            raise DataError(
+                f"{type(model).__name__} draws random numbers as it runs, as dropout does that is on, and gives other "
+                "values each time; switch that off for the comparison, for example with model.eval()"
+            )
+        return result
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of the random numbers that a model on ``device`` draws."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+@contextmanager
+def own_buffers(model: nn.Module) -> Iterator[None]:
+    """While this is open, the model works on copies of its buffers: a count or a running mean stays as it was.
+
+    What is compiled keeps its buffers, since it would be compiled anew for other ones.
+    """
+    parts = [] if is_compiled(model) else list(model.modules())
+    kept = [(part, name, x) for part in parts for name, x in part._buffers.items() if x is not None]
+    copies = {id(x): x.clone() for _, _, x in kept}
+    for part, name, x in kept:
+        part._buffers[name] = copies[id(x)]
+    try:
+        yield
+    finally:
+        for part, name, x in kept:
+            part._buffers[name] = x
 
 
 class ModuleNaming:
@@ -80,7 +111,8 @@ class ModuleNaming:
     def split(self, path: str, output: Any) -> dict[str, Tensor]:
         self._calls[path] = self._calls.get(path, 0) + 1
         stem = self._stem(path)
-        return {stem + place: x for place, x in tensors_of(output) if x.is_floating_point()}
+        numbers = ((place, real(x)) for place, x in tensors_of(output))
+        return {stem + place: x for place, x in numbers if x.is_floating_point()}
 
     def join(self, path: str, output: Any, given: Mapping[str, Tensor]) -> Any:
         stem = self._stem(path)
@@ -105,10 +137,16 @@ def tensors_of(output: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_of(value, f"{place}:{i}" if i else place)
 
 
+def real(x: Tensor) -> Tensor:
+    """A tensor of complex numbers with an axis of two, the real and the imaginary part; others as they are."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
 def replaced(output: Any, given: Mapping[str, Tensor], place: str = "") -> Any:
     """``output`` with the tensors ``given``, by their places, in place of its own."""
     if isinstance(output, Tensor):
-        return given.get(place, output)
+        found = given.get(place, output)
+        return torch.view_as_complex(found.contiguous()) if output.is_complex() and found is not output else found
     if isinstance(output, Mapping):
         other = copy.copy(output)
         for key, value in output.items():
@@ -125,7 +163,7 @@ def loss_of(output: Any) -> Tensor:
     found = dict(tensors_of(output))
     if ":loss" in found:
         return found[":loss"]
-    numbers = [x for x in found.values() if x.is_floating_point()]
+    numbers = [x for x in map(real, found.values()) if x.is_floating_point()]
     if not numbers:
         raise DataError("the model gives no numbers of floating point, of which a loss could be made")
     return torch.stack([x.square().mean() for x in numbers]).sum()
@@ -140,13 +178,16 @@ def run_values(
     loss: Loss | None,
     *,
     see: Callable[[str, str, Tensor], None] | None = None,
-    integers: dict[str, str] | None = None,
+    integers: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Run a model once and return each tensor that its modules give, and gradients if there is a ``loss``.
 
     Args:
         see: is told the path, the name and the tensor as each comes.
-        integers: is given the dtypes of the model's own outputs that are none of floating point.
+        integers: is given the model's own outputs that are none of floating point.
+
+    Raises:
+        DataError: the loss depends on no parameter.
     """
     values: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
@@ -155,8 +196,8 @@ def run_values(
     def visit(path: str, output: Any) -> Any:
         own = naming.split(path, output)
         if not path and integers is not None:
-            others = ((place, x) for place, x in tensors_of(output) if not x.is_floating_point())
-            integers.update({OUTPUT + place: str(x.dtype).removeprefix("torch.") for place, x in others})
+            others = ((place, x) for place, x in tensors_of(output) if not real(x).is_floating_point())
+            integers.update({OUTPUT + place: x.detach().clone().cpu() for place, x in others})
         # At once, since the model may go on to change them in place.
         values.update({name: value.detach().clone().cpu() for name, value in own.items()})
         if see is not None:
@@ -172,7 +213,12 @@ def run_values(
         if loss is not None:
             named = {PARAMETER + name: p for name, p in model.named_parameters() if p.requires_grad}
             end = loss(output)
-            if end.requires_grad and named:
+            if not end.requires_grad:
+                raise DataError(
+                    f"the loss of {type(model).__name__} depends on nothing that has a gradient, as where all runs "
+                    "under torch.no_grad() or requires_grad is off; compare without gradients"
+                )
+            if named:
                 found = torch.autograd.grad(end, list(named.values()), allow_unused=True)
                 pairs = zip(named, found, strict=True)
                 gradients.update({name: g.detach().cpu() for name, g in pairs if g is not None})
@@ -190,7 +236,7 @@ def record_model(model: nn.Module, call: Call, *, gradients: bool = False) -> Tr
     """
     check_quiet(model)
     precisions: dict[str, str] = {}
-    integers: dict[str, str] = {}
+    integers: dict[str, Tensor] = {}
     with CoarsestSeen() as seen:
 
         def see(path: str, name: str, value: Tensor) -> None:
@@ -200,7 +246,9 @@ def record_model(model: nn.Module, call: Call, *, gradients: bool = False) -> Tr
 
         values = run_values(model, lambda: call.run(model), loss_of if gradients else None, see=see, integers=integers)
     if not values:
-        raise DataError(f"{type(model).__name__} gives no tensor of floating point: there is nothing to compare")
+        raise DataError(
+            f"{type(model).__name__} has no module that gives a tensor of floating point: there is nothing to compare"
+        )
     trace = Trace()
     trace.tensors = values
     trace.inputs = {name: value.detach().cpu() for name, value in call.named().items()}
@@ -208,7 +256,8 @@ def record_model(model: nn.Module, call: Call, *, gradients: bool = False) -> Tr
     about = describe_model(model, digests=False)
     trace.metadata = {"format": FORMAT, "version": str(VERSION), **about, "order": json.dumps(order)}
     trace.metadata |= {"implementation": type(model).__qualname__, "precisions": json.dumps(precisions)}
-    trace.metadata["integers"] = json.dumps(integers)
+    found = {name: [str(x.dtype).removeprefix("torch."), list(x.shape), digest(x)] for name, x in integers.items()}
+    trace.metadata["integers"] = json.dumps(found)
     return trace
 
 
@@ -280,9 +329,19 @@ class AllDouble(DispatchMode):
         return func(*args, **kwargs)
 
 
-def integers_of(run: Trace) -> dict[str, str]:
-    """The dtypes of a model's outputs that are none of floating point, and so no values."""
-    return {name: str(dtype) for name, dtype in metadata_object(run.metadata, "integers").items()}
+def integers_of(run: Trace) -> dict[str, list[Any]]:
+    """A model's outputs that are none of floating point, and so no values: dtype, shape and digest of each.
+
+    Raises:
+        DataError: the metadata says something else.
+    """
+    found = metadata_object(run.metadata, "integers")
+    for name, about in found.items():
+        if not (isinstance(about, list) and len(about) == 3 and isinstance(about[1], list)):
+            raise DataError(
+                f"a trace's metadata has 'integers' with {about!r} for {name}; give [dtype, shape, SHA-256]"
+            )
+    return found
 
 
 def check_outputs_alike(names: tuple[str, str], a: Trace, b: Trace) -> None:
@@ -290,7 +349,7 @@ def check_outputs_alike(names: tuple[str, str], a: Trace, b: Trace) -> None:
 
     def described(run: Trace) -> list[str]:
         own = [f"{name} {tuple(run[name].shape)}" for name in run if name.partition(":")[0] == OUTPUT]
-        return own + [f"{name} in integers ({dtype})" for name, dtype in integers_of(run).items()]
+        return own + [f"{name} {tuple(shape)} of {dtype}" for name, (dtype, shape, _) in integers_of(run).items()]
 
     mine, theirs = described(a), described(b)
     if sorted(mine) != sorted(theirs):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -109,6 +110,8 @@ def read_call(path: str) -> Call:
             given = {name.removeprefix("input."): tensor for name, tensor in load_file(path).items()}
     else:
         raise DataError(f"{path} is no input of a model; give a .json or .safetensors file, or FILE.py:make_input")
+    if isinstance(given, np.ndarray):
+        given = torch.from_numpy(given)
     if isinstance(given, Mapping):
         positional = [name for name in given if name.startswith("argument") and name[8:].isdigit()]
         positional.sort(key=lambda name: int(name[8:]))

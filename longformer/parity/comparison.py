@@ -24,6 +24,7 @@ from longformer.parity.names import check_names
 from longformer.parity.noise import Noise, Precisions, precision_of, precisions_of
 from longformer.parity.operations import coarsest
 from longformer.parity.places import Places, Position, config_of, without_padding, worst
+from longformer.parity.progress import bar
 from longformer.parity.rounding import MORE_RUNS, Truth
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ IDENTICAL, ROUNDING, SUSPICIOUS, DIFFERENT, NON_FINITE = (
     "different",
     "non-finite",
 )
-SECOND_LOOK = 4.0  # times its limit: up to there a value is judged again, by the noise of more runs
+# Up to so many times what leaves a doubt a value is judged again, by the noise of more runs. In half precision that is
+# further: the first few runs may have missed that a softmax turns.
+SECOND_LOOK = 4.0
 
 # Entries of a config that change no number of a forward pass, and so may differ.
 HARMLESS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "bos_token_id", "eos_token_id"}
@@ -80,6 +83,7 @@ class Comparison:
         unjudged: values that differ and that the truth does not have.
         modules: wrong by themselves, from the values that their run recorded before them.
         missing: for each run, the values that it alone lacks.
+        is_longformer: whether the values' axes are known to be heads, tokens and channels.
     """
 
     names: tuple[str, str]
@@ -93,6 +97,7 @@ class Comparison:
     missing: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+    is_longformer: bool = True
 
 
 def compare(
@@ -103,6 +108,7 @@ def compare(
     names: tuple[str, str] = ("A", "B"),
     tokens: list[list[str]] | None = None,
     partial: bool = False,
+    progress: bool = False,
 ) -> Comparison:
     """Compare two traces of one input.
 
@@ -120,6 +126,7 @@ def compare(
         names: of the two runs, for messages.
         tokens: texts of the tokens, (B, S), for messages.
         partial: a run may lack values whose names look like misspelt ones of its own.
+        progress: whether to show progress bars where this takes more than two seconds.
 
     Raises:
         DataError: a value's name looks misspelt; inputs, shapes or configs differ (the message names them); the runs
@@ -143,11 +150,12 @@ def compare(
     precisions = precisions_of(a), precisions_of(b)
     found: dict[str, Compared | None] = {}
     for runs in (None, MORE_RUNS):
-        noise = None if truth is None else tuple(truth.noise(precision, runs=runs) for precision in precisions)
-        found = {name: _compare_value(name, (a, b), truth, noise, precisions, places, names) for name in common}
+        noise = None if truth is None else tuple(truth.noise(each, runs=runs, progress=progress) for each in precisions)
+        judged = bar(common, "value by value", "values", shown=progress)
+        found = {name: _compare_value(name, (a, b), truth, noise, precisions, places, names) for name in judged}
         wrong = [value for value in found.values() if value is not None and value.verdict in (SUSPICIOUS, DIFFERENT)]
         errors = [error for value in wrong for error in (value.a, value.b)]
-        if not any(error is not None and 1 < error.excess <= SECOND_LOOK for error in errors):
+        if not any(error is not None and 1 < error.excess <= SECOND_LOOK * error.doubt for error in errors):
             break
     unjudged = [name for name, value in found.items() if value is None]
     if len(unjudged) == len(found):
@@ -162,6 +170,7 @@ def compare(
         result.notes.append(
             f"not judged, since our model, which gives the truth, has no such value: {listed(unjudged)}"
         )
+    result.is_longformer = truth is None or truth.config is not None
     result.about = {names[0]: dict(a.metadata), names[1]: dict(b.metadata)}
     if result.verdict == SUSPICIOUS:
         result.notes.append(_deciding(result))

@@ -114,7 +114,13 @@ def contest(
         )
         say("judging, by runs with rounding by chance")
         comparison = compare(
-            traces[0], traces[1], truth=truth, names=names, tokens=sample.tokens, partial=settings.partial
+            traces[0],
+            traces[1],
+            truth=truth,
+            names=names,
+            tokens=sample.tokens,
+            partial=settings.partial,
+            progress=True,
         )
         say("judging modules one by one")
         judge_modules(comparison, traces[0], traces[1], truth, progress=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
 from longformer.errors import DataError, listed
 from longformer.parity.any_model import (
@@ -17,11 +18,12 @@ from longformer.parity.any_model import (
     record_model,
 )
 from longformer.parity.code_files import is_code, load_model, read_call
-from longformer.parity.comparison import Comparison, compare
+from longformer.parity.comparison import DIFFERENT, IDENTICAL, ROUNDING, SUSPICIOUS, Compared, Comparison, compare
 from longformer.parity.compiled import is_compiled
 from longformer.parity.format import Trace, read_trace
 from longformer.parity.modules import add_findings
 from longformer.parity.pairing import pair, pair_parameters, read_table, renamed
+from longformer.parity.progress import bar
 from longformer.parity.samples import SUFFIX
 
 STEPS = ("A", "B", "the truth", "from end to end", "modules one by one")
@@ -89,11 +91,11 @@ def compare_models(
     Raises:
         DataError: a model cannot be called so, the outputs differ in structure, or nothing can be paired.
     """
-    with tqdm(total=len(STEPS), unit="step", delay=2, leave=False, disable=None if progress else True) as bar:
+    with bar(None, STEPS[0], "steps", shown=progress, total=len(STEPS)) as steps:
 
         def step(name: str) -> None:
-            bar.update()
-            bar.set_description(name)
+            steps.update()
+            steps.set_description(name)
 
         mine = record_model(a, call, gradients=gradients)
         step(STEPS[1])
@@ -104,7 +106,7 @@ def compare_models(
         step(STEPS[2])
         truth = ModelTruth(a, call, gradients=gradients)
         step(STEPS[3])
-        result = compare(mine, theirs, truth=truth, names=names, partial=True)
+        result = compare(mine, theirs, truth=truth, names=names, partial=True, progress=progress)
         step(STEPS[4])
         add_findings(result, dict(zip(names, (mine, theirs), strict=True)), truth.replay, progress=progress)
     for name, model in zip(names, (a, b), strict=True):
@@ -114,9 +116,30 @@ def compare_models(
             )
     if paired and table is None:
         result.notes.append(f"matched by shape and content: {listed(paired)}")
-    if integers_of(mine):
-        result.notes.append(f"{listed(list(integers_of(mine)))} is in integers, and so what it is made of is compared")
+    _add_integers(result, integers_of(mine), integers_of(theirs))
     return result
+
+
+def _add_integers(result: Comparison, mine: Mapping[str, list[Any]], theirs: Mapping[str, list[Any]]) -> None:
+    """Let other integers be different, or suspicious where what they are made of differs by rounding."""
+    if mine:
+        result.notes.append(f"{listed(list(mine))} is in integers, and so what it is made of is compared")
+    for name, (_, shape, digest) in mine.items():
+        if name not in theirs or digest == theirs[name][2] or result.verdict not in (IDENTICAL, ROUNDING, SUSPICIOUS):
+            continue
+        verdict = DIFFERENT if result.verdict == IDENTICAL else SUSPICIOUS
+        nan = math.nan
+        value = Compared(name, tuple(shape), verdict, nan, nan, nan, nan, nan, nan, None, None, ())
+        result.values.append(value)
+        result.verdict, result.first, result.departed = verdict, value, (result.names[1],)
+        result.notes.append(
+            f"{name} has other integers: "
+            + (
+                f"what {result.names[0]} and {result.names[1]} make them of is the same, so they are made otherwise"
+                if verdict == DIFFERENT
+                else "rounding can do that, but only where two numbers are almost equal; look at them"
+            )
+        )
 
 
 def _matched(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from longformer.checkpoints.names import todays_name
 from longformer.errors import listed
@@ -20,6 +19,7 @@ from longformer.parity.hints import find_hints
 from longformer.parity.layout import choose_layout
 from longformer.parity.measure import rms_of
 from longformer.parity.noise import precisions_of
+from longformer.parity.progress import bar
 from longformer.parity.replay import Birth, Noise, Replay, Step, TableNaming
 from longformer.parity.rounding import Truth
 from longformer.parity.table import GRADIENT, PARAMETER
@@ -110,15 +110,15 @@ def add_findings(comparison: Comparison, runs: Mapping[str, Trace], replay: Repl
     """
     held = {name: _floats(run) for name, run in runs.items()}
     shared: Noise | None = None
-    bar = tqdm(held.items(), "modules one by one", unit="run", delay=2, leave=False, disable=None if progress else True)
-    for name, run in bar:
+    for name, run in held.items():
         if comparison.verdict == NON_FINITE:
             birth = replay.birth(run)
             comparison.notes += [] if birth is None else [born(name, birth)]
             continue
         if shared is None or not _alike(*held.values()):
-            shared = replay.noise(run, precisions_of(runs[name]))
-        wrong = [step for step in replay.steps(run, shared) if step.standing.is_wrong]
+            shared = replay.noise(run, precisions_of(runs[name]), progress=progress)
+        judged = bar(replay.steps(run, shared), f"modules of {name}", "values", shown=progress, total=len(shared))
+        wrong = [step for step in judged if step.standing.is_wrong]
         for each in wrong:
             shape = tuple(run[each.name].shape)
             axes = axes_of_longformer(each.name, len(shape)) if isinstance(replay.naming, TableNaming) else ()
@@ -177,7 +177,7 @@ def number(factor: float) -> str:
 def born(run: str, birth: Birth) -> str:
     """Where a NaN or infinity comes from, in a sentence."""
     backward = birth.name.startswith(GRADIENT)
-    operations = listed(birth.operation, most=3) or "the loss"
+    operations = listed(birth.operation, most=3) or ("the loss" if backward else "the model itself")
     where = f"the backward pass of {operations}" if backward else operations
     sizes = [f"{source} (at most {size:.3g})" for source, size in birth.sizes.items()]
     finite = all(map(math.isfinite, birth.sizes.values()))

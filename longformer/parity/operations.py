@@ -8,8 +8,11 @@ A sum of many terms is rounded after every term. How far that moves it depends o
 order is right. The error that is added here is that of adding the terms one after another. Each of the K roundings is
 in proportion to the running sum. Of terms with sum s and sum of squares q, the running sums have a mean square of
 s²/3 + q/6 on average over all orders, and of up to q where one large term comes first: (s² + q) / 2 is taken. Sums in
-blocks or in pairs have less. (Higham, Accuracy and Stability of Numerical Algorithms, chapter 4, has the bounds; the
-mean over all orders is elementary.)
+blocks or in pairs have less. Where all terms are equal, the roundings add up as they are, and not by chance. (Higham,
+Accuracy and Stability of Numerical Algorithms, chapter 4, has the bounds; the mean over all orders is elementary.)
+
+Chance falls alike on equal numbers of one result. Arithmetic is a function of its arguments, so rows that are equal, as
+padding and repeated rows of a batch are, get equal errors, which add up in a sum over them instead of cancelling.
 
 Softmax, LayerNorm, GELU and the like are taken apart into sums, products and functions of one number.
 """
@@ -32,6 +35,10 @@ aten = torch.ops.aten
 # Mean square of one rounding by chance, in units of eps² · x²: 1/6 of a unit's square, where units are between eps/2
 # and eps of the number, as numbers with all leading digits (1/m² on average: 3 / (8 ln 2)).
 ROUNDING = 3 / (8 * math.log(2)) / 6
+
+EQUAL = 1e-9  # relative spread of terms, squared, up to which they count as equal
+LOOSE = 8  # last bits of a float64 by which two numbers may differ that count as equal
+_ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio, as an int64: it spreads neighbouring integers evenly
 
 # Operations that torch has as one, and that are computed in at least float32 inside.
 _COMPOSED = (
@@ -150,9 +157,8 @@ class Rounding(DispatchMode):
         """``x`` moved by up to so many units in the last place."""
         if x.dtype != torch.float64:
             return x
-        share = torch.empty(x.shape, dtype=torch.float32, device=self.generator.device)
-        share.uniform_(-1, 1, generator=self.generator).mul_(units * torch.finfo(wide(self.dtype)).eps)
-        return x.add_(share.to(x.device) * x.masked_fill(x.isinf(), 0))
+        share = _shares(x, self.generator).mul_(units * torch.finfo(wide(self.dtype)).eps)
+        return x.add_(share * x.masked_fill(x.isinf(), 0))
 
     def _in_place(self, result: Any) -> Any:
         def write(x: Tensor) -> Tensor:
@@ -164,15 +170,17 @@ class Rounding(DispatchMode):
         """``result``, a sum of ``count`` terms whose squares sum up to ``squares``, with its running sums' error."""
         if result.dtype != torch.float64:
             return result
-        eps = torch.finfo(self.sums).eps
-        size = (result.square() + squares).mul_(count).mul_(ROUNDING * eps * eps / 2).sqrt_()
-        error = torch.randn(
-            result.shape, generator=self.generator, dtype=torch.float32, device=self.generator.device
-        ).to(result.device)
+        eps, square = torch.finfo(self.sums).eps, result.square()
+        # Of equal terms each rounding may fall the same way. Their sum's square is K times their sum of squares.
+        roundings = torch.where(count * squares * (1 - EQUAL) <= square, count * count, count)
+        size = square.add_(squares).mul_(roundings).mul_(ROUNDING * eps * eps / 2).sqrt_()
+        error = _shares(result, self.generator).mul_(math.sqrt(3))  # with a variance of 1
         return result.add_(size.mul_(error).nan_to_num_(0.0, 0.0, 0.0))
 
     def round(self, x: Tensor) -> Tensor:
         """``x`` rounded by chance; integers and what is in float32 already are left as they are."""
+        if x.dtype == torch.complex128:
+            return torch.view_as_complex(round_by_chance(torch.view_as_real(x), self.dtype, self.generator))
         return round_by_chance(x, self.dtype, self.generator) if x.dtype == torch.float64 else x
 
 
@@ -216,21 +224,36 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def round_by_chance(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """``x`` (float64) rounded up or down to a number of ``dtype``, with the chances by which it is right on average."""
-    device = generator.device
+    drawn = _draws(x, generator)
     if dtype == torch.float64:
-        chance = torch.randint(-1, 2, x.shape, generator=generator, device=device).to(x.device)
+        chance = drawn.remainder_(3).sub_(1)
         return torch.where((x == 0) | ~x.isfinite(), x, (x.contiguous().view(torch.int64) + chance).view(torch.float64))
     info = torch.finfo(dtype)
     bits = 52 + round(math.log2(info.eps))  # of the fraction of a float64, those that the precision has not
-    chance = torch.empty(x.shape, dtype=torch.int64, device=device).random_(0, 1 << bits, generator=generator)
+    chance = drawn.bitwise_right_shift_(64 - bits).bitwise_and_((1 << bits) - 1)
     # Float64s read as integers are in order: adding a random part of a unit and cutting rounds up as often as it must.
-    rounded = (x.contiguous().view(torch.int64) + chance.to(x.device)).bitwise_and_(-(1 << bits)).view(torch.float64)
+    rounded = (x.contiguous().view(torch.int64) + chance).bitwise_and_(-(1 << bits)).view(torch.float64)
     if dtype == torch.float16:  # small gradients are below its smallest normal number, where units do not shrink
         least = info.tiny * info.eps
-        share = chance.to(x.device) / float(1 << bits)
+        share = chance / float(1 << bits)
         rounded = torch.where(x.abs() < info.tiny, (x / least + share).floor() * least, rounded)
     # The largest float64, with which a model masks scores, must not be rounded to infinity.
     return torch.where(rounded.isfinite(), rounded, x)
+
+
+def _draws(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random int64s in the shape of ``x`` (float64), whose leading bits are the best; of equal numbers they are equal.
+
+    Each number's bits are hashed with a random key. The last bits are left out: sums of equal rows may differ in them.
+    """
+    key = torch.empty((), dtype=torch.int64, device=generator.device).random_(generator=generator).to(x.device)
+    drawn = (x.contiguous().view(torch.int64) >> LOOSE).bitwise_xor_(key).mul_(_ODD)
+    return drawn.bitwise_xor_(drawn >> 32).mul_(_ODD)
+
+
+def _shares(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random float64s between -1 and 1 in the shape of ``x``; of equal numbers they are equal."""
+    return _draws(x, generator).double().mul_(2.0**-63)
 
 
 @functools.cache
@@ -265,7 +288,7 @@ _VARIANCES: dict[Any, Callable[..., Any]] = {aten.var: _variance, aten.var_mean:
 
 def _is_wide(args: Any) -> bool:
     return any(
-        x.dtype == torch.float64
+        x.dtype in (torch.float64, torch.complex128)
         for each in args
         for x in (each if isinstance(each, (list, tuple)) else (each,))
         if isinstance(x, Tensor)
@@ -286,6 +309,14 @@ def _filled(x: Tensor) -> Tensor:
     return (x != 0).sum(dim=-1, keepdim=True)
 
 
+def _is_constant(x: Tensor) -> Tensor:
+    """(..., K) to (..., 1): whether all numbers are equal up to float64's own rounding."""
+    if not x.shape[-1]:
+        return torch.zeros_like(x.sum(dim=-1, keepdim=True), dtype=torch.bool)
+    least, most = x.aminmax(dim=-1, keepdim=True)
+    return (most - least) <= 1e-12 * torch.maximum(most.abs(), least.abs())
+
+
 def _squares(x: Tensor, y: Tensor) -> Tensor:
     """Σ x² y² over the axis of a matrix product, from float32, in which numbers near 1 neither overflow nor vanish."""
     largest = [each.abs().amax().clamp(min=torch.finfo(torch.float64).tiny) if each.numel() else 1.0 for each in (x, y)]
@@ -298,7 +329,11 @@ def _product(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
     x, y = args[:2]
     if y.dim() == 1:
         return _filled(x).squeeze(-1), _squares(x, y[:, None]).squeeze(-1)
-    return torch.minimum(_filled(x), _filled(y.mT).mT), _squares(x, y)
+    squares = _squares(x, y)
+    constant = _is_constant(x) & _is_constant(y.mT).mT
+    if bool(constant.any()):  # where float32 is too coarse to say that the terms are equal
+        squares = torch.where(constant, x.shape[-1] * (x[..., :1] * y[..., :1, :]).square(), squares)
+    return torch.minimum(_filled(x), _filled(y.mT).mT), squares
 
 
 def _product_and_sum(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ class Places:
             at_edges: whether it matters if the document's end cuts a token's window, see :meth:`at_edges`.
         """
         layer, part = split_name(name.removeprefix(GRADIENT))
-        if name.startswith(PARAMETER) or self.keep is None or len(shape) < 3:
+        if name.startswith(PARAMETER) or self.keep is None or self.config is None or len(shape) < 3:
             return Position(index, difference)
         batch, head = index[0], index[1] if len(shape) == 4 else None
         if batch >= len(self.keep):  # a value of a table of one's own, with other axes

@@ -24,6 +24,7 @@ from longformer.parity.layout import Layout
 from longformer.parity.local import Spread, Standing, judge
 from longformer.parity.noise import Precisions
 from longformer.parity.operations import Rounding
+from longformer.parity.progress import bar
 from longformer.parity.recorder import with_first
 from longformer.parity.stages import Stages, in_stages, stages_of
 from longformer.parity.table import GRADIENT, PARAMETER
@@ -162,14 +163,14 @@ class Replay:
         self.model, self.naming, self.call, self.loss = model, naming, call, loss
         self.parameter_name = parameter_name
 
-    def steps(self, run: Mapping[str, Tensor], noise: Noise) -> list[Step]:
+    def steps(self, run: Mapping[str, Tensor], noise: Noise) -> Iterator[Step]:
         """Each value of ``run`` judged alone, in the order in which it is computed; gradients in that of the way back.
 
         Args:
             run: the values by name. A value that it lacks is computed from those before it, and judged nowhere.
             noise: see :meth:`noise`, of this run or of one whose values are about the same.
         """
-        found, walk = [], self.walk(run)
+        walk = self.walk(run)
         names = [name for name in walk.values if name in noise]
         # Kernels sum the gradients of parameters in a low precision or in float32, as they like: no noise covers both.
         is_low = any(value.is_floating_point() and value.element_size() < 4 for value in run.values())
@@ -183,15 +184,17 @@ class Replay:
             standing = judge(right - given, variance)
             factor = factor_of(given, right, variance) if standing.is_wrong and name.startswith(GRADIENT) else None
             operation = [walk.modules[name]] if name in walk.modules else walk.uses.get(name, [])
-            found.append(Step(name, standing, tuple(operation), factor))
-        return found
+            yield Step(name, standing, tuple(operation), factor)
 
-    def noise(self, run: Mapping[str, Tensor], precisions: Precisions, *, runs: int = RUNS) -> Noise:
+    def noise(
+        self, run: Mapping[str, Tensor], precisions: Precisions, *, runs: int = RUNS, progress: bool = False
+    ) -> Noise:
         """How far rounding moves each value where it is computed from the values that ``run`` recorded before it.
 
         Args:
             precisions: in which it was computed, see :func:`longformer.parity.noise.precisions_of`.
             runs: how often every operation is rounded by chance.
+            progress: whether to show a progress bar where this takes more than two seconds.
         """
         # In float32, since both runs are near the recorded values: what is kept is small beside them.
         walk = self.walk(run)
@@ -199,7 +202,7 @@ class Replay:
         stages = stages_of(walk.modules, precisions)
         spreads = {name: Spread(run[name]) for name in off}
         generator = torch.Generator().manual_seed(0)
-        for _ in range(runs):
+        for _ in bar(range(runs), "rounding of each module", "runs", shown=progress):
             for name, value in self.walk(run, rounding=(stages, generator)).values.items():
                 spreads[name].add(value - run[name].double() - off[name], run[name])
         return spreads

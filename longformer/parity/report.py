@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, SUSPICIOUS, Compared, Comparison
-from longformer.parity.measure import LIMITS, Error
+from longformer.parity.measure import Error
 from longformer.parity.places import Position
 from longformer.parity.table import GRADIENT, PARAMETER, split_name
 
@@ -63,45 +63,70 @@ def verdict(comparison: Comparison) -> list[str]:
         lines.append(f"  and {len(comparison.modules) - MODULES} more wrong modules; --json has them all")
     lines += [f"  note: {note}" for note in comparison.notes]
     for name, absent in comparison.missing.items():
-        lines.append(
-            f"  {name} lacks {len(absent)} values: {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}"
-        )
+        more = ", ..." if len(absent) > 6 else ""
+        lines.append(f"  {name} lacks {_values(len(absent))}: {', '.join(absent[:6])}{more}")
     return lines
 
 
 def summary(comparison: Comparison) -> str:
     """One sentence."""
     a, b = comparison.names
-    first, count = comparison.first, len(comparison.values)
+    first, values = comparison.first, _values(len(comparison.values))
+
+    def axes(value: Compared) -> int | None:
+        return None if comparison.is_longformer else len(value.shape)
+
     if comparison.verdict == IDENTICAL:
-        return f"{a} and {b} agree in every bit of {count} values"
+        return f"{a} and {b} agree in every bit of {values}"
     if first is None:
         worst, left = furthest(comparison), len(comparison.unjudged)
         return (
-            f"{a} and {b} differ by no more than rounding in {count} values; closest to a limit is {worst.name}"
-            f"{''.join(f' ({_how(error)})' for error in [_further(worst)] if error is not None)}"
+            f"{a} and {b} differ by no more than rounding in {values}; closest to a limit is {worst.name}"
+            f"{''.join(f' ({_how(error, axes(worst))})' for error in [_further(worst)] if error is not None)}"
             f"{f'; {left} more differ and could not be judged' if left else ''}"
         )
     who = " and ".join(comparison.departed)
     if comparison.verdict == NON_FINITE:
         return f"NaN or infinity appears first in {first.name}, in {who}"
     errors = [error for name, error in zip((a, b), (first.a, first.b), strict=True) if name in comparison.departed]
-    how = _how(max((error for error in errors if error is not None), key=lambda error: error.excess))
+    if not any(errors):
+        return f"{a} and {b} have other integers in {first.name}"
+    how = _how(max((error for error in errors if error is not None), key=lambda error: error.excess), axes(first))
     alone = len(comparison.departed) == 1
     if comparison.verdict == SUSPICIOUS:
         return f"{who} may depart from the truth in {first.name}, and rounding is not ruled out ({how})"
     return f"{who} {'departs' if alone else 'depart'} from the truth in {first.name} ({how})"
 
 
-PARTS = {"value": "", **{part: f" in one {part}" for part in LIMITS if part != "value"}}
+def _values(count: int) -> str:
+    return f"{count} value{'' if count == 1 else 's'}"
 
 
-def _how(error: Error) -> str:
+def _part(part: str, axes: int | None) -> str:
+    """A part of a value in words.
+
+    Args:
+        axes: how many axes the value has, where nothing is known of their meaning; else None.
+    """
+    if part == "value":
+        return ""
+    if part == "number" or axes is None:
+        return f" in one {part}"
+    if part == "row":
+        return f" in one row along axis {axes - 1}"
+    if part == "head":
+        return " at one index of axis 1"
+    return " at one index of axis 1 and one of axis 3" if axes == 4 else f" at one index of axis {axes - 1}"
+
+
+def _how(error: Error, axes: int | None) -> str:
     """How far, in the part of the value where that says most."""
     part = error.worst
     over_all = "" if part == "value" else f"{error.ratio:.3g} times the noise, and "
     unit = "" if over_all else " the noise"
-    return f"{over_all}{error.ratios[part]:.3g} times{unit}{PARTS[part]}, where {error.limits[part]:.3g} are allowed"
+    return (
+        f"{over_all}{error.ratios[part]:.3g} times{unit}{_part(part, axes)}, where {error.limits[part]:.3g} are allowed"
+    )
 
 
 def place(position: Position) -> str:

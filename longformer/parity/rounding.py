@@ -26,6 +26,7 @@ from longformer.parity.layout import Longformer, choose_layout
 from longformer.parity.noise import Moved, Noise, Precisions, precision_of
 from longformer.parity.operations import ROUNDING, Rounding, coarsest, round_by_chance
 from longformer.parity.places import without_padding
+from longformer.parity.progress import bar
 from longformer.parity.recorder import Recorder, trace
 from longformer.parity.table import Value
 
@@ -110,19 +111,20 @@ class Truth:
         double.load_state_dict({name: weight.cpu().double() for name, weight in self.weights.items()}, assign=True)
         return double.eval()
 
-    def noise(self, precisions: Precisions, *, runs: int | None = None) -> dict[str, Noise]:
+    def noise(self, precisions: Precisions, *, runs: int | None = None, progress: bool = False) -> dict[str, Noise]:
         """For each value, how far rounding moves it.
 
         Args:
             precisions: a dtype, or dtypes by value, see :func:`longformer.parity.noise.precisions_of`.
             runs: how many runs it must come from at least; None is as many as there are, or else ``self.runs``.
+            progress: whether to show a progress bar where this takes more than two seconds.
         """
         key = precisions if isinstance(precisions, torch.dtype) else tuple(precisions.items())
         if key not in self._moved:
             self._moved[key] = torch.Generator().manual_seed(0), {}
         generator, moved = self._moved[key]
         done = next((each.runs for each in moved.values()), 0)
-        for _ in range(done, max(runs or 0, done or self.runs)):
+        for _ in bar(range(done, max(runs or 0, done or self.runs)), "rounding by chance", "runs", shown=progress):
             self._add_run(precisions, generator, moved)
         return {name: each.noise() for name, each in moved.items()}
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from longformer.checkpoints.folder import architectures_of
 from longformer.config import LongformerConfig
-from longformer.errors import DataError, LongformerError
+from longformer.errors import DataError, LongformerError, unknown_name
 from longformer.kernels import IMPLEMENTATIONS, choose
 from longformer.kernels.compat import compiling_what_can_be
 from longformer.models.encoder import LongformerModel
@@ -60,6 +60,8 @@ class Contender:
             raise DataError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}, in short {', '.join(SHORT)}")
         if self.implementation == "transformers" and self.impl != "auto":
             raise DataError(f"transformers has one kernel, its own: {self.impl!r} chooses among ours")
+        if self.impl not in IMPLEMENTATIONS:
+            raise DataError(unknown_name(self.impl, IMPLEMENTATIONS, "kernel"))
         try:
             choose(torch.empty(1, 1, 1, 1, dtype=getattr(torch, self.dtype)), impl=self.impl)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -153,10 +155,16 @@ def _load_reference(name_or_path: str, dtype: torch.dtype) -> nn.Module:
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if LongformerConfig.from_pretrained(name_or_path).attention_dilation != 1:
-        raise LongformerError(
-            f"{name_or_path} has an attention_dilation, which transformers' Longformer does not compute"
-        )
+    config = LongformerConfig.from_pretrained(name_or_path)
+    own = config.attention_pattern is not None
+    narrow = not own and any(config.window(layer)[0] < 2 for layer in range(config.num_hidden_layers))
+    for has, what in (
+        (config.attention_dilation != 1, "an attention_dilation"),
+        (own, "an attention_pattern"),
+        (narrow, "an attention_window below 4"),
+    ):
+        if has:
+            raise LongformerError(f"{name_or_path} has {what}, which transformers' Longformer does not compute")
     kind, arguments, _ = kind_of(name_or_path)
     model = getattr(transformers, kind.__name__).from_pretrained(name_or_path, dtype=dtype, **arguments)
     return model.eval()

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from longformer.errors import DataError, listed
 from longformer.parity.any_model import AllDouble
@@ -29,6 +28,7 @@ from longformer.parity.comparison import DIFFERENT, IDENTICAL, NON_FINITE, ROUND
 from longformer.parity.format import FORMAT, VERSION, Trace, describe_model, read_trace
 from longformer.parity.local import Spread, judge
 from longformer.parity.modules import Finding, number
+from longformer.parity.progress import bar
 from longformer.parity.replay import Step, factor_of
 from longformer.parity.rounding import stochastic_rounding
 
@@ -277,14 +277,14 @@ def compare_steps(
     result = StepsComparison((name_a, name_b), ROUNDING, notes=list(notes or []))
     same = list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
     total = 0 if same else len(runs) * training.steps
-    with tqdm(total=total, unit="step", delay=2, leave=False, disable=None if progress else True) as bar:
+    with bar(None, "step by step", "steps", shown=progress, total=total) as judged:
         for name, run in {} if same else runs.items():
             check_steps(training, name, run)
             for step in range(training.steps):
                 wrong = _judge_step(training, run, step)
                 result.findings += [Finding(name, each, tuple(run[each.name].shape)) for each in wrong]
                 result.notes += _common_factor(name, step, wrong, run)
-                bar.update()
+                judged.update()
     if any(not bool(run[name].isfinite().all()) for run in runs.values() for name in run):
         first = [(key, name) for key, run in runs.items() for name in run if not bool(run[name].isfinite().all())]
         result.notes.append(f"NaN or infinity appears first in {first[0][1]}, in {first[0][0]}")

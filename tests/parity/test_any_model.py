@@ -18,6 +18,7 @@ from transformers.models.led.modeling_led import LEDEncoder
 
 from longformer.cli import main
 from longformer.errors import DataError
+from longformer.parity import report
 from longformer.parity.any_model import Call, record_model
 from longformer.parity.models import compare_models
 from longformer.parity.pairing import pair
@@ -185,6 +186,44 @@ def test_modules_are_paired_by_what_they_give() -> None:
     assert "axis 1 index 2" in found.modules[0].sentence
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x[:, 2].mul_(1.1), "times at one index of axis 1, where"),
+        (lambda x: x[..., 4].mul_(1.1), "times at one index of axis 1 and one of axis 3, where"),
+        (lambda x: x[1, 2, 3].mul_(1.1), "times in one row along axis 3, where"),
+        (lambda x: x[1, 2, 3, 4].add_(1e-4), "times in one number, where"),
+    ],
+    ids=["axis 1", "axes 1 and 3", "row", "number"],
+)
+def test_axes_of_an_unknown_model_have_numbers_and_no_names(change: Callable[[Tensor], Any], words: str) -> None:
+    net, port = nets()[0], copy.deepcopy(nets()[0])
+
+    def hook(module: nn.Module, given: Any, result: Tensor) -> Tensor:
+        result = result.clone()
+        change(result)
+        return result
+
+    port.get_submodule("first").register_forward_hook(hook)
+    found = compare_models(net, port, images())
+    lines = report.verdict(found)
+    assert words in lines[0], lines
+    assert lines[1].startswith("  at index [")
+    assert not any(word in line for line in lines for word in ("head ", "token", "channel", "batch"))
+
+
+@pytest.mark.parametrize("rows", [1, 64, 4096])
+def test_an_input_of_equal_rows_is_no_alarm(rows: int) -> None:
+    """Equal rows have equal errors, which add up in the gradients of weights."""
+    first, second = (drawn(nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))) for _ in range(2))
+    call = Call((torch.full((rows, 6), 0.3),))
+    found = compare_models(first, second.double(), call, gradients=True)
+    assert found.verdict == "rounding" and found.modules == [], report.verdict(found)
+    with torch.no_grad():
+        second[0].bias[3] += 1e-4
+    assert compare_models(first, second, call, gradients=True).verdict == "different"
+
+
 def test_modules_are_paired_by_a_table() -> None:
     net, port = nets()
     table = {"first": "stem", "bn": "norm", "second": "body.0", "head": "classifier"}
@@ -239,7 +278,7 @@ class Gives(nn.Module):
         ),
         (lambda x: {"y": x}, lambda x: {"z": x}, "A gives output:y (2, 4), and B output:z (2, 4)"),
         (lambda x: x, lambda x: x[:1], "A gives output (2, 4), and B output (1, 4)"),
-        (lambda x: x, lambda x: x.argmax(-1), "A gives output (2, 4), and B output in integers (int64)"),
+        (lambda x: x, lambda x: x.argmax(-1), "A gives output (2, 4), and B output (2,) of int64"),
     ],
     ids=["tuple", "names", "shape", "integers"],
 )
@@ -247,6 +286,64 @@ def test_outputs_that_cannot_be_compared(a: Callable[[Tensor], Any], b: Callable
     with pytest.raises(DataError) as error:
         compare_models(Gives(a), Gives(b), Call((torch.ones(2, 4),)))
     assert message in str(error.value)
+
+
+def test_integers_that_a_model_gives_are_compared_too() -> None:
+    first, same, other = (
+        Gives(give) for give in (lambda x: x.argmax(-1), lambda x: x.argmax(-1), lambda x: x.argmin(-1))
+    )
+    call = Call((torch.randn(5, 4, generator=torch.Generator().manual_seed(0)),))
+    assert compare_models(first, same, call).verdict == "identical"
+    found = compare_models(first, other, call)
+    assert found.verdict == "different" and found.first is not None and found.first.name == "output"
+    assert report.verdict(found)[0].find("A and B have other integers in output") > 0
+    assert report.as_json(found)["values"][-1]["largest"] is None
+    found = compare_models(first, other.double(), call)
+    assert (found.verdict, found.departed) == ("suspicious", ("B",))
+
+
+@pytest.mark.parametrize("noisy", [F.dropout, lambda x: x + torch.randn_like(x)])
+def test_a_model_that_draws_random_numbers_is_refused(noisy: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(DataError, match="Gives draws random numbers as it runs"):
+        compare_models(Gives(noisy), Gives(noisy), Call((torch.ones(2, 4),)))
+
+
+class Counting(nn.Module):
+    """What it gives grows with each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = drawn(nn.Linear(4, 4))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+
+def test_a_model_that_changes_itself_is_run_as_it_was() -> None:
+    first, second = Counting(), Counting()
+    call = Call((torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),))
+    assert compare_models(first, second.double(), call, gradients=True).verdict == "rounding"
+    assert float(first.calls) == float(second.calls) == 0
+    second.calls += 1e-3
+    assert compare_models(first, second, call).verdict == "different"
+
+
+def test_complex_numbers_are_compared_by_their_parts() -> None:
+    for inside in (lambda x: torch.fft.ifft(torch.fft.fft(x) * 1.5).real, torch.fft.fft):
+        first, second = Gives(inside), Gives(inside)
+        call = Call((torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),))
+        found = compare_models(first, second.double(), call, gradients=True)
+        assert found.verdict == "rounding" and found.modules == [], report.verdict(found)
+        with torch.no_grad():
+            second.linear.bias[2] += 1e-4
+        assert compare_models(first, second, call).verdict == "different"
+
+
+def test_a_loss_without_gradients_is_refused() -> None:
+    with pytest.raises(DataError, match="the loss of Gives depends on nothing that has a gradient"):
+        record_model(Gives(lambda x: x.detach()), Call((torch.ones(2, 4),)), gradients=True)
 
 
 def test_bad_calls() -> None:

@@ -98,11 +98,20 @@ def test_json_stands_alone_on_standard_output(command: Any) -> None:
     assert "running the truth" in done.err
 
 
-def test_transformers_has_no_dilation(command: Any) -> None:
-    draw(TINY.replace(attention_dilation=2), seed=0).save_pretrained("dilated")
-    done = command("compare", "ours", "transformers", "ids.json", "--model", "dilated")
-    assert done.status == 2 and "dilated has an attention_dilation, which transformers' Longformer" in done.err
-    assert command("compare", "ours", "ours:banded", "ids.json", "--model", "dilated").status == 0
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"attention_dilation": 2}, "an attention_dilation"),
+        ({"attention_window": 2}, "an attention_window below 4"),
+        ({"attention_pattern": "full"}, "an attention_pattern"),
+    ],
+    ids=["dilation", "window", "pattern"],
+)
+def test_what_transformers_does_not_compute(command: Any, change: dict[str, Any], what: str) -> None:
+    draw(TINY.replace(**change), seed=0).save_pretrained("ours-alone")
+    done = command("compare", "ours", "transformers", "ids.json", "--model", "ours-alone")
+    assert done.status == 2 and f"ours-alone has {what}, which transformers' Longformer" in done.err
+    assert command("compare", "ours", "ours:reference", "ids.json", "--model", "ours-alone").status == 0
 
 
 def test_not_finite(command: Any) -> None:
@@ -329,7 +338,10 @@ def test_the_page(command: Any, pretrained_dir: Path) -> None:
     [
         (["compare", "ours", "theirs", "ids.json", "--model", "model"], "'theirs' is neither a trace file"),
         (["compare", "ours", "trasformers:bf16", "ids.json", "--model", "model"], "did you mean 'transformers:bf16'?"),
-        (["compare", "ours", "ours:fast", "ids.json", "--model", "model"], "'ours:fast': kernel 'fast' cannot be used"),
+        (
+            ["compare", "ours", "ours:fast", "ids.json", "--model", "model"],
+            "'ours:fast': 'fast' is no kernel; did you mean 'auto'? There are auto, reference",
+        ),
         (["compare", "ours", "transformers:banded", "ids.json", "--model", "model"], "transformers has one kernel"),
         (["compare", "ours", "transformers", "--model", "model"], "INPUT is missing"),
         (

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_calibration import RESULT, WORLDS, shipped, tiny
+from parity_calibration import RESULT, WORLDS, shipped, tiny, with_outliers
 from parity_calibration import ragged as batch
 from parity_calibration import run as run_in
 from parity_mistakes import fresh, layer, run
-from reference import Pair, with_weights
+from reference import TINY, Pair, question_row, with_weights
 from summation import ORDERS, Summation, in_blocks, in_pairs, one_after_another
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,10 +70,35 @@ def test_rounding_by_chance_gives_numbers_of_the_precision_and_is_right_on_avera
 
 
 def test_half_precision_keeps_its_smallest_numbers(generator: torch.Generator) -> None:
-    x = torch.full((1000,), 1e-7, dtype=torch.float64)  # 1.7 of float16's smallest number
+    x = torch.linspace(0.99e-7, 1.01e-7, 1000, dtype=torch.float64)  # 1.7 of float16's smallest number
     rounded = round_by_chance(x, torch.float16, generator)
     assert torch.equal(rounded, rounded.half().double())
     assert rounded.unique().numel() == 2 and abs(float(rounded.mean()) / 1e-7 - 1) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_chance_falls_alike_on_equal_numbers_and_on_others_by_itself(
+    dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    rows = torch.randn(1, 5000, dtype=torch.float64).repeat(3, 1)
+    rows[1] *= 1 + 4e-16  # as a product of another order may give an equal row
+    error = round_by_chance(rows, dtype, generator) - rows[:1]
+    again = round_by_chance(rows, dtype, generator) - rows[:1]
+    assert torch.equal(error[0], error[2])
+    if dtype != torch.float64:
+        assert (error[0] == error[1]).double().mean() > 0.97
+    for other in (again[0], error[0].roll(1)):
+        assert abs(float(torch.corrcoef(torch.stack([error[0], other]))[0, 1])) < 0.06
+
+
+def test_equal_rows_of_a_batch_are_no_alarm() -> None:
+    """They have equal errors in a right model too, which add up in the gradients of weights."""
+    pair = tiny(60)
+    inputs = {"input_ids": question_row(TINY, 5, 40).repeat(16, 1)}
+    inputs |= {"start_positions": torch.full((16,), 2), "end_positions": torch.full((16,), 3)}
+    truth = Truth(pair.ours, inputs, loss=lambda output: output.loss)
+    ours, theirs = (run_in(model, inputs, gradients=True) for model in pair)
+    assert compare(ours, theirs, truth=truth).verdict in ("rounding", "suspicious")
 
 
 def _rms(x: Tensor) -> float:
@@ -193,6 +218,15 @@ def test_autocast(case: Case, which: str) -> None:
     # A file that does not say in what its values were computed is judged by what came in.
     del other.metadata["precisions"]
     assert case.judge(other).verdict in CLEAN
+
+
+def test_a_softmax_that_turns_in_half_precision() -> None:
+    """With outlier channels a row of bfloat16 turns from one column to another, which four rounded runs do not show."""
+    pair = tiny(55, change=with_outliers, num_hidden_layers=6, initializer_range=0.1)
+    inputs = batch()
+    low = run_in(pair.ours, inputs, around=torch.autocast("cpu", torch.bfloat16))
+    found = compare(run_in(pair.ours, inputs), low, truth=Truth(pair.ours, inputs))
+    assert found.verdict == "rounding"
 
 
 def test_a_float32_port_that_writes_float64(case: Case) -> None:
@@ -342,7 +376,7 @@ def test_the_study_found_no_alarm() -> None:
     result = json.loads(RESULT.read_text())
     assert result["limits"] == LIMITS
     assert result["pairs"] >= 300 and result["different"] == []
-    assert result["rate_below"] < 2e-4
+    assert result["rate_below"] < 1e-4
 
 
 def test_a_world_of_the_study() -> None:
@@ -351,4 +385,4 @@ def test_a_world_of_the_study() -> None:
     tallies = study("short")
     assert len(tallies) > 15 and sum(tally.pairs for tally in tallies.values()) == len(tallies)
     assert all(not tally.different for tally in tallies.values())
-    assert len(WORLDS) > 25
+    assert len(WORLDS) > 55

@@ -64,7 +64,7 @@ def changed(run: Trace, name: str, change: Callable[[Tensor], Tensor]) -> Trace:
 @pytest.mark.parametrize("impl", ["auto", "banded", "blocked"])
 def test_nothing_clean_is_wrong(case: Case, impl: str) -> None:
     run = record(with_weights(TINY, case.pair.ours.state_dict(), impl=impl), case.inputs)
-    steps = case.replay.steps(run, case.noise)
+    steps = list(case.replay.steps(run, case.noise))
     assert [step for step in steps if step.standing.is_wrong] == []
     assert {step.name for step in steps} == set(run)  # everything was judged
 
@@ -201,7 +201,7 @@ def test_a_trace_without_gradients_at_padding_is_judged_as_far_as_it_goes(case: 
         if name.startswith("gradient.") and value.shape[:2] == keep.shape:
             value = value.masked_fill(~keep[..., None], 0)
         run.tensors[name] = value
-    steps = case.replay.steps(run, case.noise)
+    steps = list(case.replay.steps(run, case.noise))
     assert [step for step in steps if step.standing.is_wrong] == []
     assert not any(step.name.startswith("gradient.parameter.") for step in steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from longformer import LongformerForQuestionAnswering
 from longformer.cli import main
 from longformer.errors import DataError
-from longformer.parity import Trace, compare, read_trace
+from longformer.parity import Trace, compare, progress, read_trace
 from longformer.parity.names import check_names, nearest
 from longformer.parity.noise import precisions_of
 from longformer.parity.report import as_json, table
@@ -100,7 +101,7 @@ def test_a_misspelt_name_is_an_error(command: Any) -> None:
         assert "b.safetensors has 'layer.0.qurey' and lacks 'layer.0.query': if that is a misspelling" in done.err
     done = command("compare", "a.safetensors", "b.safetensors", "--partial")
     assert done.status == 0
-    assert "b.safetensors lacks 1 values: layer.0.query" in done.out
+    assert "b.safetensors lacks 1 value: layer.0.query" in done.out
     with pytest.raises(DataError, match="partial=True"):
         compare(read_trace("a.safetensors"), read_trace("b.safetensors"))
     assert compare(read_trace("a.safetensors"), read_trace("b.safetensors"), partial=True).verdict == "identical"
@@ -181,8 +182,30 @@ def test_short_names_of_dtypes(side: str) -> None:
     long = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[side]
     assert Contender.parse(f"ours:{side}:banded") == Contender.parse(f"ours:{long}:banded")
     assert Contender.parse(f"transformers:{side}").dtype == long
-    with pytest.raises(DataError, match="in short fp64, fp32, bf16, fp16"):
+    with pytest.raises(DataError, match="did you mean 'ours:float64:banded'"):
         Contender.parse("ours:float8:banded")
+    with pytest.raises(DataError, match="in short fp64, fp32, bf16, fp16"):
+        Contender.parse("ours:int4:banded:blocked")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_bars_are_on_standard_error_of_a_terminal(
+    command: Any, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    done = command("record", "model", "ids.json", "-o", "a.safetensors")
+    assert done.status == 0
+    stream = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    done = command("compare", "a.safetensors", "ours:banded", "--model", "model")
+    assert done.status == 0 and "%|" not in done.out
+    for words in ("rounding by chance", "value by value", "rounding of each module", "modules of a.safetensors"):
+        assert (f"{words}: " in stream.getvalue()) == is_terminal
 
 
 def test_the_table_fits_into_100_columns(command: Any) -> None:

@@ -239,7 +239,7 @@ def test_nothing_to_judge_is_no_agreement(case: Case) -> None:
         compare(a, b, truth=case.truth)
     b.tensors = dict(a.tensors)
     found = compare(a, b, truth=case.truth)
-    assert found.verdict == "identical" and "agree in every bit of 1 values" in table(found)
+    assert found.verdict == "identical" and "agree in every bit of 1 value" in table(found)
 
 
 def test_whole_numbers_are_refused(case: Case) -> None:
