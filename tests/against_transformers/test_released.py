@@ -11,11 +11,17 @@ import pytest
 import torch
 import transformers
 from reference import TINY, reference_config
-from tolerances import PUBLISHED_LOGIT, PUBLISHED_SCORE, PUBLISHED_STATE, PUBLISHED_SUM
+from tolerances import PUBLISHED_LOGIT, PUBLISHED_LOSS, PUBLISHED_SCORE, PUBLISHED_STATE, PUBLISHED_SUM
 from torch import Tensor
 from torch.nn import functional as F
 
-from longformer import LongformerForQuestionAnswering, LongformerModel, LongformerTokenizer, QuestionAnswerer
+from longformer import (
+    LongformerForMaskedLM,
+    LongformerForQuestionAnswering,
+    LongformerModel,
+    LongformerTokenizer,
+    QuestionAnswerer,
+)
 from longformer.answering.scores import evaluate
 from longformer.answering.squad import read_squad
 from longformer.checkpoints.weights import find_weights, read_tensors
@@ -90,18 +96,146 @@ def test_masked_lm_on_a_long_text(released: Locate) -> None:
 
 
 @pytest.mark.released
-def test_logits_of_another_port(released: Locate) -> None:
+@pytest.mark.slow
+def test_another_long_text(released: Locate) -> None:
+    """allenai/longformer, tests/test_integration.py. The tokenizer of that year may have begun with either id."""
+    model = LongformerModel.from_pretrained(released(BASE), add_pooling_layer=False)
+    ids = torch.tensor([[*(HELLO * 1024)[:4095], 2]])
+    globals_ = torch.zeros_like(ids)
+    globals_[:, [1, 4, 21]] = 1
+    sums = []
+    for first in (31414, HELLO[0]):
+        ids[0, 0] = first
+        with torch.no_grad():
+            sums.append(float(model(ids, global_attention_mask=globals_).last_hidden_state.double().sum()))
+    assert any(found == pytest.approx(76193.671875, rel=PUBLISHED_SUM) for found in sums), sums
+
+
+@pytest.mark.released
+def test_masked_words_of_a_padded_batch(released: Locate) -> None:
+    """guillaume-be/rust-bert, tests/longformer.rs: no attention mask, so that padding is read; token 0 is global."""
+    where = released(BASE)
+    tokenizer, model = LongformerTokenizer.from_pretrained(where), LongformerForMaskedLM.from_pretrained(where)
+    # That tokenizer lets <mask> take in the space before it, which files of vocabulary and merges alone do not say.
+    rows = [
+        tokenizer(text)["input_ids"] for text in ("Looks like one<mask> is missing", "It was a very nice and<mask> day")
+    ]
+    ids = torch.tensor([row + [1] * (10 - len(row)) for row in rows])
+    globals_ = torch.zeros_like(ids)
+    globals_[:, 0] = 1
+    with torch.no_grad():
+        scores = model(ids, global_attention_mask=globals_).logits
+    for row, place, word, score in ((0, 4, "\u0120eye", 11.7605), (1, 7, "\u0120sunny", 17.0088)):
+        best, number = scores[row, place].max(dim=0)
+        assert tokenizer.convert_ids_to_tokens([int(number)]) == [word]
+        assert float(best) == pytest.approx(score, abs=PUBLISHED_STATE)
+
+
+@pytest.mark.released
+@pytest.mark.parametrize(
+    ("question", "text", "characters", "score"),
+    [
+        ("Where does Amy live ?", "Amy lives in Amsterdam", (13, 22), 0.8060),
+        ("Where does Eric live", "While Amy lives in Amsterdam, Eric is in The Hague.", (41, 50), 0.7503),
+    ],
+)
+def test_answers_of_another_port(
+    released: Locate, question: str, text: str, characters: tuple[int, int], score: float
+) -> None:
+    """The same. Its characters count the space before the answer; its score masks all but the context first."""
+    where = released(SQUAD)
+    model = LongformerForQuestionAnswering.from_pretrained(where)
+    encoding = LongformerTokenizer.from_pretrained(where)(question, text, return_tensors="pt")
+    ids = encoding["input_ids"]
+    with torch.no_grad():
+        start, end = model(ids, attention_mask=encoding["attention_mask"])
+    context = torch.zeros_like(ids, dtype=torch.bool)
+    context[0, int((ids[0] == 2).nonzero()[1]) + 1 : -1] = True
+    start, end = (x.masked_fill(~context, -torch.inf).softmax(-1)[0] for x in (start, end))
+    assert float(start.max() * end.max()) == pytest.approx(score, abs=PUBLISHED_STATE)
+    answer = QuestionAnswerer.from_pretrained(where).answer(question, text)[0]
+    assert (answer.start, answer.end) == characters
+
+
+def with_the_port_s_head(source: str) -> tuple[LongformerForQuestionAnswering, Tensor]:
     """HJHGJGHHG/Paddle-Longformer: "Who was Jim Henson?", "Jim Henson was a nice puppet", a head from a NumPy seed.
 
     The head's bias is not recorded there; 0, both frameworks' default, is presumed.
     """
-    model = LongformerForQuestionAnswering.from_pretrained(released(BASE), new_head=True)
+    model = LongformerForQuestionAnswering.from_pretrained(source, new_head=True)
     weight = np.random.RandomState(42).normal(0, 0.02, (768, 2)).astype(np.float32).T
     ids = [0, 12375, 21, 2488, 289, 13919, 116, 2, 2, 24021, 289, 13919, 21, 10, 2579, 29771, 2]
     with torch.no_grad():
         model.qa_outputs.weight.copy_(torch.tensor(weight))
         model.qa_outputs.bias.zero_()
-        start_logits, _ = model(torch.tensor([ids]))
+    return model, torch.tensor([ids])
+
+
+@pytest.mark.released
+@pytest.mark.slow
+def test_training_steps_of_another_port(released: Locate) -> None:
+    """The same, STEP3 and STEP4: ten steps without dropout, and their losses. The answer is from token 14 to 15."""
+    model, ids = with_the_port_s_head(released(BASE))
+    expected = [
+        2.8488464, 2.5981014, 2.2220347, 1.7252916, 1.0631231,
+        0.5897783, 0.33095133, 0.17567185, 0.09731495, 0.05802451,
+    ]  # fmt: skip
+    step = AdamWOf2020(model, rate=3e-5, decay=0.01)
+    losses = []
+    for _ in expected:
+        loss = model(ids, start_positions=torch.tensor([14]), end_positions=torch.tensor([15])).loss
+        losses.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        step()
+    assert losses[0] == pytest.approx(expected[0], abs=PUBLISHED_LOGIT)
+    assert losses == pytest.approx(expected, rel=PUBLISHED_LOSS)
+
+
+class AdamWOf2020:
+    """transformers' AdamW of that year: its epsilon is added before the bias is corrected, its decay comes last."""
+
+    def __init__(self, model: torch.nn.Module, *, rate: float, decay: float) -> None:
+        self.rate, self.count = rate, 0
+        self.parameters = [
+            (p, 0.0 if name.endswith(("bias", "LayerNorm.weight")) else decay, torch.zeros_like(p), torch.zeros_like(p))
+            for name, p in model.named_parameters()
+        ]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """One step, with betas 0.9 and 0.999."""
+        self.count += 1
+        rate = self.rate * (1 - 0.999**self.count) ** 0.5 / (1 - 0.9**self.count)
+        for parameter, decay, first, second in self.parameters:
+            if parameter.grad is not None:
+                first.lerp_(parameter.grad, 0.1)
+                second.lerp_(parameter.grad.square(), 0.001)
+                parameter.addcdiv_(first, second.sqrt().add_(1e-6), value=-rate)
+                parameter.mul_(1 - self.rate * decay)
+
+
+def test_that_optimiser_is_adamw() -> None:
+    """But for its epsilon, which does not matter where gradients are large."""
+    torch.manual_seed(0)
+    ours, torchs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    torchs.load_state_dict(ours.state_dict())
+    step = AdamWOf2020(ours, rate=1e-3, decay=0.0)
+    optimizer = torch.optim.AdamW(torchs.parameters(), lr=1e-3, weight_decay=0.0, eps=1e-12)
+    for _ in range(10):
+        x = torch.randn(4, 5)
+        for model, advance in ((ours, step), (torchs, optimizer.step)):
+            model.zero_grad()
+            (1e4 * model(x)).square().sum().backward()
+            advance()
+    torch.testing.assert_close(ours.weight, torchs.weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.released
+def test_logits_of_another_port(released: Locate) -> None:
+    model, ids = with_the_port_s_head(released(BASE))
+    with torch.no_grad():
+        start_logits, _ = model(ids)
     expected = [
         -0.451106458902359,
         -0.27003082633018494,
