@@ -46,7 +46,9 @@ NOT_RUN = {
     (
         "docs/gpu.md",
         "longformer bench gpu                        # where the package is installed",
-    ): "measures a GPU, and says so where there is none; tests/test_bench_gpu.py",
+    ): "measures a GPU, and says so where there is none; tests/bench/test_gpu.py",
+    ("docs/gpu.md", "scripts/gpu.sh results"): "takes 13 minutes on a GPU; tests/bench/test_gpu.py",
+    ("docs/gpu.md", "longformer bench gpu-model --batches 1,16"): "measures a GPU; tests/bench/test_commands.py",
     (
         "scripts/README.md",
         "first=$(git log -1 --diff-filter=A --format=%h -- longformer/pretrained/model.safetensors)",

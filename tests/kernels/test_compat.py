@@ -132,8 +132,10 @@ def test_a_torch_without_fused_attention_on_a_cpu(monkeypatch: pytest.MonkeyPatc
         absent = without(patch, "_scaled_dot_product_flash_attention_for_cpu")
     assert absent.flash_attention_for_cpu is None and absent.linear_pointwise is not None
     monkeypatch.setattr(compat, "flash_attention_for_cpu", None)
+    monkeypatch.setattr(compat, "has_matrix_units", lambda dtype: dtype == torch.bfloat16)
     query = torch.randn(1, 1, 8, 4)
-    assert choose(query) == ("blocked", "this torch has no fused attention with a log-sum-exp on cpu")
+    why = "this torch has no fused attention with a log-sum-exp on cpu"
+    assert choose(query.bfloat16()) == ("blocked", why)
     with pytest.raises(ValueError, match='impl is "fused", and this torch has no fused attention'):
         choose(query, impl="fused")
     out = sliding_window_attention(query, query, query, (2, 2))

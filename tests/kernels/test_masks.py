@@ -218,7 +218,7 @@ QUERY = torch.randn(1, 2, 8, 16)
 
 
 def test_which_kernel_is_chosen() -> None:
-    assert choose(QUERY, pattern=AttentionPattern((2, 2))).impl == "fused"
+    assert choose(QUERY, pattern=AttentionPattern((2, 2))).impl == "blocked"
     short = choose(QUERY, pattern=PATTERN)
     assert short.impl == "reference" and "not worth it below 2048 tokens" in short.reason
     assert "no gradients on a CPU" in choose(QUERY, pattern=PATTERN, backward=True).reason

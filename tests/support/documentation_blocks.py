@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
     if not path.is_relative_to(ROOT / "longformer" / "kernels")  # a link to kernels/
 )
 CODE = ("console", "python", "sh")
-NO_CODE = ("math", "text")  # formulas and drawings
+NO_CODE = ("math", "text", "js")  # formulas, drawings, and a language that the tests do not run
 
 
 class Block(NamedTuple):

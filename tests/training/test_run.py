@@ -110,7 +110,7 @@ def test_the_best_is_kept(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
         file,
         evaluate_on=(file,),
         learning_rate=0.5,
-        warmup=0.5,
+        warmup=0.0,
         evaluate_every=1,
         epochs=8,
     )
