@@ -144,6 +144,19 @@ def test_half_precision_by_hand_is_float32_rounded_once(dtype: torch.dtype, glob
         assert torch.equal(actual, expected.to(dtype))
 
 
+@pytest.mark.parametrize("near", [1, 150, 300])
+def test_columns_are_copied_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch, near: int) -> None:
+    """Over one part and several, with more global columns than a tile has rows."""
+    monkeypatch.setattr("longformer.kernels.blocked.NEAR", near)
+    monkeypatch.setattr("longformer.kernels.tiles.ROWS", 16)
+    monkeypatch.setattr("longformer.kernels.tiles.BLOCK_ROWS", 64)
+    qkv, grad = random_qkv(1, 2, 400, 8), random_qkv(1, 2, 400, 8)[0]
+    arguments = {"global_mask": (torch.arange(400) % 13 == 0)[None]}
+    expected = run("reference", qkv, grad, (20, 30), **arguments)
+    for actual, exact in zip(run("blocked", qkv, grad, (20, 30), **arguments), expected, strict=True):
+        torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-12)
+
+
 def test_global_columns_cost_the_fused_kernel_no_accuracy() -> None:
     """Weights are rounded to bfloat16 in it, once, those of global columns too, and scores are not."""
     qkv = [x.bfloat16() for x in random_qkv(1, 4, 600, 32)]
