@@ -82,7 +82,7 @@ class MaskPattern:
         if not self.causal:
             return self.parts
         return tuple(
-            replace(part, causal=True) if isinstance(part, AttentionPattern) else _never_later(part)
+            part.looking_back() if isinstance(part, AttentionPattern) else _never_later(part)
             for part in self.parts
         )
 

@@ -319,7 +319,7 @@ def unequal(ids: Tensor) -> Tensor:
         ("widow=3", "'widow' is no item of a pattern; did you mean 'window'"),
         (lambda i, j: i == j, r"is no function of FlexAttention's form mask_mod\(example, head, row, column\)"),
         (AttentionPattern((1, 1), (1, 2)), r"dilation is \(1, 2\); it must be an int >= 1, or one for each of the 4"),
-        (AttentionPattern((2, 2), causal=True), r"window is \(2, 2\) and causal is true"),
+        ({"window": [2, 2], "causal": True}, r"window is \(2, 2\) and causal is true"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(attention: Any, message: str) -> None:
