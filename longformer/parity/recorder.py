@@ -20,6 +20,7 @@ from longformer.checkpoints.names import todays_name
 from longformer.errors import LongformerError, listed
 from longformer.kernels import Tokens, choose
 from longformer.models.attention import LongformerSelfAttention, attention_probabilities
+from longformer.models.causal import CausalSelfAttention
 from longformer.parity import probabilities as probs
 from longformer.parity.compiled import compiled_in_parts, is_compiled, of_whole_parts, uncompiled
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
@@ -206,6 +207,9 @@ class Recorder:
             if attention.pattern.is_band:  # any mask's probabilities are those of a dense matrix
                 attention.impl = "banded"
             return
+        if isinstance(attention, CausalSelfAttention):
+            stack.callback(attention.register_forward_pre_hook(_with_list).remove)
+            return
 
         def ask(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             return arguments, {**keywords, "output_attentions": True}
@@ -297,7 +301,9 @@ class Recorder:
             rows = layout.rows(self._pieces[name], self._value_of[name])
             return rows.unflatten(-1, (layout.table.heads or 1, -1)).transpose(1, 2)
 
-        if not isinstance(module, LongformerSelfAttention):
+        if isinstance(module, CausalSelfAttention):
+            found = {PROBABILITIES[0]: arguments[2][-1].band.detach().cpu()}
+        elif not isinstance(module, LongformerSelfAttention):
             found = probs.of_reference(output, layout.tokens)
         else:
             query, key, values = (by_heads(layer + part) for part in ("query", "key", "value"))
@@ -336,6 +342,12 @@ class Recorder:
         for (name, _), gradient in zip(named, found, strict=True):
             if gradient is not None:
                 self._give(PARAMETER + todays_name(name), gradient.detach().cpu())
+
+
+def _with_list(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a causal layer's attention, with a list for its probabilities, which it then computes."""
+    hidden, tokens, probabilities = arguments
+    return hidden, tokens, [] if probabilities is None else probabilities
 
 
 def with_first(output: Any, first: Tensor) -> Any:

@@ -75,7 +75,9 @@ def test_lengths_and_windows(impl: str, seq_len: int, window: tuple[int, int]) -
 def test_global_tokens(impl: str, causal: bool, dilation: int | tuple[int, ...], tokens: str) -> None:
     globals_ = kernel_cases.global_mask(tokens)
     qkv = random_qkv(2, 3, kernel_cases.GLOBAL_LENGTH, 4)
-    assert_equal_to_reference(impl, qkv, (6, 0 if causal else 6), dilation=dilation, causal=causal, global_mask=globals_)
+    assert_equal_to_reference(
+        impl, qkv, (6, 0 if causal else 6), dilation=dilation, causal=causal, global_mask=globals_
+    )
 
 
 @pytest.mark.parametrize("impl", FAST)

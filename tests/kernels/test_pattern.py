@@ -187,7 +187,10 @@ def test_a_pattern_is_a_value() -> None:
         (((1, 1), ()), r"dilation is \(\)"),
         (((1, 1), (1, 2.0)), "one such int for each head"),
         (((1, 1), 1, 1), "causal is 1; it must be True or False"),
-        (((4, 2), 1, True), r"window is \(4, 2\) and causal is True, .*; give the window \(4, 0\), or leave causal out"),
+        (
+            ((4, 2), 1, True),
+            r"window is \(4, 2\) and causal is True, .*; give the window \(4, 0\), or leave",
+        ),
         ((None, 2), "dilation is 2 without a window; give a window, or leave dilation out"),
         ((None, (1, 2), True), r"dilation is \(1, 2\) without a window"),
     ],
