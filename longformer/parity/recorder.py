@@ -22,7 +22,7 @@ from longformer.kernels import Tokens, choose
 from longformer.models.attention import LongformerSelfAttention, attention_probabilities
 from longformer.models.causal import CausalSelfAttention
 from longformer.parity import probabilities as probs
-from longformer.parity.compiled import compiled_in_parts, is_compiled, of_whole_parts, uncompiled
+from longformer.parity.compiled import compiled_in_parts, compiled_parts, of_whole_parts, runs_compiled, uncompiled
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout, global_name
 from longformer.parity.operations import CoarsestSeen, coarsest
@@ -67,12 +67,18 @@ def trace(
 
     Raises:
         LongformerError: the table does not fit the model; the model runs twice inside, or not at all; a pattern of
-            ``only`` matches nothing; or, with ``probabilities``, two implementations disagree.
+            ``only`` matches nothing; a part of the model is compiled by itself; or, with ``probabilities``, two
+            implementations disagree.
         DataError: ``path`` cannot be written.
     """
-    given, model = model, uncompiled(model)
+    given, is_compiled, model = model, runs_compiled(model), uncompiled(model)
+    if parts := compiled_parts(model):
+        raise LongformerError(
+            f"{parts[0] or 'the model'} was compiled by itself, so that nobody sees the values inside it; record the "
+            "model before that, or what torch.compile makes of the whole model: trace(torch.compile(model))"
+        )
     layout = choose_layout(model, table)
-    if is_compiled(given):
+    if is_compiled:
         if probabilities:
             raise LongformerError("attention probabilities are inside what is compiled; record the model without it")
         layout.table = of_whole_parts(layout.table) if table is None else layout.table
@@ -81,7 +87,7 @@ def trace(
     result._backward = recorder.backward if gradients else None
     result.metadata = {"format": FORMAT, "version": str(VERSION), **layout.describe()}
     result.metadata.update(describe_model(model, digests=digests))
-    result.metadata.update({"compiled": "in parts"} if is_compiled(given) else {})
+    result.metadata.update({"compiled": "in parts"} if is_compiled else {})
     if table is not None:  # a Longformer's order is known
         result.metadata["order"] = json.dumps(list(recorder.names_in_order()))
     result.metadata.update(metadata or {})
@@ -96,7 +102,7 @@ def trace(
         recorder.input_sink = result.inputs.__setitem__
     try:
         with ExitStack() as stack:
-            if is_compiled(given):
+            if is_compiled:
                 stack.enter_context(compiled_in_parts(given, list(recorder.values)))
             stack.enter_context(recorder.attached())
             stack.enter_context(recorder.watching())
