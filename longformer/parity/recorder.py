@@ -59,7 +59,8 @@ def trace(
         table: which modules are recorded under which names; None for a Longformer.
         only: names or patterns such as ``"layer.*.output"`` of the values to record; None is all.
         probabilities: record attention probabilities too. Our model then computes its attention with
-            ``impl="banded"``, which has them, and each layer's result is checked against the layer's own ``impl``.
+            ``impl="banded"``, which has them, and each layer's result is checked against the layer's own ``impl``,
+            unless another hook, such as that of an edit, may have changed it.
         gradients: allow :meth:`Trace.backward` inside.
         path: write a trace file as the values come, instead of holding them in memory. Read it after the block.
         metadata: strings for the trace file, beside those that are found out.
@@ -315,7 +316,8 @@ class Recorder:
             query, key, values = (by_heads(layer + part) for part in ("query", "key", "value"))
             tokens = layout.tokens_of(value.name)
             projected = probs.Projected(query, key, values, tokens)
-            if self.check:
+            # Another hook, such as an edit's, may have changed what attention gave.
+            if self.check and len(module._forward_hooks) == 1:
                 probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
             found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value), self.probabilities_of)
             # As check_agreement has it run: without gradients and dropout.
