@@ -58,8 +58,9 @@ def sliding_window_attention(
         query, key, value: (B, H, S, D), any S >= 1 and D >= 1; float64, float32, bfloat16 or float16, all alike.
         window: (left, right), tokens seen on each side; None is every token. The hub's ``attention_window=512`` is
             (256, 256).
-        dilation: gap between the tokens of the window, one for all heads or one for each head.
-        causal: no row sees a later column, global columns included.
+        dilation: gap between the tokens of the window, one for all heads or one for each head. Without a window it
+            is 1.
+        causal: no row sees a later column, global columns included. The window's right side is then 0.
         pattern: window, dilation and causality as one object, in place of these three, with global tokens of its own,
             if their positions say them; or a MaskPattern, any mask and score, which "flex" and "reference" compute.
         key_mask: (B, S) bool. False is padding: nobody attends to it, and its own row is exactly 0. What stands there,

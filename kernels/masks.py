@@ -82,8 +82,7 @@ class MaskPattern:
         if not self.causal:
             return self.parts
         return tuple(
-            replace(part, causal=True) if isinstance(part, AttentionPattern) else _never_later(part)
-            for part in self.parts
+            part.looking_back() if isinstance(part, AttentionPattern) else _never_later(part) for part in self.parts
         )
 
     def __or__(self, other: AttentionPattern | MaskPattern) -> MaskPattern:
@@ -174,12 +173,15 @@ class MaskPattern:
         mask = of_pairs(self.mask_mod(tokens, heads=heads, device=device), self.name)
         return mask(b[:, None, None, None], h[:, None, None], row[:, None], row)
 
-    def changed_scores(self, scores: Tensor) -> Tensor:
-        """``scores`` (B, H, S, S), which are scaled, after the score's function."""
+    def changed_scores(self, scores: Tensor, *, first_row: int = 0, first_column: int = 0) -> Tensor:
+        """``scores`` (B, H, R, S), which are scaled, after the score's function.
+
+        ``first_row``, ``first_column``: places in the sequence of the first of the rows and of the columns.
+        """
         if self.score is None:
             return scores
         b, h, row, column = (torch.arange(n, device=scores.device) for n in scores.shape)
-        changed = _mapped(self.score, 5, self.name)(scores, b, h, row, column)
+        changed = _mapped(self.score, 5, self.name)(scores, b, h, row + first_row, column + first_column)
         return changed.to(scores.dtype)
 
     def cost(

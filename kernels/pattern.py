@@ -90,13 +90,14 @@ class AttentionPattern:
     """Window, dilation and causality: who attends to whom in any batch. ``a | b`` is what either sees.
 
     Args:
-        window: (left, right), tokens that a row sees on each side; None is every token.
-        dilation: gap between the tokens of the window: one for all heads, or one for each head.
+        window: (left, right), tokens that a row sees on each side; None is every token. Of a causal pattern right is 0.
+        dilation: gap between the tokens of the window: one for all heads, or one for each head. Without a window it
+            is 1.
         causal: no row sees a later column, global columns included.
         global_tokens: tokens that are global beside those that a batch names; None is no others.
 
     Raises:
-        ValueError: an argument is not of that form; the message shows it.
+        ValueError: an argument is not of that form, or contradicts another one; the message shows it.
     """
 
     window: tuple[int, int] | None
@@ -121,6 +122,18 @@ class AttentionPattern:
             raise ValueError(f"causal is {shown(self.causal)}; it must be True or False")
         if self.global_tokens is not None and not isinstance(self.global_tokens, GlobalTokens):
             raise ValueError(f"global_tokens is {shown(self.global_tokens)}; it must be GlobalTokens, or None")
+        if self.causal and self.window is not None and self.window[1]:
+            raise ValueError(
+                f"window is {shown(window)} and causal is True, but a causal row sees no later column; give the window "
+                f"({shown(self.window[0])}, 0), or leave causal out"
+            )
+        if self.window is None and set(gaps) != {1}:
+            raise ValueError(f"dilation is {shown(dilation)} without a window; give a window, or leave dilation out")
+
+    def looking_back(self) -> AttentionPattern:
+        """The causal pattern that sees of this one what is not later."""
+        window = None if self.window is None else (self.window[0], 0)
+        return replace(self, window=window, causal=True)
 
     def __or__(self, other: AttentionPattern) -> MaskPattern:
         if not isinstance(other, AttentionPattern):
@@ -131,8 +144,8 @@ class AttentionPattern:
 
     def sides(self, seq_len: int) -> tuple[int, int]:
         """(left, right) of the band in a sequence of S tokens, as short as they can be said; right is 0 if causal."""
-        left, right = (seq_len, seq_len) if self.window is None else self.window
-        return min(left, seq_len - 1), 0 if self.causal else min(right, seq_len - 1)
+        left, right = (seq_len, 0 if self.causal else seq_len) if self.window is None else self.window
+        return min(left, seq_len - 1), min(right, seq_len - 1)
 
     def gaps(self, heads: int) -> tuple[int, ...]:
         """The dilation of each head. Raises ValueError where the pattern has dilations for another number of heads."""
@@ -169,7 +182,7 @@ class AttentionPattern:
         if self.window is None:
             return distance <= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
         left, right = self.window
-        inside = (distance >= -left * gap) & (distance <= (0 if self.causal else right) * gap)
+        inside = (distance >= -left * gap) & (distance <= right * gap)
         return inside if isinstance(gap, int) and gap == 1 else inside & (distance % gap == 0)
 
     def beside_band(self, distance: Tensor, gap: int | Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from longformer.errors import ConfigError, quoted, unknown_name
 
 KEY = "attention_pattern"
 FULL = "full"
-MOST = 2**31 - 1
+MOST = 2**31  # the farthest that a pattern of the kernels reaches
 ITEMS = ("window", "full", "dilation", "causal", "global", "global-ids", "global-every")
 
 

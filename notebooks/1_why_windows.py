@@ -245,7 +245,7 @@ assert int(field.sum()) == 9  # the multiples of 6 from -24 to 24: no others can
 # with `attention_window=512` then have?
 
 # %%
-causal = attention_kinds(32, (4, 4), causal=True)[0]
+causal = attention_kinds(32, (4, 0), causal=True)[0]
 assert not causal.triu(1).any()
 assert torch.equal(causal, attention_kinds(32, (4, 0))[0])  # for 512: (256, 0)
 assert banded_scores(torch.randn(1, 1, 32, 8), torch.randn(1, 1, 32, 8), (4, 0)).shape[-1] == 5

@@ -78,9 +78,9 @@ def test_transformers_ignores_it(tmp_path: Path) -> None:
     "given, message",
     [
         ("window=2:2,causal", r"window is \(2, 2\) and causal is true, but .* give the window \(2, 0\), or leave"),
-        (AttentionPattern((2, 1), causal=True), r"window is \(2, 1\) and causal is true"),
+        ({"window": [2, 1], "causal": True}, r"window is \(2, 1\) and causal is true"),
         ("full,dilation=2", "dilation is 2 without a window; give a window"),
-        (AttentionPattern(None, 2), "dilation is 2 without a window"),
+        ({"window": "full", "dilation": 2}, "dilation is 2 without a window"),
         ("widow=3", "'widow' is no item of a pattern; did you mean 'window'"),
         ("window", "window takes a value"),
         ("", r"attention_pattern '': a layer is empty; each must say something, such as window=64 or full"),

@@ -75,6 +75,7 @@ class QuestionAnswerer:
         impl: str = "auto",
         local_files_only: bool = False,
         config: LongformerConfig | None = None,
+        attention: Any = None,
         global_mask: Callable[[Tensor], Tensor] | None = None,
     ) -> QuestionAnswerer:
         """Load model and tokenizer of a checkpoint.
@@ -84,12 +85,13 @@ class QuestionAnswerer:
             tokenizer: folder or name on the hub of another tokenizer; None is the checkpoint's own.
             revision, dtype, device, impl, local_files_only, config: as for
                 :meth:`LongformerForQuestionAnswering.from_pretrained`.
+            attention: who attends to whom, as for :class:`longformer.LongformerModel`.
             global_mask: as for the class.
 
         Raises:
             CheckpointError: not found, not readable, or without a head for question answering.
             ConfigError: a config of another architecture.
-            LongformerError: a device that this machine does not have.
+            LongformerError: a device that this machine does not have, or ``attention`` does not fit the model.
         """
         check_device(device)
         source = PRETRAINED if name_or_path is None else name_or_path
@@ -102,6 +104,7 @@ class QuestionAnswerer:
             impl=impl,
             local_files_only=local_files_only,
             config=config,
+            attention=attention,
             new_head=False,
         )
         return cls(model, read, global_mask=global_mask)

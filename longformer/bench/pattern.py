@@ -20,7 +20,7 @@ from longformer.bench.plot import require_matplotlib
 from longformer.bench.report import format_table
 from longformer.bench.timing import Contender, interleave, one_line, say
 from longformer.config import LongformerConfig
-from longformer.errors import LongformerError, unknown_name
+from longformer.errors import LongformerError, listed, unknown_name
 from longformer.kernels import IMPLEMENTATIONS, AttentionPattern, MaskPattern, Tokens, attend, choose
 from longformer.kernels.flex import BLOCK
 from longformer.kernels.masks import Pattern, of_pairs
@@ -354,6 +354,28 @@ def check_kernels(names: Sequence[str] | None, device: str) -> Sequence[str]:
         if name not in KERNELS:
             raise LongformerError(unknown_name(name, KERNELS, "kernel"))
     return KERNELS if names is None else names
+
+
+def check_asked(
+    names: Sequence[str], patterns: Sequence[Pattern], shape: Shape, dtype: torch.dtype, device: str
+) -> None:
+    """Raise LongformerError where a kernel that was asked for by name cannot run one of the patterns here."""
+    query = torch.empty(1, shape.heads, 1, shape.head_dim, dtype=dtype, device=device)
+    for pattern in dict.fromkeys(patterns):
+        refusals = {impl: _refusal(query, impl, pattern) for impl in KERNELS}
+        for name in names:
+            if refusals[name]:
+                can = [impl for impl, refusal in refusals.items() if not refusal]
+                raise LongformerError(f"{refusals[name]}; what can run ({described(pattern)}) here: {listed(can)}")
+
+
+def _refusal(query: Tensor, impl: str, pattern: Pattern) -> str:
+    """Why a kernel cannot run a pattern on tensors such as ``query``; "" if it can."""
+    try:
+        choose(query, impl=impl, pattern=pattern)
+    except (ValueError, RuntimeError) as error:
+        return one_line(error).partition("; ")[0]
+    return ""
 
 
 def torch_dtype(name: str) -> torch.dtype:

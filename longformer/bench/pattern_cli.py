@@ -23,7 +23,7 @@ SIZE = click.IntRange(1, 2**10)
 @click.option("--head-dim", type=SIZE, default=64, show_default=True, metavar="D", help="Of a text.")
 @click.option("--draw", "picture", metavar="FILE.png", help="Draw the pattern; needs matplotlib.")
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time each kernel that can run it.")
-@click.option("--kernels", type=Names(), help="The kernels to time.  [default: all]")
+@click.option("--kernels", type=Names(), help="The kernels to time.  [default: all that can run the pattern]")
 @click.option("--dtype", default="float32", show_default=True, help="Precision of what is timed.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to time.")
 @click.option("--rounds", type=COUNT, default=5, show_default=True, metavar="N", help="Runs of each kernel.")
@@ -62,6 +62,8 @@ def pattern(
     shape = found.Shape(seq_len, heads, head_dim, global_tokens)
     chosen = found.check_kernels(kernels, device)
     exact = found.torch_dtype(known_dtype(dtype))
+    if kernels is not None and measure:
+        found.check_asked(chosen, patterns, shape, exact, device)
     if picture is not None:
         found.draw(picture, patterns, shape)
     costs = found.costs(patterns, shape)

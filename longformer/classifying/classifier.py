@@ -77,6 +77,7 @@ class TextClassifier:
         impl: str = "auto",
         local_files_only: bool = False,
         config: LongformerConfig | None = None,
+        attention: Any = None,
     ) -> TextClassifier:
         """Load model and tokenizer of a checkpoint, such as ``longformer train classification`` writes.
 
@@ -85,18 +86,26 @@ class TextClassifier:
             tokenizer: folder or name on the hub of another tokenizer; None is the checkpoint's own.
             revision, dtype, device, impl, local_files_only, config: as for
                 :meth:`LongformerForSequenceClassification.from_pretrained`.
+            attention: who attends to whom, as for :class:`longformer.LongformerModel`.
 
         Raises:
             CheckpointError: not found, not readable, or without a head for the classification of texts.
             ConfigError: a config of another architecture.
-            LongformerError: a device that this machine does not have.
+            LongformerError: a device that this machine does not have, or ``attention`` does not fit the model.
         """
         check_device(device)
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         _check_head(name_or_path, where)
         read = load_tokenizer(tokenizer, name_or_path, **where)
         model = LongformerForSequenceClassification.from_pretrained(
-            name_or_path, dtype=dtype, device=device, impl=impl, config=config, new_head=False, **where
+            name_or_path,
+            dtype=dtype,
+            device=device,
+            impl=impl,
+            config=config,
+            attention=attention,
+            new_head=False,
+            **where,
         )
         return cls(model, read)
 

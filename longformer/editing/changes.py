@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from longformer.errors import LongformerError, quoted, unknown_name
 from longformer.kernels import Tokens
 from longformer.models.attention import LongformerSelfAttention
-from longformer.parity.compiled import is_compiled
+from longformer.parity.compiled import as_written, uncompiled
 from longformer.parity.layout import OurLayout, choose_layout
 from longformer.parity.table import GLOBAL_ROWS, Table, Value
 
@@ -58,16 +58,15 @@ class Edit:
     """
 
     def __init__(self, model: nn.Module, table: Table | None = None) -> None:
-        if is_compiled(model):
-            raise LongformerError(
-                "a model that torch.compile has made does not see changes; edit and run the model that it was made from"
-            )
-        self._model, self._layout = model, choose_layout(model, table)
-        self._modules = dict(model.named_modules())
+        self._given, self._model = model, uncompiled(model)
+        self._layout = choose_layout(self._model, table)
         self._places: dict[str, tuple[str, Value]] = {}
         self._steps: dict[str, list[_Step]] = {}
         self._is_over = False
-        for path, value in self._layout.table.fit(model).items():
+        with as_written(model):
+            self._modules = dict(self._model.named_modules())
+            fitted = self._layout.table.fit(self._model)
+        for path, value in fitted.items():
             self._places[value.name] = path, value
             if value.kind == "attention":
                 self._places[value.name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS] = path, value
@@ -216,6 +215,7 @@ class Edit:
     def attached(self) -> Iterator[None]:
         """Hooks on the modules of all values, then off."""
         with ExitStack() as stack:
+            stack.enter_context(as_written(self._given))
             begin = self._layout.root.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
             # Behind a run nothing is known of the next, which may begin elsewhere: text is made layer by layer.
@@ -357,16 +357,16 @@ def edit(model: nn.Module, *, table: Table | None = None) -> Iterator[Edit]:
             e.zero("layer.3.local_output", head=5)
             answer = model(input_ids)
 
-    Since hooks are on it, our model runs as the plain model. After the block the model is as before, also if there was
-    an exception. To see the changed values, open ``trace`` inside.
+    Since hooks are on it, our model runs as the plain model; one that torch.compile made, or that has compiled parts,
+    runs as it was written. After the block the model is as before, also if there was an exception. To see the changed
+    values, open ``trace`` inside.
 
     Args:
         model: ours, transformers' Longformer, or any module together with a ``table``.
         table: which modules have which names; None for a Longformer. See :class:`longformer.parity.Table`.
 
     Raises:
-        LongformerError: the table does not fit the model, the model is a compiled one, or :class:`Edit` refuses a
-            change.
+        LongformerError: the table does not fit the model, or :class:`Edit` refuses a change.
     """
     editor = Edit(model, table)
     with editor.attached():

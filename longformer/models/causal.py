@@ -1,9 +1,9 @@
 """The causal encoder of a language model: windows that look back only, relative positions, and a memory of windows.
 
 It is the plain model of :mod:`longformer.models.layers` with another self-attention in each layer. A row attends to the
-tokens of its window before it and to itself (Longformer, arXiv 2004.05150, §4). Positions are relative, with sinusoids
-as in Transformer-XL (arXiv 1901.02860, §3.3), or learned and absolute as in the encoder. No token is global: a global
-token would see what comes after it.
+tokens of its window before it and to itself (Longformer, arXiv 2004.05150, §4); or to those before it that any mask,
+score or union of windows lets it see. Positions are relative, with sinusoids as in Transformer-XL (arXiv 1901.02860,
+§3.3), or learned and absolute as in the encoder. No token is global: a global token would see what comes after it.
 
 The score of row i of a head for the token j before it, with relative positions, is
 
@@ -12,15 +12,13 @@ The score of row i of a head for the token j before it, with relative positions,
 where the vectors u and v of each head and the matrix W of each layer are learned.
 
 Letters: B batch, S sequence (or new tokens behind a memory), M remembered tokens, H heads, D head dimension, C hidden
-size, W = left + 1 width of the window, n rows of a block, L = left + n columns that a block of rows can see.
+size, W = left + 1 width of the window.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +26,12 @@ from torch.nn import functional as F
 
 from longformer.config import LongformerConfig
 from longformer.errors import ConfigError, LongformerError
-from longformer.kernels import AttentionPattern, Tokens, attend
+from longformer.kernels import AttentionPattern, MaskPattern, Tokens, attend
 from longformer.kernels.masks import Pattern
 from longformer.models.attention import AttentionProbabilities
+from longformer.models.causal_attention import Attended, dilated_attention, masked_attention, sinusoids
 from longformer.models.encoder import LongformerModel
 from longformer.models.layers import LongformerLayer, init_weights
-
-LEAST_BLOCK = 32  # rows; smaller blocks are more products than work
 
 
 class Remembered(NamedTuple):
@@ -52,7 +49,8 @@ class Remembered(NamedTuple):
 class Memory:
     """What a causal model keeps of the tokens that it has read: each layer's window of keys and values.
 
-    It does not grow beyond the windows, however much is read; only a layer that sees everything keeps everything.
+    It does not grow beyond the windows, however much is read. Only a layer that sees everything keeps
+    everything, and one with a mask, of which nobody knows how far back it sees.
 
     Attributes:
         layers: what each layer remembers; empty before the first token.
@@ -76,15 +74,15 @@ class CausalSelfAttention(nn.Module):
 
     Args:
         config: the model's configuration.
-        layer: number of the layer, which decides its window and its heads' dilation.
+        pattern: what its rows see, as :func:`looking_back` has it.
         impl: implementation of the kernels for absolute positions, see :func:`longformer.kernels.choose`. Relative
-            positions are computed by blocks in plain torch.
+            positions are computed in plain torch: windows by blocks, a mask as a dense matrix.
     """
 
-    def __init__(self, config: LongformerConfig, layer: int, *, impl: str = "auto") -> None:
+    def __init__(self, config: LongformerConfig, pattern: Pattern, *, impl: str = "auto") -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.pattern = looking_back(config.pattern(layer), layer)
+        self.pattern: Any = pattern  # an AttentionPattern, or a MaskPattern
         self.dropout_p = config.attention_probs_dropout_prob
         self.impl = impl
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -104,7 +102,8 @@ class CausalSelfAttention(nn.Module):
         Of ``tokens`` that stand behind a memory, the memory is brought up to date.
         """
         if isinstance(tokens, Behind):
-            out, tokens.memory.layers[tokens.layer] = self.extend(hidden, tokens.memory.layers.get(tokens.layer))
+            memory, layer = tokens
+            out, memory.layers[layer] = self.extend(hidden, memory.layers.get(layer), read=memory.tokens)
             return out
         query, key, value = (self._split(part(hidden)) for part in (self.query, self.key, self.value))
         if not self.is_relative and probabilities is None:
@@ -115,14 +114,17 @@ class CausalSelfAttention(nn.Module):
             out = self._attend(query, key, value, keep=tokens.keep, probabilities=probabilities)
         return out.transpose(1, 2).flatten(2)
 
-    def extend(self, hidden: Tensor, before: Remembered | None) -> tuple[Tensor, Remembered]:
-        """Attention of new tokens (B, S, C) to what is remembered and to themselves, and what to remember now."""
+    def extend(self, hidden: Tensor, before: Remembered | None, *, read: int) -> tuple[Tensor, Remembered]:
+        """Attention of new tokens (B, S, C) to what is remembered and to themselves, and what to remember now.
+
+        ``read``: how many tokens stand before the new ones, those included that are not remembered any more.
+        """
         query, key, value = (self._split(part(hidden)) for part in (self.query, self.key, self.value))
         places: dict[int, Tensor] = {}
         if before is not None:
             key, value = torch.cat([before.key, key], 2), torch.cat([before.value, value], 2)
             places = before.places
-        out = self._attend(query, key, value, places=places)
+        out = self._attend(query, key, value, places=places, first_column=read + query.shape[2] - key.shape[2])
         first = max(0, key.shape[2] - self._reach(key.shape[2]))
         # Copies, since a view would keep all that has been read.
         now = Remembered(key[:, :, first:].clone(), value[:, :, first:].clone(), places)
@@ -130,9 +132,12 @@ class CausalSelfAttention(nn.Module):
 
     def _reach(self, tokens: int) -> int:
         """How far back the layer's widest head sees, of so many tokens."""
-        if self.pattern.window is None:
-            return tokens
-        return self.pattern.window[0] * max(self.pattern.gaps(self.num_heads))
+        reach = 0
+        for part in self.pattern.parts if isinstance(self.pattern, MaskPattern) else (self.pattern,):
+            if not isinstance(part, AttentionPattern) or part.window is None:
+                return tokens
+            reach = max(reach, part.window[0] * max(part.gaps(self.num_heads)))
+        return reach
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, S, C) to (B, H, S, D)."""
@@ -147,36 +152,48 @@ class CausalSelfAttention(nn.Module):
         keep: Tensor | None = None,
         probabilities: list[AttentionProbabilities] | None = None,
         places: dict[int, Tensor] | None = None,
+        first_column: int = 0,
     ) -> Tensor:
-        """(B, H, S, D) and twice (B, H, M + S, D), the first M of them remembered, to (B, H, S, D)."""
-        scale = self.head_dim**-0.5
-        query = query * scale
-        parts, bands = [], []
-        left = key.shape[2] - 1 if self.pattern.window is None else self.pattern.window[0]
-        for heads, gap in self.pattern.head_runs(self.num_heads):
-            # Before the first token there is nothing, so a window that reaches beyond it may be cut.
-            sees = left if probabilities is not None else min(left, (key.shape[2] - 1) // gap)
-            content, scores = query[:, heads], None
-            if self.is_relative:
-                at = self._places(sees, gap, places)[heads]
-                scores = (content + scale * self.position_bias[heads, None]) @ at.mT
-                content = content + scale * self.content_bias[heads, None]
-            found = dilated_attention(
-                content,
-                key[:, heads],
-                value[:, heads],
-                scores,
-                left=sees,
-                gap=gap,
-                keep=keep,
-                dropout_p=self.dropout_p if self.training else 0.0,
+        """(B, H, S, D) and twice (B, H, M + S, D), the first M of them remembered, to (B, H, S, D).
+
+        ``first_column``: place in the text of the first token that is remembered.
+        """
+        query = query * self.head_dim**-0.5
+        dropout_p = self.dropout_p if self.training else 0.0
+        found: list[Attended] = []
+        if isinstance(self.pattern, MaskPattern):
+            query, scores = self._with_positions(query, slice(None), key.shape[2] - 1, 1, places)
+            found.append(
+                masked_attention(
+                    query, key, value, scores, self.pattern, first_column=first_column, keep=keep, dropout_p=dropout_p
+                )
             )
-            parts.append(found.out)
-            if probabilities is not None:
-                bands.append(found.band())
+        else:
+            left = key.shape[2] - 1 if self.pattern.window is None else self.pattern.window[0]
+            for heads, gap in self.pattern.head_runs(self.num_heads):
+                # Before the first token there is nothing, so a window that reaches beyond it may be cut.
+                sees = left if probabilities is not None else min(left, (key.shape[2] - 1) // gap)
+                content, scores = self._with_positions(query, heads, sees, gap, places)
+                of_heads = (content, key[:, heads], value[:, heads], scores)
+                found.append(dilated_attention(*of_heads, left=sees, gap=gap, keep=keep, dropout_p=dropout_p))
         if probabilities is not None:
-            probabilities.append(AttentionProbabilities(torch.cat(bands, 1), None, None))
-        return torch.cat(parts, 1)
+            band = torch.cat([part.band() for part in found], 1)
+            if self.pattern.window is None:  # as in the encoder: with places for what is later, which are empty
+                band = F.pad(band, (0, 2 * band.shape[2] - 1 - band.shape[3]))
+            probabilities.append(AttentionProbabilities(band, None, None))
+        return torch.cat([part.out for part in found], 1)
+
+    def _with_positions(
+        self, query: Tensor, heads: slice, left: int, gap: int, places: dict[int, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of some heads the scaled queries of contents, and the scores of a window's places, (B, ..., S, left + 1)."""
+        query = query[:, heads]
+        if not self.is_relative:
+            return query, None
+        scale = self.head_dim**-0.5
+        at = self._places(left, gap, places)[heads]
+        scores = (query + scale * self.position_bias[heads, None]) @ at.mT
+        return query + scale * self.content_bias[heads, None], scores
 
     def _places(self, left: int, gap: int, known: dict[int, Tensor] | None) -> Tensor:
         """r of every column of a window, (H, W, D); the last column is the row itself, at distance 0.
@@ -195,143 +212,23 @@ class CausalSelfAttention(nn.Module):
         return found[:, found.shape[1] - left - 1 :]
 
 
-class Attended(NamedTuple):
-    """out: (B, H, S, D). band: makes (B, H, S, W), the probabilities before dropout; 0 where there is no token."""
-
-    out: Tensor
-    band: Callable[[], Tensor]
-
-
-def looking_back(pattern: Pattern, layer: int) -> AttentionPattern:
-    """A layer's pattern with the part of its window that looks back, and no other.
+def looking_back(pattern: Pattern, layer: int) -> Pattern:
+    """What a layer's pattern sees that is not later than the row.
 
     Raises:
-        ConfigError: the pattern is no window, or has global tokens.
+        ConfigError: the pattern has global tokens.
     """
-    if not isinstance(pattern, AttentionPattern) or pattern.global_tokens is not None:
+    named = pattern.global_tokens
+    if named is not None and (named.positions or named.every or named.asks_ids):
         raise ConfigError(
-            f"the pattern of layer {layer} is a union or has global tokens; a causal language model attends to a "
-            "window, or to everything before: give attention_pattern window=N or full"
+            f"the pattern of layer {layer} has global tokens, which would see what comes after them; a causal language "
+            "model has none: leave them out, and let a mask see the columns that all shall see"
         )
-    window = None if pattern.window is None else (pattern.window[0], 0)
-    return dataclasses.replace(pattern, window=window, causal=True)
-
-
-def sinusoids(distances: Tensor, size: int) -> Tensor:
-    """Sines of the distances, then cosines, with wavelengths from 2π to 10,000·2π: (W,) to (W, size) in float64."""
-    half = (size + 1) // 2
-    numbers = torch.arange(half, device=distances.device, dtype=torch.float64)
-    frequencies = torch.exp(numbers * (-math.log(10_000.0) / half))
-    angles = distances[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], 1)[:, :size]
-
-
-def dilated_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position_scores: Tensor | None,
-    *,
-    left: int,
-    gap: int,
-    keep: Tensor | None = None,
-    dropout_p: float = 0.0,
-) -> Attended:
-    """Attention of every row to itself and to ``left`` tokens before it, each ``gap`` before the next.
-
-    Tokens whose numbers differ by a multiple of the gap are sequences of their own, and have windows without a gap.
-
-    Args:
-        query: (B, H, S, D), scaled, of the last S tokens.
-        key, value: (B, H, M + S, D).
-        position_scores: (B, H, S, W), added to the scores; None adds nothing.
-        left: tokens that a row sees before itself.
-        gap: from one to the next.
-        keep: (B, M + S) bool, False at padding; None if there is none.
-        dropout_p: of the probabilities.
-    """
-    if gap == 1:
-        return window_attention(query, key, value, position_scores, left=left, keep=keep, dropout_p=dropout_p)
-    batch, rows = query.shape[0], query.shape[2]
-    front, back = -(key.shape[2] - rows) % gap, -rows % gap
-
-    def apart(x: Tensor, front: int) -> Tensor:
-        """(B, H, N, D) to (B·gap, H, N / gap, D), after a filling that makes N a multiple of the gap."""
-        x = F.pad(x, (0, 0, front, back)).unflatten(2, (-1, gap))
-        return x.movedim(3, 1).flatten(0, 1)
-
-    there = torch.ones(batch, key.shape[2], dtype=torch.bool, device=key.device) if keep is None else keep
-    found = window_attention(
-        apart(query, 0),
-        apart(key, front),
-        apart(value, front),
-        None if position_scores is None else apart(position_scores, 0),
-        left=left,
-        keep=apart(there[:, None, :, None], front)[:, 0, :, 0],
-        dropout_p=dropout_p,
-    )
-
-    def together(x: Tensor) -> Tensor:
-        return x.unflatten(0, (batch, gap)).movedim(1, 3).flatten(2, 3)[:, :, :rows]
-
-    return Attended(together(found.out), lambda: together(found.band()))
-
-
-def window_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position_scores: Tensor | None,
-    *,
-    left: int,
-    keep: Tensor | None = None,
-    dropout_p: float = 0.0,
-) -> Attended:
-    """As :func:`dilated_attention` with a gap of 1. Time and memory are linear in the number of rows."""
-    rows, old = query.shape[2], key.shape[2] - query.shape[2]
-    block = min(rows, max(left, LEAST_BLOCK))
-    back = -rows % block
-    columns = left + block
-    front = left - old  # negative where more is remembered than the window reaches
-
-    def blocks(x: Tensor) -> Tensor:
-        """(B, H, M + S, D) to (B, H, blocks, D, L)."""
-        return F.pad(x, (0, 0, front, back)).unfold(2, columns, block)
-
-    scores = F.pad(query, (0, 0, 0, back)).unflatten(2, (-1, block)) @ blocks(key)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    if position_scores is None:
-        position_scores = scores.new_zeros(1, 1, rows, left + 1)
-    beside = F.pad(position_scores.to(wide), (0, 0, 0, back)).unflatten(2, (-1, block))
-    scores = scores.to(wide) + _to_columns(beside, columns)
-    there = torch.ones(1, key.shape[2], dtype=torch.bool, device=key.device) if keep is None else keep
-    there = F.pad(there, (front, back)).unfold(1, columns, block)[:, None, :, None]  # (B or 1, 1, blocks, 1, L)
-    itself = torch.ones(block, columns, dtype=torch.bool, device=key.device).triu(left).tril(left)
-    probs = scores.masked_fill(~(there | itself), float("-inf")).softmax(-1).to(value.dtype)
-    out = F.dropout(probs, dropout_p) @ blocks(value).mT
-    out = out.flatten(2, 3)[:, :, :rows]
-    is_padding = None if keep is None else ~keep[:, None, old:, None]
-    if is_padding is not None:
-        out = out.masked_fill(is_padding, 0)
-
-    def band() -> Tensor:
-        found = _to_band(probs, left + 1).flatten(2, 3)[:, :, :rows]
-        return found if is_padding is None else found.masked_fill(is_padding, 0)
-
-    return Attended(out, band)
-
-
-def _to_columns(band: Tensor, columns: int) -> Tensor:
-    """(..., n, W) to (..., n, L): column c of row i becomes column i + c, and -inf stands beside the window."""
-    block = band.shape[-2]
-    filled = F.pad(band, (0, block), value=float("-inf"))  # L + 1 columns, so that each row begins one later
-    return filled.flatten(-2)[..., : block * columns].unflatten(-1, (block, columns))
-
-
-def _to_band(dense: Tensor, width: int) -> Tensor:
-    """(..., n, L) to (..., n, W), the inverse of :func:`_to_columns`."""
-    block, columns = dense.shape[-2:]
-    return F.pad(dense.flatten(-2), (0, block)).unflatten(-1, (block, columns + 1))[..., :width]
+    pattern = dataclasses.replace(pattern, global_tokens=None)
+    if isinstance(pattern, AttentionPattern):
+        return pattern.looking_back()
+    parts = (part.looking_back() if isinstance(part, AttentionPattern) else part for part in pattern.parts)
+    return dataclasses.replace(pattern, parts=tuple(parts), causal=True)
 
 
 class NoPositions(nn.Module):
@@ -347,17 +244,25 @@ class LongformerCausalModel(LongformerModel):
     Args:
         config: its architecture. With ``position_embedding_type`` "relative" any length can be read.
         impl: implementation of the attention kernels, see :class:`CausalSelfAttention`.
+        attention: who attends to whom, as for :class:`LongformerModel`; what is later is left out.
+
+    Raises:
+        LongformerError: ``attention`` does not fit the model.
+        ConfigError: a pattern has global tokens.
     """
 
     has_relative_positions = True
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
-        super().__init__(config, add_pooling_layer=False, impl=impl)
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
+        super().__init__(config, add_pooling_layer=False, impl=impl, attention=attention)
+        patterns = self.patterns or [config.pattern(layer) for layer in range(config.num_hidden_layers)]
+        patterns = [looking_back(pattern, layer) for layer, pattern in enumerate(patterns)]
+        self.patterns = None if self.patterns is None else patterns
         self.is_relative = config.position_embedding_type == "relative"
         if self.is_relative:
             self.embeddings.position_embeddings = NoPositions()  # type: ignore[assignment]
-        for number, layer in enumerate(self._layers()):
-            layer.attention.self = CausalSelfAttention(config, number, impl=impl)  # type: ignore[assignment]
+        for layer, pattern in zip(self._layers(), patterns, strict=True):
+            layer.attention.self = CausalSelfAttention(config, pattern, impl=impl)  # type: ignore[assignment]
         init_weights(self, config)
 
     def extend(self, input_ids: Tensor, memory: Memory) -> Tensor:

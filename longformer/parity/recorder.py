@@ -20,8 +20,9 @@ from longformer.checkpoints.names import todays_name
 from longformer.errors import LongformerError, listed
 from longformer.kernels import Tokens, choose
 from longformer.models.attention import LongformerSelfAttention, attention_probabilities
+from longformer.models.causal import CausalSelfAttention
 from longformer.parity import probabilities as probs
-from longformer.parity.compiled import compiled_in_parts, is_compiled, of_whole_parts, uncompiled
+from longformer.parity.compiled import compiled_in_parts, compiled_parts, of_whole_parts, runs_compiled, uncompiled
 from longformer.parity.format import FORMAT, INPUT, VERSION, Trace, TraceFile, TraceWriter, describe_model
 from longformer.parity.layout import TARGETS, Layout, LongformerLayout, PlainLayout, choose_layout, global_name
 from longformer.parity.operations import CoarsestSeen, coarsest
@@ -58,7 +59,8 @@ def trace(
         table: which modules are recorded under which names; None for a Longformer.
         only: names or patterns such as ``"layer.*.output"`` of the values to record; None is all.
         probabilities: record attention probabilities too. Our model then computes its attention with
-            ``impl="banded"``, which has them, and each layer's result is checked against the layer's own ``impl``.
+            ``impl="banded"``, which has them, and each layer's result is checked against the layer's own ``impl``,
+            unless another hook, such as that of an edit, may have changed it.
         gradients: allow :meth:`Trace.backward` inside.
         path: write a trace file as the values come, instead of holding them in memory. Read it after the block.
         metadata: strings for the trace file, beside those that are found out.
@@ -66,12 +68,18 @@ def trace(
 
     Raises:
         LongformerError: the table does not fit the model; the model runs twice inside, or not at all; a pattern of
-            ``only`` matches nothing; or, with ``probabilities``, two implementations disagree.
+            ``only`` matches nothing; a part of the model is compiled by itself; or, with ``probabilities``, two
+            implementations disagree.
         DataError: ``path`` cannot be written.
     """
-    given, model = model, uncompiled(model)
+    given, is_compiled, model = model, runs_compiled(model), uncompiled(model)
+    if parts := compiled_parts(model):
+        raise LongformerError(
+            f"{parts[0] or 'the model'} was compiled by itself, so that nobody sees the values inside it; record the "
+            "model before that, or what torch.compile makes of the whole model: trace(torch.compile(model))"
+        )
     layout = choose_layout(model, table)
-    if is_compiled(given):
+    if is_compiled:
         if probabilities:
             raise LongformerError("attention probabilities are inside what is compiled; record the model without it")
         layout.table = of_whole_parts(layout.table) if table is None else layout.table
@@ -80,7 +88,7 @@ def trace(
     result._backward = recorder.backward if gradients else None
     result.metadata = {"format": FORMAT, "version": str(VERSION), **layout.describe()}
     result.metadata.update(describe_model(model, digests=digests))
-    result.metadata.update({"compiled": "in parts"} if is_compiled(given) else {})
+    result.metadata.update({"compiled": "in parts"} if is_compiled else {})
     if table is not None:  # a Longformer's order is known
         result.metadata["order"] = json.dumps(list(recorder.names_in_order()))
     result.metadata.update(metadata or {})
@@ -95,7 +103,7 @@ def trace(
         recorder.input_sink = result.inputs.__setitem__
     try:
         with ExitStack() as stack:
-            if is_compiled(given):
+            if is_compiled:
                 stack.enter_context(compiled_in_parts(given, list(recorder.values)))
             stack.enter_context(recorder.attached())
             stack.enter_context(recorder.watching())
@@ -206,6 +214,9 @@ class Recorder:
             if attention.pattern.is_band:  # any mask's probabilities are those of a dense matrix
                 attention.impl = "banded"
             return
+        if isinstance(attention, CausalSelfAttention):
+            stack.callback(attention.register_forward_pre_hook(_with_list).remove)
+            return
 
         def ask(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             return arguments, {**keywords, "output_attentions": True}
@@ -297,13 +308,16 @@ class Recorder:
             rows = layout.rows(self._pieces[name], self._value_of[name])
             return rows.unflatten(-1, (layout.table.heads or 1, -1)).transpose(1, 2)
 
-        if not isinstance(module, LongformerSelfAttention):
+        if isinstance(module, CausalSelfAttention):
+            found = {PROBABILITIES[0]: arguments[2][-1].band.detach().cpu()}
+        elif not isinstance(module, LongformerSelfAttention):
             found = probs.of_reference(output, layout.tokens)
         else:
             query, key, values = (by_heads(layer + part) for part in ("query", "key", "value"))
             tokens = layout.tokens_of(value.name)
             projected = probs.Projected(query, key, values, tokens)
-            if self.check:
+            # Another hook, such as an edit's, may have changed what attention gave.
+            if self.check and len(module._forward_hooks) == 1:
                 probs.check_agreement(value.name, module, self._impl, projected, by_heads(value.name))
             found = probs.of_ours(module, projected, layout.rows([arguments[0].detach()], value), self.probabilities_of)
             # As check_agreement has it run: without gradients and dropout.
@@ -336,6 +350,12 @@ class Recorder:
         for (name, _), gradient in zip(named, found, strict=True):
             if gradient is not None:
                 self._give(PARAMETER + todays_name(name), gradient.detach().cpu())
+
+
+def _with_list(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a causal layer's attention, with a list for its probabilities, which it then computes."""
+    hidden, tokens, probabilities = arguments
+    return hidden, tokens, [] if probabilities is None else probabilities
 
 
 def with_first(output: Any, first: Tensor) -> Any:

@@ -134,7 +134,7 @@ def draw_patterns(
             Each is an AttentionPattern, or the window (left, right) of one.
         dilation: for windows or a config: one for all heads, or one for each head, in every layer. None is the
             config's own, and 1 for windows.
-        causal: for windows or a config, as for :func:`attention_kinds`.
+        causal: for windows, as for :func:`attention_kinds`; of a config's layers what is not later is drawn.
         global_tokens: as for :func:`attention_kinds`.
 
     Returns:
@@ -272,9 +272,8 @@ def _layers(
     """The pattern of each layer, all with as many dilations as the model has heads, or as are known of them."""
     if isinstance(patterns, LongformerConfig):
         each = [patterns.pattern(layer) for layer in range(patterns.num_hidden_layers)]
-        changes = {"dilation": dilation} if dilation is not None else {}
-        if changes or causal:
-            each = [as_pattern(_changed(pattern, {**changes, "causal": causal})) for pattern in each]
+        if dilation is not None or causal:
+            each = [_changed(pattern, dilation, causal) for pattern in each]
     else:
         is_one = isinstance(patterns, (AttentionPattern, MaskPattern))
         layers: list[Any] = [patterns] if is_one else list(patterns)  # type: ignore[arg-type]
@@ -295,10 +294,17 @@ def _gaps(pattern: AttentionPattern) -> tuple[int, ...]:
     return (pattern.dilation,) if isinstance(pattern.dilation, int) else tuple(pattern.dilation)
 
 
-def _changed(pattern: AttentionPattern | MaskPattern, changes: dict[str, Any]) -> AttentionPattern:
+def _changed(
+    pattern: AttentionPattern | MaskPattern, dilation: int | Sequence[int] | None, causal: bool
+) -> AttentionPattern:
+    """A pattern of a config with another dilation, if there is one, and looking back only if ``causal``."""
     if isinstance(pattern, MaskPattern):
         raise LongformerError(f"the pattern {pattern.name} has no dilation and causality of its own: leave them out")
-    return replace(pattern, **changes)
+    pattern = pattern.looking_back() if causal else pattern
+    try:
+        return pattern if dilation is None else replace(pattern, dilation=dilation)
+    except ValueError as error:
+        raise LongformerError(str(error)) from None
 
 
 def _with_heads(pattern: AttentionPattern | MaskPattern, heads: int) -> AttentionPattern | MaskPattern:

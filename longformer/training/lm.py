@@ -28,6 +28,7 @@ from longformer.errors import DataError, LongformerError
 from longformer.files import check_overwrites
 from longformer.generating.characters import CHARACTERS_FILE, Characters, read_characters
 from longformer.generating.scoring import bits_of, pieces
+from longformer.kernels import AttentionPattern, MaskPattern
 from longformer.models.heads import LongformerForCausalLM
 from longformer.models.pretrained import Pretrained
 from longformer.training.lm_options import LMOptions
@@ -118,8 +119,9 @@ def read_corpus(options: LMOptions) -> Corpus:
     config = options.config(vocab_size=3, phase=options.phases - 1)
     for layer in range(options.layers):
         pattern = config.pattern(layer)
-        if pattern.window is not None:
-            longest = max(longest, pattern.window[0] * max(pattern.gaps(options.heads)) + 1)
+        for part in pattern.parts if isinstance(pattern, MaskPattern) else (pattern,):
+            if isinstance(part, AttentionPattern) and part.window is not None:
+                longest = max(longest, part.window[0] * max(part.gaps(options.heads)) + 1)
     characters = Characters.of([text, *held_out])
     if len(text) < longest:
         raise DataError(

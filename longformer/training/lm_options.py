@@ -106,10 +106,12 @@ class LMOptions(TrainingOptions):
 
     def _widened(self, entry: LayerEntry, factor: int) -> LayerEntry:
         """A layer of the first phase, looking back only, with a window so many times as large."""
-        if entry.window is None or entry.union or entry.global_tokens is not None:
+        if entry.union and entry.global_tokens is None:
+            return dataclasses.replace(entry, union=tuple(self._widened(part, factor) for part in entry.union))
+        if entry.window is None or entry.global_tokens is not None:
             raise LongformerError(
-                f"pattern is {self.pattern!r}; a layer of a causal language model has a window or is full, without "
-                "unions and global tokens: say window=N or full of each"
+                f"pattern is {self.pattern!r}; a layer of a causal language model has windows or is full, without "
+                "global tokens: say window=N or full of each"
             )
         if entry.window == FULL:
             return dataclasses.replace(entry, causal=True)

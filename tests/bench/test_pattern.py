@@ -52,8 +52,16 @@ def test_times_of_the_kernels_that_can(run) -> None:
     (reference,) = (line.split() for line in out.splitlines() if line.startswith("reference"))
     assert reference[1] == f"{2 * 40 * 40:,}" and reference[3] == reference[5] == "ms"
     assert any(line.startswith("fused ") for line in out.splitlines())
-    code, out, _ = run("window=4+window=2,dilation=5", "--length", "40", *SMALL, "--kernels", "banded,reference")
-    assert code == 0 and 'banded: impl is "banded", which computes windows' in out
+    found = patterns.times(
+        AttentionPattern((2, 2)) | AttentionPattern((1, 1), 5),
+        patterns.Shape(40, 2, 4, 0),
+        dtype=torch.float32,
+        device="cpu",
+        rounds=1,
+        kernels=("banded", "reference"),
+    )
+    assert found[0].missing.startswith('impl is "banded", which computes windows') and found[0].measured is None
+    assert found[1].measured and not found[1].missing
 
 
 def test_blocks_of_flex_are_counted() -> None:
@@ -88,6 +96,11 @@ def test_a_config_and_a_picture(run, tmp_path: Path) -> None:
         (("widow=4",), "'widow' is no item of a pattern; did you mean 'window'"),
         (("window=4:1,causal",), "window is (4, 1) and causal is true"),
         (("full", "--kernels", "fuse"), "'fuse' is no kernel; did you mean 'fused'"),
+        (
+            ("window=4/window=4+window=2", "--kernels", "reference,fused"),
+            'impl is "fused", which computes windows, and the pattern is a mask, a score or a union; what can run (2 '
+            "before and 2 behind or 1 before and 1 behind) here: reference",
+        ),
         (("full", "--dtype", "float31"), "float31"),
         (("full", "--length", "3", "--globals", "4"), "global_tokens is 4; it must be 0 to seq_len, which is 3"),
         (("window=4,global=0:50", "--length", "40"), "global token 50 lies beyond the 40 tokens, of which the first"),

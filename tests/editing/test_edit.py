@@ -237,10 +237,51 @@ def test_text_is_made_with_the_changes() -> None:
     assert torch.equal(model.generate(prompt, max_new_tokens=12, temperature=0), plain)
 
 
-def test_a_compiled_model_is_refused(model: LongformerModel) -> None:
-    with pytest.raises(LongformerError, match=r"edit and run the model that it was made from"):
-        with edit(torch.compile(model, backend="eager")):
-            pass
+def whole(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+def in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def a_layer(model: Any) -> nn.Module:
+    model.encoder.layer[1] = torch.compile(model.encoder.layer[1], backend="eager")
+    return model  # type: ignore[no-any-return]
+
+
+def a_layer_in_place(model: Any) -> nn.Module:
+    model.encoder.layer[1].compile(backend="eager")
+    return model  # type: ignore[no-any-return]
+
+
+def a_function(model: Any) -> nn.Module:
+    model.encoder.layer[1].forward = torch.compile(model.encoder.layer[1].forward, backend="eager")
+    return model  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("compiled", [whole, in_place, a_layer, a_layer_in_place, a_function])
+def test_what_is_compiled_runs_as_written(model: LongformerModel, compiled: Callable[[nn.Module], nn.Module]) -> None:
+    """Also where it ran before; behind it, it is compiled as before. A trace without an edit cannot see inside."""
+    with torch.no_grad(), edit(model) as e:
+        e.zero(LOCAL, head=2)
+        expected, before = run(model), dict(model.named_parameters())
+    made = compiled(model)
+    names = [name for name, _ in made.named_modules()]
+    with torch.no_grad():
+        plain = run(made)
+        with edit(made) as e, trace(made) as changed:
+            e.zero(LOCAL, head=2)
+            assert torch.equal(run(made), expected)
+        assert not changed[LOCAL][:, 2].any() and changed[LOCAL].any() and "layer.1.query" in changed
+        assert torch.equal(run(made), plain) and not torch.equal(plain, expected)
+    assert [name for name, _ in made.named_modules()] == names
+    assert {id(x) for x in made.parameters()} == {id(x) for x in before.values()}
+    if compiled is not whole:  # of which the values of whole parts are recorded
+        with pytest.raises(LongformerError, match="was compiled by itself, so that nobody sees the values inside it"):
+            with trace(made):
+                run(made)
 
 
 def test_a_change_after_the_end(model: LongformerModel) -> None:

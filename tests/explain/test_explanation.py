@@ -185,8 +185,7 @@ PATTERNS = {
 @pytest.mark.parametrize("name", PATTERNS)
 def test_any_pattern(checkpoint, name):
     """Attention of a layer with any pattern is what the model gives for ``output_attentions``."""
-    answerer = QuestionAnswerer.from_pretrained(checkpoint)
-    answerer.model.longformer.encoder.layer[1].attention.self.set_pattern(PATTERNS[name])
+    answerer = QuestionAnswerer.from_pretrained(checkpoint, attention={1: PATTERNS[name]})
     found = explain(answerer, QUESTION, SHORT, steps=1)
     ids = torch.from_numpy(found.passage.ids)[None]
     mask = answerer.model.automatic_global_mask(ids).long()

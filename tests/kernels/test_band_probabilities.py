@@ -27,7 +27,7 @@ def dense(found: BandProbabilities, pattern: AttentionPattern) -> torch.Tensor:
     [
         AttentionPattern((3, 2)),
         AttentionPattern((2, 3), dilation=(1, 3)),
-        AttentionPattern((2, 2), dilation=2, causal=True),
+        AttentionPattern((4, 0), dilation=2, causal=True),
         AttentionPattern((40, 0)),
     ],
 )

@@ -42,7 +42,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     ("pattern", "tokens"),
     [
         (AttentionPattern((9, 5), (1, 3)), Tokens.of(KEEP, IS_GLOBAL)),
-        (AttentionPattern((140, 3), causal=True), Tokens.of(None, IS_GLOBAL)),
+        (AttentionPattern((140, 0), causal=True), Tokens.of(None, IS_GLOBAL)),
         (AttentionPattern(None), Tokens.of(KEEP)),
     ],
 )

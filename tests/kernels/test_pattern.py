@@ -166,13 +166,12 @@ def test_padding_wins_over_global_and_the_index_is_made_once() -> None:
 
 
 def test_a_pattern_is_a_value() -> None:
-    pattern = AttentionPattern([3, 2], [1, 2], True)  # type: ignore[arg-type]
-    assert pattern == AttentionPattern((3, 2), (1, 2), True) and hash(pattern) == hash(
-        AttentionPattern((3, 2), (1, 2), True)
-    )
+    pattern = AttentionPattern([3, 0], [1, 2], True)  # type: ignore[arg-type]
+    same = AttentionPattern((3, 0), (1, 2), True)
+    assert pattern == same and hash(pattern) == hash(same) and AttentionPattern((3, 2), (1, 2)).looking_back() == same
     assert pattern.sides(3) == (2, 0) and AttentionPattern((3, 2)).sides(10) == (3, 2) and EVERYTHING.sides(7) == (6, 6)
     assert pattern.gaps(2) == (1, 2) and AttentionPattern((1, 1), 3).gaps(2) == (3, 3)
-    assert AttentionPattern(None, (1, 2)).gaps(5) == (1,) * 5  # nothing to dilate
+    assert EVERYTHING.gaps(5) == (1,) * 5 and EVERYTHING.looking_back() == AttentionPattern(None, causal=True)
     assert AttentionPattern((1, 1), (1, 1, 4, 1)).head_runs(4) == [(slice(0, 2), 1), (slice(2, 3), 4), (slice(3, 4), 1)]
     assert AttentionPattern((2**70, 1), 2**70) == AttentionPattern((FARTHEST, 1), FARTHEST)
 
@@ -188,6 +187,12 @@ def test_a_pattern_is_a_value() -> None:
         (((1, 1), ()), r"dilation is \(\)"),
         (((1, 1), (1, 2.0)), "one such int for each head"),
         (((1, 1), 1, 1), "causal is 1; it must be True or False"),
+        (
+            ((4, 2), 1, True),
+            r"window is \(4, 2\) and causal is True, .*; give the window \(4, 0\), or leave",
+        ),
+        ((None, 2), "dilation is 2 without a window; give a window, or leave dilation out"),
+        ((None, (1, 2), True), r"dilation is \(1, 2\) without a window"),
     ],
 )
 def test_what_is_no_pattern_is_refused(arguments: Any, message: str) -> None:

@@ -80,7 +80,7 @@ def test_global_tokens(dilation: int | tuple[int, ...], tokens: str) -> None:
     causal = (kernel_cases.DILATIONS.index(dilation) + kernel_cases.GLOBAL_TOKENS.index(tokens)) % 2 == 1
     qkv = random_qkv(2, 3, kernel_cases.GLOBAL_LENGTH, 4)
     globals_ = kernel_cases.global_mask(tokens)
-    assert_equal_to_reference(qkv, (6, 6), dilation=dilation, causal=causal, global_mask=globals_)
+    assert_equal_to_reference(qkv, (6, 0 if causal else 6), dilation=dilation, causal=causal, global_mask=globals_)
 
 
 @pytest.mark.parametrize("tokens", ["none", "all", "unequal"])
@@ -88,7 +88,9 @@ def test_dilation_beyond_the_sequence(tokens: str) -> None:
     """Every token is a class of its own. The interpreter takes seconds for so many programs: one example, two heads."""
     qkv = random_qkv(1, 2, kernel_cases.GLOBAL_LENGTH, 4)
     dilation, globals_ = kernel_cases.DILATIONS[-1], kernel_cases.global_mask(tokens)[1:]
-    assert_equal_to_reference(qkv, (6, 6), dilation=dilation[1:], causal=tokens == "unequal", global_mask=globals_)
+    causal = tokens == "unequal"
+    window = (6, 0 if causal else 6)
+    assert_equal_to_reference(qkv, window, dilation=dilation[1:], causal=causal, global_mask=globals_)
 
 
 @pytest.mark.parametrize("dilation", [1, 3])

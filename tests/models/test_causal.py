@@ -202,8 +202,9 @@ def test_what_it_cannot_do_is_said() -> None:
         LongformerModel(causal_config())
     with pytest.raises(ConfigError, match="position_embedding_type is 'rotary'; it must be one of absolute, relative"):
         causal_config(position_embedding_type="rotary")
-    for pattern in ("window=4+window=8", "window=4,global=0"):
-        with pytest.raises(ConfigError, match="the pattern of layer 0 is a union or has global tokens"):
+    causal_model(attention_pattern="window=4,global=none")  # names none, and is none
+    for pattern in ("window=4+window=8,global-ids=3", "window=4,global=0", "full,global-every=9"):
+        with pytest.raises(ConfigError, match=r"the pattern of layer 0 has global tokens, .*: leave them out"):
             causal_model(attention_pattern=pattern)
     short = causal_model(position_embedding_type="absolute", max_position_embeddings=9)
     with pytest.raises(LongformerError, match="positions for 8"):

@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_heads import HEADS, build_class
 from tiny_models import CONFIG, NO_DROPOUT, build
 from torch import Tensor, nn
 
-from longformer import ConfigError, LongformerError, LongformerForQuestionAnswering, LongformerModel, edit, trace
-from longformer.kernels import AttentionPattern, GlobalTokens, MaskPattern, Tokens
+from longformer import (
+    ConfigError,
+    LongformerError,
+    LongformerForMultipleChoice,
+    LongformerForQuestionAnswering,
+    LongformerModel,
+    edit,
+    trace,
+)
+from longformer.kernels import AttentionPattern, GlobalTokens, MaskPattern, Tokens, known
 from longformer.models.attention import LongformerSelfAttention, attentions_to_dense
 from longformer.models.packed import may_serve
 
@@ -283,6 +292,52 @@ def test_a_checkpoint_keeps_the_name_of_a_function(tmp_path: Path) -> None:
     assert torch.equal(loaded(IDS, MASK, marks)[0], model(IDS, MASK, marks)[0])
 
 
+@pytest.mark.parametrize("attention", [{0: blocks}, alibi], ids=["a mask in a layer", "a score"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_head_takes_a_function(kind: Any, attention: Any, tmp_path: Path) -> None:
+    """In the class and in from_pretrained: it computes by it, is trained, traced and edited."""
+    model = build_class(kind, dtype=torch.float32, attention=attention)
+    marks = torch.zeros_like(IDS)
+    marks[:, 0] = 1
+    inputs = (IDS, MASK, marks)
+    if kind is LongformerForMultipleChoice:
+        inputs = tuple(x[:, None] for x in inputs)
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, attention=attention)
+    torch.testing.assert_close(loaded(*inputs)[0], model(*inputs)[0])
+    plain = kind.from_pretrained(tmp_path, attention_pattern="window=8")
+    assert (plain(*inputs)[0] - model(*inputs)[0]).abs().max() > 1e-3
+    loaded(*inputs)[0].square().sum().backward()
+    assert loaded.longformer.encoder.layer[0].attention.self.key.weight.grad.abs().sum() > 0
+    if kind is LongformerForMultipleChoice:
+        inputs = (IDS, MASK, marks)  # of the encoder, which edit and trace look at
+        loaded = loaded.longformer
+    with edit(loaded) as e, trace(loaded, probabilities=True) as t:
+        e.zero("layer.0.local_output", head=1)
+        loaded(*inputs)
+    assert not t["layer.0.local_output"][:, 1].any() and t["layer.0.band_probabilities"].shape[-1] == 2 * S - 1
+
+
+@pytest.mark.parametrize("name", known.GALLERY)
+def test_a_model_takes_every_pattern_of_the_gallery(name: str) -> None:
+    """What a row sees is what the pattern says, and the config keeps what it can."""
+    pattern = known.GALLERY[name]
+    if name == "relative bias":  # for as many heads as the model has
+        pattern = known.relative_bias(torch.linspace(1, -3, 16).double().expand(4, 16))
+    model = build(attention=pattern)
+    with torch.no_grad():
+        found = model(IDS, output_attentions=True)
+    is_global = torch.zeros(2, S, dtype=torch.bool)
+    if pattern.global_tokens is not None:
+        is_global = pattern.global_tokens.mask(IDS)
+    rows = None if found.global_attentions is None else found.global_attentions[1]
+    dense = attentions_to_dense(found.attentions[1], rows, global_attention_mask=is_global.long(), pattern=pattern)
+    seen = pattern.pairs(S, Tokens.of(None, is_global), heads=4).expand(2, 4, S, S)
+    assert torch.equal(dense > 0, seen | is_global[:, None, :, None])
+    entry = model.config.attention_pattern[0]
+    assert (entry.function is None) == (not isinstance(pattern, MaskPattern) or name == "strided")
+
+
 def test_where_the_packed_engine_serves() -> None:
     none, some = Tokens(), Tokens.of(None, IDS == 5)
     served = {
@@ -319,7 +374,7 @@ def unequal(ids: Tensor) -> Tensor:
         ("widow=3", "'widow' is no item of a pattern; did you mean 'window'"),
         (lambda i, j: i == j, r"is no function of FlexAttention's form mask_mod\(example, head, row, column\)"),
         (AttentionPattern((1, 1), (1, 2)), r"dilation is \(1, 2\); it must be an int >= 1, or one for each of the 4"),
-        (AttentionPattern((2, 2), causal=True), r"window is \(2, 2\) and causal is true"),
+        ({"window": [2, 2], "causal": True}, r"window is \(2, 2\) and causal is true"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(attention: Any, message: str) -> None:

@@ -92,8 +92,9 @@ def test_patterns_of_a_config_and_of_a_mask() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_pattern_is_the_kernels_mask(axes: Axes, causal: bool) -> None:
-    plotting.draw_pattern(axes, 12, (2, 1), dilation=2, causal=causal, global_tokens=(4,))
-    local = attention_pairs(12, (2, 1), dilation=(2,), causal=causal)[0, 0].numpy()
+    window = (2, 0 if causal else 1)
+    plotting.draw_pattern(axes, 12, window, dilation=2, causal=causal, global_tokens=(4,))
+    local = attention_pairs(12, window, dilation=(2,), causal=causal)[0, 0].numpy()
     place = np.arange(12)
     is_global = (place[:, None] == 4) | (place == 4)
     if causal:
@@ -103,8 +104,8 @@ def test_a_pattern_is_the_kernels_mask(axes: Axes, causal: bool) -> None:
 
 
 def test_a_pattern_serves_where_a_window_does(axes: Axes) -> None:
-    pattern = AttentionPattern((2, 1), dilation=(1, 3), causal=True)
-    kinds = plotting.attention_kinds(12, (2, 1), dilation=(1, 3), causal=True, global_tokens=(4,))
+    pattern = AttentionPattern((2, 0), dilation=(1, 3), causal=True)
+    kinds = plotting.attention_kinds(12, (2, 0), dilation=(1, 3), causal=True, global_tokens=(4,))
     assert torch.equal(plotting.attention_kinds(12, pattern, global_tokens=(4,)), kinds)
     plotting.draw_pattern(axes, 12, pattern, global_tokens=(4,))
     assert (drawn(axes) == kinds[0].numpy()).all()
@@ -114,14 +115,14 @@ def test_a_pattern_serves_where_a_window_does(axes: Axes) -> None:
     panels = plotting.draw_patterns(Figure(), 12, [pattern, pattern, everything], global_tokens=(4,))
     assert [[panel.get_title() for panel in row] for row in panels] == [
         [f"{layers}, head {head}, dilated by {gap}" for head, gap in ((1, gaps[0]), (2, gaps[1]))]
-        for layers, gaps in (("layers 1 to 2, window (2, 1)", (1, 3)), ("layer 3, every token", (1, 1)))
+        for layers, gaps in (("layers 1 to 2, window (2, 0)", (1, 3)), ("layer 3, every token", (1, 1)))
     ]
     assert [(drawn(panel) == one.numpy()).all() for panel, one in zip(panels[0], kinds, strict=True)] == [True, True]
     assert (drawn(panels[1][1])[:4, 5:] == 1).all()
     local = plotting.attention_kinds(12, pattern)
     assert torch.equal(plotting.receptive_field(12, pattern, 7)[0], (local[:, 7] == 1).any(dim=0))
     assert plotting.receptive_field(12, [pattern, everything], 7)[1].all()
-    one = plotting.receptive_field(12, [(2, 1)] * 2, 7, dilation=(1, 3), causal=True)
+    one = plotting.receptive_field(12, [(2, 0)] * 2, 7, dilation=(1, 3), causal=True)
     plotting.draw_receptive_field(axes, 12, [pattern] * 2, 7)
     assert (np.ma.filled(axes.images[1].get_array(), 9) == one.numpy()).all()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,9 +37,9 @@ def causal_config(**changes: Any) -> LongformerConfig:
     return LongformerConfig(**{**values, **changes})
 
 
-def causal_model(**changes: Any) -> LongformerForCausalLM:
+def causal_model(*, attention: Any = None, **changes: Any) -> LongformerForCausalLM:
     """Such a model with random weights in float64, in ``eval()`` mode. u, v and biases are not 0."""
-    model = LongformerForCausalLM(causal_config(**changes)).double().eval()
+    model = LongformerForCausalLM(causal_config(**changes), attention=attention).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.abs().sum() == 0:
@@ -52,6 +54,21 @@ def dense_attention(layer: CausalSelfAttention, hidden: Tensor, left: int, gaps:
 
     ``left`` and ``gaps`` are said here, and not asked of the layer's pattern.
     """
+
+    def sees(head: int, row: int, column: int) -> bool:
+        back = row - column
+        return 0 <= back <= left * gaps[head] and back % gaps[head] == 0
+
+    return attention_of_pairs(layer, hidden, sees)
+
+
+def attention_of_pairs(
+    layer: CausalSelfAttention,
+    hidden: Tensor,
+    sees: Callable[[int, int, int], bool],
+    bias: Callable[[int, int, int], float] = lambda h, i, j: 0.0,
+) -> Tensor:
+    """The same where head h of row i sees column j as ``sees`` says, with ``bias`` added to the scaled score."""
     seq_len, size = hidden.shape[1:]
     heads, dim = layer.num_heads, layer.head_dim
     query, key, value = (part(hidden).unflatten(-1, (heads, dim)) for part in (layer.query, layer.key, layer.value))
@@ -62,13 +79,9 @@ def dense_attention(layer: CausalSelfAttention, hidden: Tensor, left: int, gaps:
         places = layer.position(places).view(seq_len, seq_len, heads, dim)
         scores = scores + torch.einsum("hd,bjhd->bhj", layer.content_bias, key)[:, :, None]
         scores = scores + torch.einsum("bihd,ijhd->bhij", query + layer.position_bias, places)
-    seen = torch.tensor(
-        [
-            [[j <= i and (i - j) % gap == 0 and (i - j) // gap <= left for j in range(seq_len)] for i in range(seq_len)]
-            for gap in gaps
-        ]
-    )
-    weights = (scores / math.sqrt(dim)).masked_fill(~seen, -math.inf).softmax(-1)
+    triples = list(itertools.product(range(heads), range(seq_len), range(seq_len)))
+    seen, added = (torch.tensor([f(*triple) for triple in triples]).view(heads, seq_len, seq_len) for f in (sees, bias))
+    weights = (scores / math.sqrt(dim) + added).masked_fill(~seen, -math.inf).softmax(-1)
     return torch.einsum("bhij,bjhd->bihd", weights, value).flatten(2)
 
 

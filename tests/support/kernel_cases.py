@@ -95,11 +95,11 @@ def patterns(heads: int) -> st.SearchStrategy[AttentionPattern]:
     """Any pattern for so many heads: windows short, long, one-sided or none; dilated alike or by head; causal too."""
     side = st.integers(0, 9) | st.sampled_from([30, 2**40])
     gap = st.integers(1, 4) | st.just(50)
-    return st.builds(
-        AttentionPattern,
-        st.none() | st.tuples(side, side),
-        gap | st.lists(gap, min_size=heads, max_size=heads),
-        st.booleans(),
+    gaps = gap | st.lists(gap, min_size=heads, max_size=heads)
+    return (
+        st.builds(AttentionPattern, st.tuples(side, side), gaps)
+        | st.builds(AttentionPattern, st.tuples(side, st.just(0)), gaps, st.just(True))
+        | st.builds(AttentionPattern, st.none(), causal=st.booleans())
     )
 
 

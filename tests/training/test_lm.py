@@ -14,6 +14,7 @@ from training_runs import assert_same_bits, command, in_processes, last_state, l
 
 from longformer import DataError, LongformerError, LongformerForCausalLM
 from longformer.generating import TextGenerator, bits_per_character
+from longformer.kernels import AttentionPattern
 from longformer.training import LMOptions
 from longformer.training.lm import LanguageModelTask, read_corpus
 from longformer.training.log import read_log
@@ -62,6 +63,15 @@ def test_the_second_phase_starts_from_the_best_of_the_first(trained: Path, file:
     assert bits_per_character(model, corpus.held_out[0], length=16, step=8) == pytest.approx(best, abs=1e-6)
     assert_same_bits(load_file(trained / "model.safetensors"), load_file(trained / "phase-2" / "model.safetensors"))
     assert len(corpus.train) == len(TEXT) - round(len(TEXT) / 10)
+
+
+def test_a_union_of_windows_is_trained(file: str, tmp_path: Path) -> None:
+    run(lm_options(tmp_path / "out", file, pattern="window=4+window=2,dilation=3/full"))
+    lines = [line for phase in (1, 2) for line in read_log(tmp_path / "out" / f"phase-{phase}")]
+    scores = [line["bits_per_character"] for line in lines if "bits_per_character" in line]
+    assert len(scores) == 10 and scores[-1] < scores[0]
+    parts = LongformerForCausalLM.from_pretrained(tmp_path / "out").config.pattern(0).parts
+    assert parts == (AttentionPattern((4, 0), (1, 1), True), AttentionPattern((2, 0), 3, True))
 
 
 def test_rows_foretell_each_character_once(file: str, tmp_path: Path) -> None:
@@ -150,6 +160,7 @@ def test_a_resumed_run_may_not_change_its_pattern(
             {"pattern": "window=160"},
             "90 characters, but rows or windows of the last phase reach over 161",
         ),
+        (TEXT[:100], {"pattern": "window=2+window=40,dilation=2:4"}, "last phase reach over 161"),
         ("a" * 500, {}, "the one character 'a'"),
         ("", {}, "is empty"),
         (TEXT, {"hold_out": 0.0001}, "a text to measure on has 0 characters"),
@@ -169,8 +180,9 @@ def test_what_cannot_be_trained_is_said(text: str, changes: dict[str, Any], mess
     ("changes", "message"),
     [
         ({"pattern": "causal"}, "say window=N or full of each"),
-        ({"pattern": "window=8+window=16"}, "say window=N or full of each"),
+        ({"pattern": "window=8+causal"}, "say window=N or full of each"),
         ({"pattern": "window=8,global=0"}, "say window=N or full of each"),
+        ({"pattern": "window=8+window=16,global=0"}, "say window=N or full of each"),
         ({"pattern": "window=0:4"}, "at least one character back"),
         ({"pattern": "widow=8"}, "did you mean 'window'"),
         ({"pattern": "window=8,dilation=1:2:3"}, "3 gaps for num_attention_heads 2"),

@@ -24,22 +24,24 @@ from longformer.models.outputs import ModelOutput
 class LongformerForCausalLM(LanguageModelHead):
     """Causal language modelling: at every token a score for each token that may come next.
 
-    A token sees what stands before it in its window, see :mod:`longformer.models.causal`. The output's matrix is the
-    word embeddings' matrix. Logits are (B, S, V). Labels are (B, S) integers, as a rule the ids themselves: the logits
-    of a token are compared with the label of the token after it. -100 marks what is not to be predicted, and if there
-    is nothing to predict, the loss is 0. No token can be global.
+    A token sees what stands before it in its window, or by its mask, see :mod:`longformer.models.causal`. The output's
+    matrix is the word embeddings' matrix. Logits are (B, S, V). Labels are (B, S) integers, as a rule the ids
+    themselves: the logits of a token are compared with the label of the token after it. -100 marks what is not to be
+    predicted, and if there is nothing to predict, the loss is 0. No token can be global.
 
     Args:
         config: architecture. ``attention_window`` is two-sided, as everywhere: 512 lets a token see the 256 tokens
             before itself. ``position_embedding_type`` "relative" has the paper's positions, which know no longest text.
         impl: implementation of the attention kernels, see :func:`longformer.kernels.choose`.
+        attention: who attends to whom, as for :class:`LongformerModel`; what is later is left out. While text is made,
+            a layer with a mask keeps the keys and values of all tokens, and not of a window.
     """
 
     longformer: LongformerCausalModel
 
-    def __init__(self, config: LongformerConfig, *, impl: str = "auto") -> None:
+    def __init__(self, config: LongformerConfig, *, impl: str = "auto", attention: Any = None) -> None:
         super(Head, self).__init__()  # not a head's own: its encoder looks ahead
-        self.longformer = LongformerCausalModel(config, impl=impl)
+        self.longformer = LongformerCausalModel(config, impl=impl, attention=attention)
         self.lm_head = LongformerLMHead(config)
         init_weights(self.lm_head, config)
 
