@@ -17,6 +17,7 @@ from longformer.files import check_path
 
 PathOrName = str | Path
 CONFIG = "config.json"
+PRETRAINED = Path(__file__).parent / "pretrained"  # the small checkpoint that comes with the package
 
 
 def find_files(
@@ -110,6 +111,10 @@ def _folder(name_or_path: PathOrName) -> Path | None:
         return path
     if text and os.path.exists(path):
         raise CheckpointError(f"{text} is a file; give the folder that holds it, or a model's name on the hub")
+    if path.parts[-2:] == PRETRAINED.parts[-2:]:  # the checkout's folder, typed elsewhere: the hub need not be asked
+        raise CheckpointError(
+            f"there is no folder {text!r} here; the checkpoint that the package ships is {PRETRAINED}"
+        )
     if not isinstance(name_or_path, str) or path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise CheckpointError(f"no folder at {text!r}")
     return None
@@ -142,7 +147,7 @@ def _from_hub(
         raise CheckpointError(
             f"there is no folder {name!r} here, and the local cache {cache} has no "
             f"{_either(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
-            "Fetch the model once with network, or give a folder"
+            f"Fetch the model once with network, or give a folder; the package ships a small one, {PRETRAINED}"
         )
     return found
 
