@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -148,8 +149,16 @@ def _from_hub(
             f"there is no folder {name!r} here, and the local cache {cache} has no "
             f"{_either(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
             f"Fetch the model once with network, or give a folder; the package ships a small one, {PRETRAINED}"
+            f"{_near(name)}"
         )
     return found
+
+
+def _near(name: str) -> str:
+    """A question after the folder here whose name is much like ``name``, if there is one."""
+    here = [entry.name for entry in Path().iterdir() if entry.is_dir()]
+    found = difflib.get_close_matches(name, here, n=1, cutoff=0.8)
+    return f"; did you mean the folder {found[0]!r}?" if found else ""
 
 
 def _either(files: Sequence[str]) -> str:

@@ -219,6 +219,15 @@ def test_what_neither_hub_nor_cache_has(hub: Hub, tmp_path: Path) -> None:
         assert "\n" not in message
 
 
+def test_a_misspelt_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, said in (("EVEN-TRAIND", True), ("MIXED", False)):
+        (tmp_path / "EVEN-TRAINED").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError) as error:
+            find_files(name, ["config.json"], local_files_only=True, cache_dir=tmp_path / "hub")
+        assert str(error.value).endswith("; did you mean the folder 'EVEN-TRAINED'?") == said
+
+
 def test_the_checkout_s_folder_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples name ``longformer/pretrained``. Typed elsewhere, the error says where it is; no hub is asked."""
     monkeypatch.chdir(tmp_path)

@@ -40,7 +40,7 @@ def table(comparison: Comparison, *, everything: bool = False) -> str:
             name = f"{name}\n{'':<{NAME}}"
         row = (
             f"{name:<{NAME}} {value.verdict:<10} {value.largest:>8.2g} {value.relative:>8.2g} "
-            f"{value.ulp_largest:>7.2g} {_ratio(value.a):>7} {_ratio(value.b):>7}"
+            f"{_number(value.ulp_largest):>7} {_ratio(value.a):>7} {_ratio(value.b):>7}"
         )
         lines.append(click.style(row, fg="red", bold=value is comparison.first) if _wrong(value) else row)
     return "\n".join(lines)
@@ -189,7 +189,13 @@ def _excess(error: Error | None) -> float:
 
 
 def _ratio(error: Error | None) -> str:
-    return "-" if error is None else f"{error.ratio:.2g}"
+    return "-" if error is None else _number(error.ratio)
+
+
+def _number(number: float) -> str:
+    """A number in at most seven characters: three digits, or two where it is so large or small that it has a power."""
+    three = f"{number:.3g}"
+    return three if len(three) <= 7 else f"{number:.2g}"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
