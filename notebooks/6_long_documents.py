@@ -20,7 +20,7 @@
 # against length.
 #
 # You learn to choose between windows and one long pass, and what each costs. It takes about half an hour to read; the
-# cells run in a few minutes.
+# cells run in a minute or two.
 #
 # Times and memory below were measured on two cores of a server, and are there to illustrate; run the cells for yours.
 

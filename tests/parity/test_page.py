@@ -148,9 +148,10 @@ def test_on_a_phone(browser, path):
         page.get_by_text("config of").first.click()
         assert page.evaluate(OUTSIDE) == 360
         chart = page.locator("svg text").first
-        assert chart.bounding_box()["height"] > 7
+        assert chart.bounding_box()["height"] > 9
         assert page.locator("svg").evaluate("e => e.parentElement.scrollWidth > e.parentElement.clientWidth")
         assert page.locator("#map").bounding_box()["width"] > 300
+        assert page.locator("#example").is_hidden()  # of one there is nothing to choose
 
 
 def test_in_the_dark(browser, path):
@@ -168,9 +169,10 @@ def test_in_the_dark(browser, path):
                 const own = getComputedStyle(e).backgroundColor;
                 return own !== "rgba(0, 0, 0, 0)" || !e.parentElement ? own : ground(e.parentElement);
               };
-              const seen = document.querySelectorAll("h1, h2, p, li, td, th, .verdict, #text span:not(.padding)");
-              return [...seen].filter(e => e.textContent.trim()).map(e => {
-                const two = [light(getComputedStyle(e).color), light(ground(e))];
+              const kinds = "h1, h2, p, li, td, th, .verdict, svg text, #text span:not(.padding)";
+              return [...document.querySelectorAll(kinds)].filter(e => e.textContent.trim()).map(e => {
+                const style = getComputedStyle(e), ink = e.closest("svg") ? style.fill : style.color;
+                const two = [light(ink), light(ground(e))];
                 return (Math.max(...two) + 0.05) / (Math.min(...two) + 0.05);
               });
             }
