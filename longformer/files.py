@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 LARGEST = 4 * 2**30  # bytes of a file that is read at once: as Python's objects JSON takes about ten times as much
 BLOCK = 2**24  # bytes
 
+CONSTITUTION = Path(__file__).parent / "data" / "constitution.txt"  # the document of the examples
 BOM = "\ufeff"  # the byte order mark with which some programs begin a file
 GZIP = b"\x1f\x8b"  # how a gzip file begins
 MARKS = {  # that mark in other encodings, none of which can begin a UTF-8 file
@@ -88,7 +89,10 @@ def read_document(path: str) -> str:
     A byte order mark of a UTF-8 file stays: it is a character of what ``open(path, encoding="utf-8")`` reads, and
     offsets count it. A web page is read with its markup, and the log says so.
     """
-    data = _read(path, DataError, missing="; to give the document itself, use --text")
+    remedy = "to give the document itself, use --text"
+    if Path(path).parts[-3:] == CONSTITUTION.parts[-3:]:  # as the examples name it, typed outside the checkout
+        remedy = f"the package has it at {CONSTITUTION}"
+    data = _read(path, DataError, missing=f"; {remedy}")
     text = _decoded(data, path, DataError)
     if file_kinds.is_html(data):
         log.warning(

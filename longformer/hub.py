@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from longformer.files import check_path
 
 PathOrName = str | Path
 CONFIG = "config.json"
+PRETRAINED = Path(__file__).parent / "pretrained"  # the small checkpoint that comes with the package
 
 
 def find_files(
@@ -110,6 +112,10 @@ def _folder(name_or_path: PathOrName) -> Path | None:
         return path
     if text and os.path.exists(path):
         raise CheckpointError(f"{text} is a file; give the folder that holds it, or a model's name on the hub")
+    if path.parts[-2:] == PRETRAINED.parts[-2:]:  # the checkout's folder, typed elsewhere: the hub need not be asked
+        raise CheckpointError(
+            f"there is no folder {text!r} here; the checkpoint that the package ships is {PRETRAINED}"
+        )
     if not isinstance(name_or_path, str) or path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise CheckpointError(f"no folder at {text!r}")
     return None
@@ -142,9 +148,17 @@ def _from_hub(
         raise CheckpointError(
             f"there is no folder {name!r} here, and the local cache {cache} has no "
             f"{_either(unknown)} of a model of that name{_at(revision)}; the hub did not help: {why_silent}. "
-            "Fetch the model once with network, or give a folder"
+            f"Fetch the model once with network, or give a folder; the package ships a small one, {PRETRAINED}"
+            f"{_near(name)}"
         )
     return found
+
+
+def _near(name: str) -> str:
+    """A question after the folder here whose name is much like ``name``, if there is one."""
+    here = [entry.name for entry in Path().iterdir() if entry.is_dir()]
+    found = difflib.get_close_matches(name, here, n=1, cutoff=0.8)
+    return f"; did you mean the folder {found[0]!r}?" if found else ""
 
 
 def _either(files: Sequence[str]) -> str:

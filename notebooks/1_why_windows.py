@@ -19,6 +19,9 @@
 # see a whole document all the same. Section and figure numbers are those of [Beltagy, Peters and Cohan
 # 2020](https://arxiv.org/abs/2004.05150).
 #
+# You learn what a pattern costs, and how far a token sees through layers of windows, dilated ones too. It takes about
+# twenty minutes to read; the cells run in seconds.
+#
 # Every pattern here is drawn from the mask of the reference kernel, to which all other kernels are held.
 
 # %%

@@ -18,6 +18,9 @@
 # nested loops, by one matrix product and a shift, by blocks as the kernel `banded` does it, and by tiles that keep no
 # scores at all as `blocked` does it. Each version is checked against the one before, and its cost is counted.
 #
+# You learn to write sliding-window attention four times, each time with less memory, and to check one version by
+# another. It takes about forty minutes to read; the cells run in seconds.
+#
 # The files to read beside this notebook are `kernels/banded.py` and `kernels/blocked.py`; what they are called here
 # they are called there. Letters: $S$ tokens, $D$ numbers in a row, window $(l, r)$, $W = l + 1 + r$.
 

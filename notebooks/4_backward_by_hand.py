@@ -19,6 +19,9 @@
 # number a row, and computes the rest again. Here its backward pass is derived, written out, and checked three times:
 # against autograd, against the kernel, and against finite differences.
 #
+# You learn to derive attention's gradient, and what of the forward pass it needs. It takes about forty minutes to
+# read, with paper and pencil; the cells run in seconds.
+#
 # The head of `kernels/blocked.py` has the same formulas. The paper leaves the derivation out (§3.2 speaks of the kernel
 # alone). To keep a softmax's statistics in place of its probabilities is FlashAttention's idea ([Dao et al.
 # 2022](https://arxiv.org/abs/2205.14135)); that their log-sum-exp is enough, FlashAttention-2's ([Dao

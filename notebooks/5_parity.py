@@ -20,6 +20,9 @@
 # Here we compare our Longformer with transformers', on the checkpoint that ships with the package; then we put a
 # mistake into a copy of ours, one that leaves its numbers looking right, and find it.
 # [docs/parity.md](../docs/parity.md) describes the tools.
+#
+# You learn to tell rounding from a mistake, and to find where a mistake is. It takes about half an hour to read; the
+# cells run in a minute or two.
 
 # %%
 import copy

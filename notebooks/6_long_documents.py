@@ -19,6 +19,9 @@
 # as much as the model can in one pass. This notebook does both, looks at the answers, and measures time and memory
 # against length.
 #
+# You learn to choose between windows and one long pass, and what each costs. It takes about half an hour to read; the
+# cells run in a minute or two.
+#
 # Times and memory below were measured on two cores of a server, and are there to illustrate; run the cells for yours.
 
 # %%

@@ -16,8 +16,8 @@
 #
 # What if the lower layers had narrow windows? If every other layer saw everything? If nothing were global? Here is a
 # template for such questions: a table of patterns, one loop, one table of results, one picture. You learn to say a
-# pattern in a line, and how far a few questions can tell two patterns apart. It takes about a minute. Copy it, and
-# change the first code cell.
+# pattern in a line, and how far a few questions can tell two patterns apart. It takes a quarter of an hour to read; the
+# cells run in about a minute. Copy it, and change the cell that begins with `ROUNDS`.
 #
 # It puts each pattern under the *same weights*, those of the shipped checkpoint. So it measures what a trained model
 # tolerates, and not how well a model would do that was trained with the pattern; the end says how to train one.

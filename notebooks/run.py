@@ -23,6 +23,20 @@ from traitlets.config import Config
 
 FOLDER = Path(__file__).parent
 SECONDS = int(os.environ.get("NOTEBOOK_SECONDS", "240"))  # for one cell
+INSTALL = """\
+# In Google Colab this cell fetches the repository and installs the package. Anywhere else it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+
+    folder = "/content/longformer"
+    if not os.path.isdir(folder):
+        repository = input("Address of the git repository that this notebook is from: ")
+        subprocess.run(["git", "clone", "--depth", "1", repository, folder], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{folder}[plot]"], check=True)
+    os.chdir(f"{folder}/notebooks")"""  # not [notebooks]: Colab has its own of what runs a notebook
 SOLUTION = "solution"  # tag of a cell that is folded away until the reader wants it
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",  # all that a notebook needs is in the repository
@@ -37,8 +51,13 @@ def sources() -> list[Path]:
 
 
 def read(source: Path) -> NotebookNode:
-    """The notebook of a source, without outputs. A cell's id comes from its text, so that equal cells stay equal."""
+    """The notebook of a source, without outputs: the cell that installs stands first among those of code.
+
+    A cell's id comes from its text, so that equal cells stay equal.
+    """
     notebook = jupytext.read(source)
+    first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
+    notebook.cells.insert(first, nbformat.v4.new_code_cell(INSTALL))
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
         name = hashlib.sha256(cell.source.encode()).hexdigest()[:8]

@@ -422,7 +422,7 @@ def test_encodings_that_say_what_they_are(tmp_path: Path, encoding: str) -> None
 
 def test_a_web_page_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "page").write_text("<!-- saved -->\n<!DOCTYPE html><html><p>Zürich</p>")
-    assert files.read_document(str(tmp_path / "page")).endswith("<p>Zürich</p>")
+    assert read_document(str(tmp_path / "page")).endswith("<p>Zürich</p>")
     assert "seems to be a web page: its markup is read as text" in caplog.text
     (tmp_path / "page").write_text("Of <html> and <body> this text speaks.")
     caplog.clear()
@@ -564,3 +564,10 @@ def test_toml(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"a\.toml {said}"):
             files.read_toml(path)
+
+
+def test_the_examples_document_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=re.escape(f"the package has it at {files.CONSTITUTION}")):
+        read_document("longformer/data/constitution.txt")
+    assert read_document(str(files.CONSTITUTION)).startswith("The Constitution")

@@ -67,9 +67,27 @@ def test_options_of_a_training_are_in_groups(path: str) -> None:
     assert len(parts) >= 5
 
 
-def test_no_help_shows_a_bound_that_says_nothing() -> None:
-    shown = CliRunner().invoke(cli, ["answer", "--help"], terminal_width=WIDTH).output
-    assert "--top-k N" in shown and "2147483647" not in shown
+@pytest.mark.parametrize("path", LEAVES)
+def test_help_says_bounds_in_words(path: str) -> None:
+    """And none that only the machine sets, nor a type's name in place of what the value is."""
+    shown = CliRunner().invoke(cli, [*path.split(), "--help"], terminal_width=WIDTH).output
+    for unread in ("<=", ">=", "<x", "x>", "2147483647", "9223372036854775807", "RANGE"):
+        assert unread not in shown.partition("Examples:")[0]
+
+
+def test_a_bound_in_help_and_in_the_error() -> None:
+    shown = CliRunner().invoke(cli, ["generate", "--help"], terminal_width=WIDTH).output
+    assert "[more than 0, at most 1]" in " ".join(shown.split())
+    assert "Make the same text again.  [0 or more]" in " ".join(shown.split("\n")).replace("  " * 10, "")
+    for option, value, says in (
+        ("--top-p", "0", "0.0 is out of range; give more than 0"),
+        ("--top-p", "nan", "nan is out of range; give more than 0"),
+        ("--top-p", "1.5", "1.5 is out of range; give at most 1"),
+        ("--seed", "-1", "-1 is out of range; give 0 or more"),
+        ("--seed", str(2**63), f"{2**63} is out of range; give at most {2**63 - 1}"),
+        ("--top-k", "0", "0 is out of range; give 1 or more"),
+    ):
+        assert says in CliRunner().invoke(cli, ["generate", "LM", option, value]).output
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

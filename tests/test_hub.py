@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,13 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import squad_file
 
 import longformer
 from longformer import CheckpointError, LongformerConfig, LongformerModel
-from longformer.hub import find_files
+from longformer.hub import PRETRAINED, find_files
 
 ASK = f"""
 import json, sys, types
@@ -213,7 +215,26 @@ def test_what_neither_hub_nor_cache_has(hub: Hub, tmp_path: Path) -> None:
         assert "no folder 'owner/model' here" in message
         assert str(tmp_path) in message
         assert "config.json" in message
+        assert str(PRETRAINED) in message
         assert "\n" not in message
+
+
+def test_a_misspelt_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, said in (("EVEN-TRAIND", True), ("MIXED", False)):
+        (tmp_path / "EVEN-TRAINED").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError) as error:
+            find_files(name, ["config.json"], local_files_only=True, cache_dir=tmp_path / "hub")
+        assert str(error.value).endswith("; did you mean the folder 'EVEN-TRAINED'?") == said
+
+
+def test_the_checkout_s_folder_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples name ``longformer/pretrained``. Typed elsewhere, the error says where it is; no hub is asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", pytest.fail)
+    for name in ("longformer/pretrained", "longformer/pretrained/"):
+        with pytest.raises(CheckpointError, match=re.escape(f"the package ships is {PRETRAINED}")):
+            find_files(name, ["config.json"])
 
 
 def test_no_such_model_revision_or_access(hub: Hub, tmp_path: Path) -> None:

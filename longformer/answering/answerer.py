@@ -23,10 +23,9 @@ from longformer.answering.windows import WindowReader
 from longformer.config import LongformerConfig
 from longformer.distributed import check_device
 from longformer.errors import CheckpointError, DataError, LongformerError
+from longformer.hub import PRETRAINED
 from longformer.models.heads import LongformerForQuestionAnswering
 from longformer.tokenizer import LongformerTokenizer, load_tokenizer
-
-PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the checkpoint that the package ships
 
 BATCH_TOKENS = 4096
 LEAST_FULL = 0.75  # a row shorter than this share of its batch's longest goes into the next batch

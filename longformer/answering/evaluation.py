@@ -133,7 +133,7 @@ def summary(scores: Scores) -> dict[str, Any]:
         "total": len(scores.f1),
         "exact_match_interval": bootstrap_interval(scores.exact_match, clusters=clusters),
         "f1_interval": bootstrap_interval(scores.f1, clusters=clusters),
-        "interval_over": "questions" if clusters is None else "articles",
+        "interval_over": "articles" if clusters is not None and len(set(clusters)) < len(clusters) else "questions",
     }
 
 

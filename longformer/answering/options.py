@@ -164,8 +164,8 @@ def take_settings(options: dict[str, Any]) -> AnswerSettings:
 
 def checkpoint_files(model: str | None, tokenizer: str | None = None) -> list[Path]:
     """The files that are read of a model and of a tokenizer, as :func:`longformer.checkpoints.folder.files_of` says."""
-    from longformer.answering.answerer import PRETRAINED
     from longformer.checkpoints.folder import files_of
+    from longformer.hub import PRETRAINED
 
     return files_of(PRETRAINED if model is None else model) + ([] if tokenizer is None else files_of(tokenizer))
 

@@ -21,7 +21,7 @@ from longformer.bench.options import (
     our_names,
 )
 from longformer.files import check_outputs, is_stream
-from longformer.options import show_result, tokenizer_option
+from longformer.options import Real, show_result, tokenizer_option
 
 if TYPE_CHECKING:
     from longformer.bench.timing import Record
@@ -77,7 +77,7 @@ def attention(
 @click.option(
     "--dropout",
     "dropout_p",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Real(0, 1, max_open=True),
     default=0.1,
     show_default=True,
     metavar="P",
@@ -194,7 +194,7 @@ def qa(data: str, tokenizer: str, limit: int | None, rival_batches: tuple[int, .
 @click.option("--dtype", default="float32", show_default=True, metavar="NAME", help="Precision.")
 @click.option(
     "--most-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     default=20.0,
     show_default=True,
     metavar="T",
@@ -322,7 +322,7 @@ def memory(length: int, global_tokens: int, training: bool, **options: Any) -> N
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     default=400,
     show_default=True,
     metavar="T",

@@ -10,10 +10,9 @@ import click
 
 from longformer.bench.options import POSITIVE, Numbers
 from longformer.files import check_outputs
-from longformer.options import MOST, show_result
+from longformer.options import MOST, SEED, Real, Whole, show_result
 
-SEED = click.IntRange(0, 2**63 - 1)
-RATE = click.FloatRange(min=0, min_open=True)
+RATE = Real(min=0, min_open=True)
 
 
 @click.command()
@@ -33,14 +32,14 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--steps", type=POSITIVE, default=1000, show_default=True, metavar="N", help="Steps of each run.")
 @click.option("--batch-size", type=POSITIVE, default=16, show_default=True, metavar="N", help="Rows in one step.")
 @click.option(
-    "--length", type=click.IntRange(2, MOST), default=256, show_default=True, metavar="N", help="Characters in one row."
+    "--length", type=Whole(2, MOST), default=256, show_default=True, metavar="N", help="Characters in one row."
 )
 @click.option("--learning-rate", type=RATE, default=2e-3, show_default=True, metavar="X", help="Highest learning rate.")
 @click.option("--hidden-size", type=POSITIVE, default=64, show_default=True, metavar="N", help="Width of the model.")
 @click.option("--heads", type=POSITIVE, default=4, show_default=True, metavar="N", help="Attention heads.")
 @click.option(
     "--hold-out",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Real(0, 1, min_open=True, max_open=True),
     default=0.05,
     show_default=True,
     metavar="X",
@@ -61,12 +60,10 @@ def patterns(folder: str, text: str | None, characters: int, **choices: Any) -> 
 
 
 @click.command()
-@click.option(
-    "--tokens", type=click.IntRange(2, MOST), default=64, show_default=True, metavar="S", help="Tokens of a document."
-)
+@click.option("--tokens", type=Whole(2, MOST), default=64, show_default=True, metavar="S", help="Tokens of a document.")
 @click.option(
     "--window",
-    type=click.IntRange(2, MOST),
+    type=Whole(2, MOST),
     default=16,
     show_default=True,
     metavar="W",

@@ -6,18 +6,18 @@ import click
 
 from longformer.bench.options import Names
 from longformer.files import check_outputs
-from longformer.options import COUNT, show_result
+from longformer.options import COUNT, Whole, show_result
 
 LONGEST = 2**17  # tokens; pairs of a union are counted one by one
-SIZE = click.IntRange(1, 2**10)
+SIZE = Whole(1, 2**10)
 
 
 @click.command()
 @click.argument("spec", metavar="SPEC")
 @click.option(
-    "--length", "seq_len", type=click.IntRange(1, LONGEST), default=4096, show_default=True, metavar="S", help="Tokens."
+    "--length", "seq_len", type=Whole(1, LONGEST), default=4096, show_default=True, metavar="S", help="Tokens."
 )
-@click.option("--globals", "global_tokens", type=click.IntRange(0), default=0, metavar="G", help="First tokens global.")
+@click.option("--globals", "global_tokens", type=Whole(0), default=0, metavar="G", help="First tokens global.")
 @click.option("--layers", type=SIZE, metavar="N", help="Of a text; by default as many as it names.")
 @click.option("--heads", type=SIZE, default=12, show_default=True, metavar="H", help="Of a text.")
 @click.option("--head-dim", type=SIZE, default=64, show_default=True, metavar="D", help="Of a text.")

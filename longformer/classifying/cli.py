@@ -17,7 +17,7 @@ from longformer.answering.options import (
 from longformer.classifying.texts import Text, is_table, read_texts
 from longformer.errors import DataError
 from longformer.files import as_argument, read_document, read_text
-from longformer.options import MOST
+from longformer.options import MOST, Whole
 
 if TYPE_CHECKING:
     from longformer.classifying.classifier import Classification
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-length",
-    type=click.IntRange(3, MOST),
+    type=Whole(3, MOST),
     metavar="N",
     help="Tokens that are read of a text; the rest is cut off. As many as the model has positions for unless given.",
 )

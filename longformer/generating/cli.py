@@ -9,7 +9,7 @@ import click
 
 from longformer.files import read_text
 from longformer.new_files import STANDARD
-from longformer.options import COUNT, MOST
+from longformer.options import COUNT, MOST, SEED, Real, Whole
 
 device_option = click.option("--device", metavar="NAME", help="Where to compute, such as cuda. The default is the CPU.")
 revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of MODEL on the hub.")
@@ -20,7 +20,7 @@ revision_option = click.option("--revision", metavar="REV", help="Branch, tag or
 @click.argument("prompt", default="")
 @click.option(
     "--max-characters",
-    type=click.IntRange(0, MOST),
+    type=Whole(0, MOST),
     default=256,
     show_default=True,
     metavar="N",
@@ -28,7 +28,7 @@ revision_option = click.option("--revision", metavar="REV", help="Branch, tag or
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     default=1.0,
     show_default=True,
     metavar="X",
@@ -37,11 +37,11 @@ revision_option = click.option("--revision", metavar="REV", help="Branch, tag or
 @click.option("--top-k", type=COUNT, metavar="N", help="Draw among the N likeliest characters.")
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Real(0, 1, min_open=True),
     metavar="X",
     help="Draw among the fewest characters whose probability together is X.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Make the same text again.")
+@click.option("--seed", type=SEED, metavar="N", help="Make the same text again.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop behind this text; may be given several times.")
 @device_option
 @revision_option

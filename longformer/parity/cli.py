@@ -11,7 +11,7 @@ import click
 from longformer.errors import DataError
 from longformer.files import check_outputs, check_suffix, write_text
 from longformer.new_files import is_standard_input
-from longformer.options import COUNT, show_result, tokenizer_option
+from longformer.options import COUNT, SEED, show_result, tokenizer_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SUFFIX = ".safetensors"
@@ -24,7 +24,8 @@ def sample_options(command: Command) -> Command:
         tokenizer_option,
         click.option(
             "--seed",
-            type=click.IntRange(0, 2**63 - 1),
+            type=SEED,
+            metavar="N",
             help="Seed of the weights drawn for a config.json. If not given, the seed of the trace file that names it, "
             "or else 0.",
         ),

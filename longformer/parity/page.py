@@ -144,7 +144,9 @@ def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
     runs = {"a": [a for _, a, _ in pairs], "b": [b for _, _, b in pairs]}
     alike = [error.noise for error in runs["a"]] == [error.noise for error in runs["b"]]
     allowed = {"both": runs["a"]} if alike else runs
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="error against depth">']
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="error against depth, a point for each value">'
+    ]
     parts += [_band(kind, run, axes) for kind, run in allowed.items()]
     parts += _grid(axes, [value.name for value, _, _ in pairs])
     for kind, run in runs.items():
@@ -153,13 +155,16 @@ def _chart(values: Sequence[Compared], comparison: Comparison) -> str:
     for i, (value, a, b) in enumerate(pairs):
         number = comparison.values.index(value)
         for j, (kind, error) in enumerate((("a", a), ("b", b))):
+            says = html.escape(
+                f"{comparison.names[j]}, {value.name}: {error.rms:.3g}, {error.ratio:.3g} times the noise"
+            )
             parts.append(
                 f'<circle class="point {kind}{" far" if error.far else ""}" cx="{axes.x(i)}" cy="{axes.y(error.rms)}" '
-                f'r="3.5" data-value="{number}" data-run="{j}"><title>{html.escape(comparison.names[j])}, '
-                f"{html.escape(value.name)}: {error.rms:.3g}, {error.ratio:.3g} times the noise</title></circle>"
+                f'r="3.5" data-value="{number}" data-run="{j}" role="button" aria-label="{says}"><title>{says}</title>'
+                "</circle>"
             )
     parts.append("</svg>")
-    return "".join(parts) + _legend(comparison.names, list(allowed))
+    return f'<div class="wide">{"".join(parts)}</div>' + _legend(comparison.names, list(allowed))
 
 
 def _band(kind: str, run: Sequence[Error], axes: _Axes) -> str:
@@ -195,7 +200,8 @@ def _legend(names: tuple[str, str], allowed: Sequence[str]) -> str:
     bands = "".join(f'<i class="allowed {kind}"></i>' for kind in allowed)
     return (
         f'<p class="soft legend">{lines}<span>{bands}what rounding costs, up to the {MULTIPLE:g} times that are allowed'
-        "</span>Distance from the float64 run, root mean square. Click a point for its map.</p>"
+        '</span><span><i class="far"></i>further away than rounding explains</span>'
+        "Distance from the float64 run, root mean square. Choose a point for its map.</p>"
     )
 
 
@@ -217,8 +223,8 @@ def _table(comparison: Comparison) -> str:
         numbers = "".join(f"<td>{cell:.3g}</td>" if math.isfinite(cell) else "<td></td>" for cell in cells)
         kind = f"{value.verdict} first" if value is comparison.first else value.verdict
         rows.append(
-            f'<tr class="{kind}" data-value="{i}"><td>{html.escape(value.name)}</td><td>{value.verdict}</td>'
-            f"{numbers}</tr>"
+            f'<tr class="{kind}"><td><button type="button" data-value="{i}">{html.escape(value.name)}</button></td>'
+            f"<td>{value.verdict}</td>{numbers}</tr>"
         )
     a, b = (html.escape(name) for name in comparison.names)
     over = f'<th colspan="2"></th><th colspan="6">{a} to {b}</th>'
@@ -242,4 +248,5 @@ def _runs(comparison: Comparison) -> str:
         f"<details><summary>config of {html.escape(name)}</summary><pre>{html.escape(config)}</pre></details>"
         for name, config in zip(comparison.names, configs, strict=True)
     )
-    return f'<div class="wide"><table class="runs"><tr><th></th>{heads}</tr>{rows}</table></div>{details}'
+    table = f'<table class="runs"><tr><th></th>{heads}</tr>{rows}</table>'
+    return f'<div class="wide" tabindex="0" role="region" aria-label="Runs">{table}</div>{details}'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import PurePath
 from typing import Any
 
 import click
@@ -20,25 +19,29 @@ MODULES = 12  # wrong modules of which the terminal has a row
 COLOURS = {IDENTICAL: "green", "rounding": "green", SUSPICIOUS: "yellow", DIFFERENT: "red", NON_FINITE: "red"}
 
 
-NAME, HEAD = 36, 11  # columns of a value's name, and of a run's error over the noise: a row has 100
+NAME, ROW = 27, 80  # columns of a value's name, and of a row of the table
 
 
 def table(comparison: Comparison, *, everything: bool = False) -> str:
-    """The verdict, the first value that it is true of, and why; then a row for each value, at most 100 columns wide."""
-    heads = [shortened(PurePath(name).name, HEAD) for name in comparison.names]
+    """The verdict, the first value that it is true of, and why; then a row for each value, 80 columns wide.
+
+    The heads are A and B, as the command's help calls the two, because the names of files are often too long.
+    """
     lines = [*verdict(comparison), ""]
-    lines.append(f"{'':<{NAME + 11 + 3 * 9}}  {'times the noise':>{2 * HEAD + 2}}")
-    columns = f"{'value':<{NAME}} {'verdict':<10} {'largest':>8} {'relative':>8} {'ulp':>8}"
-    lines.append("  ".join([columns, *(f"{head:>{HEAD}}" for head in heads)]))
+    lines += [f"{letter}: {name}" for letter, name in zip("AB", comparison.names, strict=True)]
+    lines.append(f"{'times the noise':>{ROW}}")
+    lines.append(f"{'value':<{NAME}} {'verdict':<10} {'largest':>8} {'relative':>8} {'ulp':>7} {'A':>7} {'B':>7}")
     for value in _shown(comparison, everything):
         if value is None:
             lines.append("...")
             continue
+        name = shortened(value.name, ROW)
+        if len(name) > NAME:  # in a line of its own: what is cut out of it may be all that tells it from another
+            name = f"{name}\n{'':<{NAME}}"
         row = (
-            f"{shortened(value.name, NAME):<{NAME}} {value.verdict:<10} {value.largest:>8.2g} {value.relative:>8.2g} "
-            f"{value.ulp_largest:>8.3g}"
+            f"{name:<{NAME}} {value.verdict:<10} {value.largest:>8.2g} {value.relative:>8.2g} "
+            f"{_number(value.ulp_largest):>7} {_ratio(value.a):>7} {_ratio(value.b):>7}"
         )
-        row = "  ".join([row, *(f"{_ratio(error):>{HEAD}}" for error in (value.a, value.b))])
         lines.append(click.style(row, fg="red", bold=value is comparison.first) if _wrong(value) else row)
     return "\n".join(lines)
 
@@ -186,7 +189,13 @@ def _excess(error: Error | None) -> float:
 
 
 def _ratio(error: Error | None) -> str:
-    return "-" if error is None else f"{error.ratio:.3g}"
+    return "-" if error is None else _number(error.ratio)
+
+
+def _number(number: float) -> str:
+    """A number in at most seven characters: three digits, or two where it is so large or small that it has a power."""
+    three = f"{number:.3g}"
+    return three if len(three) <= 7 else f"{number:.2g}"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import click
 from longformer.errors import LongformerError
 from longformer.files import check_inputs
 from longformer.help import GroupedCommand
-from longformer.options import tokenizer_option
+from longformer.options import MOST, SEED, Real, Whole, tokenizer_option
 from longformer.training.lm_options import LMOptions
 from longformer.training.options import ClassificationOptions, MLMOptions, QAOptions, TrainingOptions
 
@@ -144,13 +144,13 @@ def classification(resume: bool, **given: Any) -> None:
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of MODEL on the hub.")
 @click.option(
     "--max-length",
-    type=click.IntRange(8, 2**31 - 1),
+    type=Whole(8, MOST),
     metavar="N",
     help="Tokens in one row. The default is 4096, or the number of the model's positions if that is smaller.",
 )
 @click.option(
     "--mask-probability",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Real(0, 1, min_open=True, max_open=True),
     default=MLMOptions.mask_probability,
     show_default=True,
     metavar="X",
@@ -158,7 +158,7 @@ def classification(resume: bool, **given: Any) -> None:
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=SEED,
     default=MLMOptions.seed,
     show_default=True,
     metavar="N",

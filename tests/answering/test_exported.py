@@ -145,7 +145,7 @@ print(status("VmHWM") - before)
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from longformer.answering.answerer import PRETRAINED
+    from longformer.hub import PRETRAINED
 
     folder = tmp_path_factory.mktemp("shipped")
     with pytest.raises(SystemExit) as end:

@@ -675,13 +675,13 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (("attention", "--length", "0"), "0 is not in the range"),
+        (("attention", "--length", "0"), "0 is out of range"),
         (("attention", "--globals", "1,x"), "neither a number nor numbers with commas between them"),
         (("attention", "--globals", "-1"), "give at least 0"),
         (("attention", "--length", "4", "--globals", "5"), "global_tokens is 5; give 0 to seq_len = 4"),
         (("attention", "--dtype", "float8"), "'float8' is no dtype of the kernels; there are float64"),
         (("attention", "--impls", "fastest"), "'fastest' is no implementation; there are auto"),
-        (("attention", "--rounds", "0"), "0 is not in the range"),
+        (("attention", "--rounds", "0"), "0 is out of range"),
         (("scaling", "--lengths", "0,16"), "0 is too small; give at least 1"),
         (("model", "--variants", "int4"), "'int4' is no variant; there are float32"),
         (("model", "--lengths", "4097"), "4097 tokens are more than the 4096"),

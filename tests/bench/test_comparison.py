@@ -50,6 +50,11 @@ def test_one_article_is_drawn_by_its_questions() -> None:
     assert found["exact_match_difference_interval"] == (-100, 0)
 
 
+def test_articles_of_one_question_each_are_questions() -> None:
+    """As in a file of rows without titles, where an interval over articles would claim more than there is."""
+    assert compare([EXAMPLES[0], EXAMPLES[1]], P, Q)["interval_over"] == "questions"
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     data = [

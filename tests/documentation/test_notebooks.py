@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -59,6 +62,35 @@ def test_questions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert set(ids(tmp_path)) <= set(answered) and ids(tmp_path) == ids(file)
     assert 1 < len(ids(tmp_path)) <= 2
     assert names["examples"][0].title == "many"
+
+
+def test_each_opens_with_what_one_learns_and_how_long_it_takes() -> None:
+    for source in run.sources():
+        title, install, *_ = run.read(source).cells
+        assert title.source.startswith("# ") and title.cell_type == "markdown"
+        text = " ".join(title.source.split())
+        assert re.search(r"You learn .*(minutes|hour) to read.*cells run in", text), source.name
+        assert install.source == run.INSTALL
+
+
+def test_the_first_cell_installs_in_colab_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: done.append(command))
+    exec(run.INSTALL, {})
+    assert done == []
+
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.setattr("builtins.input", lambda prompt: "https://example.org/longformer.git")
+    cell = run.INSTALL.replace("/content", str(tmp_path))
+    (tmp_path / "longformer" / "notebooks").mkdir(parents=True)  # as git leaves it
+    monkeypatch.setattr(os.path, "isdir", lambda path: bool(done))
+    for _ in range(2):  # a second time it does not fetch again
+        exec(cell, {})
+    clone, *installs = done
+    assert clone[:2] == ["git", "clone"] and clone[-2] == "https://example.org/longformer.git"
+    assert installs == [[sys.executable, "-m", "pip", "install", "--quiet", f"{tmp_path}/longformer[plot]"]] * 2
+    assert Path.cwd() == tmp_path / "longformer" / "notebooks"
 
 
 def test_solutions_are_folded() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from browser import find_browser
+from browser import opened, running_browser
 from explained import dense_of_model, kept
 from tiny_checkpoint import save_tiny_checkpoint
 
@@ -29,15 +28,8 @@ EVIL = "<b>D</b></script><script>document.title = 7</script>&amp;"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = find_browser()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
+    with running_browser() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +47,6 @@ def path(found: Explanation, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "page.html"
     write_page(path, found)
     return path
-
-
-@contextmanager
-def opened(browser: Any, path: Path, **how: Any) -> Iterator[Any]:
-    """The page, once it has drawn itself. Fails where it had an error or asked for anything but itself."""
-    context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **how})
-    page, complaints, requests = context.new_page(), [], []
-    page.set_default_timeout(120_000)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(path.as_uri())
-    page.wait_for_selector("html[data-ready=yes]", state="attached")
-    yield page
-    context.close()
-    assert complaints == []
-    assert requests == [path.as_uri()]
 
 
 def shown(page: Any) -> dict[int, float]:
