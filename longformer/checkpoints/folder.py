@@ -16,7 +16,7 @@ from longformer.checkpoints.tokenizer_files import TOKENIZER_FILES
 from longformer.checkpoints.weights import SAFETENSORS, unaliased
 from longformer.claims import remove_if_empty
 from longformer.errors import CheckpointError, ConfigError, in_one_line, listed
-from longformer.files import read_json, replace_file
+from longformer.files import check_path, read_json, replace_file
 from longformer.hub import CONFIG, PathOrName, cached_files
 
 
@@ -79,8 +79,11 @@ def write_checkpoint(
         Names that were left out, since they are second names of weights that are written.
 
     Raises:
-        CheckpointError: ``folder`` is a file, or cannot be written.
+        CheckpointError: ``folder`` is empty or a file, or cannot be written.
     """
+    check_path(folder, error=CheckpointError)
+    if not os.fspath(folder):
+        raise CheckpointError("folder is ''; give a folder to save into, '.' for the one where you are")
     folder = Path(folder)
     left_out = [
         copy

@@ -596,6 +596,12 @@ def test_saving_where_a_file_is(model: LongformerForQuestionAnswering, tmp_path:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("folder", "error"), [("", "folder is ''; give a folder"), ("a\0b", "a NUL character")])
+def test_saving_into_no_folder(model: LongformerForQuestionAnswering, folder: str, error: str) -> None:
+    with pytest.raises(CheckpointError, match=error):
+        model.save_pretrained(folder)
+
+
 def test_a_save_that_fails_leaves_what_was_there(
     model: LongformerForQuestionAnswering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
