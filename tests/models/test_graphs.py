@@ -145,6 +145,7 @@ def test_compiled_dropout_is_drawn_anew_and_repeated_by_a_seed() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_compiled_model_equals_eager_at_any_batch_and_length(impl: str) -> None:
     """Outputs and the gradients of all parameters, from one graph for every shape."""

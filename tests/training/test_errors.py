@@ -17,6 +17,7 @@ from longformer.training.loop import Trainer
 REMEDY = "free disk space or fix the cause, then continue with --resume"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "fault", "message"),
     [
