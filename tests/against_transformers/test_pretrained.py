@@ -20,7 +20,7 @@ from longformer.parity import Truth, assert_parity, trace
 pytestmark = pytest.mark.slow
 
 DOCUMENT = Path(longformer.__file__).parent / "data" / "constitution.txt"
-PARTS = 16
+PARTS = 32
 QUESTIONS = (
     "In suits at common law, how much must the value in controversy exceed?",
     "How old must a senator be?",
