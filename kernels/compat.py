@@ -102,6 +102,13 @@ def room_for_graphs(count: int) -> contextlib.AbstractContextManager[Any]:
     return patch(cache_size_limit=count) if patch is not None and known else contextlib.nullcontext()
 
 
+def shapes_not_kept() -> contextlib.AbstractContextManager[Any]:
+    """Lets torch.export ask an operator for its result's shape each time; with free sizes, looking it up is slower."""
+    patch = _lookup(torch, "_dynamo.config.patch")
+    known = _lookup(torch, "_dynamo.config.fake_tensor_cache_enabled") is not None
+    return patch(fake_tensor_cache_enabled=False) if patch is not None and known else contextlib.nullcontext()
+
+
 def kept_buffers() -> contextlib.AbstractContextManager[Any]:
     """Lets a compiled backward pass run again on what the forward pass kept, which torch's compiler may have freed."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import sys
@@ -31,6 +32,10 @@ import torch  # noqa: E402
 # Triton decides when it is first imported whether it compiles for a GPU or interprets on the CPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton") is not None:
+        import interpreted
+
+        interpreted.patch_once()
 
 import longformer  # noqa: E402
 import longformer.models.packed  # noqa: E402

@@ -27,6 +27,7 @@ from longformer.exporting.packages import load
 from longformer.exporting.program import copied, traced
 from longformer.exporting.runtime import EVERYWHERE, KEY
 from longformer.files import check_outputs, replace_file, write_file
+from longformer.kernels import compat
 from longformer.models.encoder import LongformerModel
 from longformer.models.heads import Head
 from longformer.models.kinds import kind_of
@@ -82,17 +83,7 @@ def export(
     _check_arguments(path, dtype, int8, opset)
     onnx = load("onnx")
     copy = copied(model, "chunked", dtype).float()  # what is rounded already is stored without another loss
-    with _quiet():
-        program, names = traced(copy, masks_by_token=False, inner_values=inner_values)
-        inputs = ["input_ids", *EVERYWHERE]
-        try:
-            made: Any = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, input_names=inputs, output_names=names, verbose=False
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise LongformerError(f"torch {torch.__version__} cannot write this model: {in_one_line(error)}") from error
-    proto = made.model_proto
-    _name_sizes(proto, len(program.example_inputs[0][0].shape))
+    proto, names = _graph(copy, inner_values, opset)
     _describe(proto, copy, names)
     if dtype != torch.float32:
         _store(onnx, proto, dtype)
@@ -130,6 +121,22 @@ def _check_arguments(path: Path, dtype: torch.dtype, int8: bool, opset: int) -> 
     except OSError as error:
         raise DataError(f"{path.parent} cannot be made: {error.strerror}; name another folder") from None
     check_outputs([path])
+
+
+def _graph(model: Any, inner_values: bool, opset: int) -> tuple[Any, tuple[str, ...]]:
+    """What torch's exporter makes of a model, its sizes named; and the names of its outputs."""
+    with _quiet(), compat.shapes_not_kept():
+        program, names = traced(model, masks_by_token=False, inner_values=inner_values)
+        inputs = ["input_ids", *EVERYWHERE]
+        try:
+            made: Any = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, input_names=inputs, output_names=names, verbose=False
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise LongformerError(f"torch {torch.__version__} cannot write this model: {in_one_line(error)}") from error
+    proto = made.model_proto
+    _name_sizes(proto, len(program.example_inputs[0][0].shape))
+    return proto, names
 
 
 @contextlib.contextmanager

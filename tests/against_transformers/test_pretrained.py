@@ -17,8 +17,10 @@ from longformer import LongformerConfig, LongformerForQuestionAnswering, Longfor
 from longformer.answering.squad import read_squad
 from longformer.parity import Truth, assert_parity, trace
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(longformer.__file__).parent / "data" / "constitution.txt"
-PARTS = 4
+PARTS = 32
 QUESTIONS = (
     "In suits at common law, how much must the value in controversy exceed?",
     "How old must a senator be?",
@@ -99,7 +101,6 @@ class AsOurs(nn.Module):
         return output.start_logits, output.end_logits
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "part", [part if part == 0 else pytest.param(part, marks=pytest.mark.exhaustive) for part in range(PARTS)]

@@ -406,6 +406,7 @@ def base_weights(tmp_path: Path) -> Iterator[State]:
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("form", ["safetensors", "pytorch"])
 def test_loading_base_takes_little_more_than_its_weights(base_weights: State, tmp_path: Path, form: str) -> None:

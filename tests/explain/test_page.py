@@ -372,25 +372,28 @@ def test_narrow(browser, path):
         )
 
 
-def test_4096_tokens_of_the_shipped_checkpoint(browser, pretrained_dir, tmp_path):
+@pytest.mark.parametrize("length", [1024, pytest.param(4096, marks=pytest.mark.exhaustive)])
+def test_the_shipped_checkpoint(browser, pretrained_dir, tmp_path, length):
     document = (pretrained_dir.parent / "data" / "constitution.txt").read_text(encoding="utf-8")
     found = explain(
         QuestionAnswerer.from_pretrained(pretrained_dir),
         "How old must a person be to become President?",
-        document,
+        document[: 6 * length],
         methods=["rollout"],
+        max_length=length,
     )
-    assert len(found.passage.ids) == 4096
+    assert len(found.passage.ids) == length
+    middle = length // 2
     write_page(tmp_path / "page.html", found)
     assert (tmp_path / "page.html").stat().st_size < 15e6
     torch.testing.assert_close(found.rollout.sum(dim=-1), torch.ones(found.rollout.shape[:2]), rtol=0, atol=1e-4)
     with opened(browser, tmp_path / "page.html") as page:
-        assert page.locator(".tokens span[data-i]").count() == 4096
-        page.locator('[data-i="2000"]').click()
+        assert page.locator(".tokens span[data-i]").count() == length
+        page.locator(f'[data-i="{middle}"]').click()
         layers, heads = list(range(6)), list(range(12))
-        assert shown(page) == pytest.approx(expected(found, 2000, layers, heads))
-        assert page.locator(".from").get_attribute("data-i") == str(2000 - 256)
-        assert page.locator(".to").get_attribute("data-i") == str(2000 + 256)
+        assert shown(page) == pytest.approx(expected(found, middle, layers, heads))
+        assert page.locator(".from").get_attribute("data-i") == str(middle - 256)
+        assert page.locator(".to").get_attribute("data-i") == str(middle + 256)
         page.select_option("#layer", label="5")
         page.select_option("#head", label="11")
-        assert shown(page) == pytest.approx(expected(found, 2000, [5], [11]))
+        assert shown(page) == pytest.approx(expected(found, middle, [5], [11]))

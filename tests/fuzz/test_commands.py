@@ -198,6 +198,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.05, 0.15, 0.4, 1.0, 2.0])
 def test_an_interrupt_at_any_time(world: Path, delay: float) -> None:
     """While the command's modules are imported, while torch is, and later."""

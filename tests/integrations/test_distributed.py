@@ -12,14 +12,24 @@ import torch
 from distributed_steps import TARGETS, run_alone, run_joined
 from training_runs import in_processes
 
+pytestmark = [pytest.mark.xdist_group("processes that share their gradients"), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gradients of all models, by one pair of processes."""
+    folder = tmp_path_factory.mktemp("joined")
+    cases = [(name, again) for name in TARGETS for again in (False, True)]
+    assert in_processes(run_joined, [(cases, folder)] * 2) == [None, None]
+    return folder
+
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("name", TARGETS)
-def test_gradients_of_two_processes_are_those_of_one(name: str, again: bool, tmp_path: Path) -> None:
+def test_gradients_of_two_processes_are_those_of_one(name: str, again: bool, joined: Path) -> None:
     expected = run_alone(name)
-    assert in_processes(run_joined, [(name, again, tmp_path)] * 2) == [None, None]
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        found = torch.load(joined / f"{name}-{again}-{rank}.pt")
         for case, steps in expected.items():
             for step, (x, y) in enumerate(zip(found[case], steps, strict=True)):
                 for key, grad in y.items():

@@ -175,6 +175,7 @@ def test_gradient_checkpointing(name: str, use_reentrant: bool) -> None:
     assert len(served) == 2 * ATTENTIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = tiny_transformers(name, dtype=torch.float32), batch_for(name)

@@ -60,6 +60,7 @@ def test_global_rows_stand_in_their_places(impl: str) -> None:
         assert torch.equal(attend_globally(*qkv, without, impl=impl), torch.zeros_like(qkv[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["auto", "reference", "triton"])
 def test_compiled(impl: str) -> None:
     """In one graph with any length; a pattern is a constant of it."""

@@ -130,6 +130,7 @@ def test_every_kernel_is_the_pattern(drawn: Drawn, impl: str, with_index: bool) 
         torch.testing.assert_close(actual, exact, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(problems(longest=30))
 def test_the_gpu_kernels_are_the_pattern(drawn: Drawn) -> None:

@@ -215,6 +215,7 @@ def test_the_loss_of_a_low_precision_model_is_float32(name: str, dtype: torch.dt
     assert all(bool(torch.isfinite(x.grad).all()) for x in model.parameters() if x.grad is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_step_compiles_in_one_graph(name: str) -> None:
     """Loss, results and gradients are those of eager mode; labels are checked inside the graph.

@@ -145,6 +145,7 @@ def test_compiled_dropout_is_drawn_anew_and_repeated_by_a_seed() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_compiled_model_equals_eager_at_any_batch_and_length(impl: str) -> None:
     """Outputs and the gradients of all parameters, from one graph for every shape."""
@@ -177,7 +178,7 @@ def test_model_compiled_by_inductor() -> None:
         assert (grad - expected).norm() <= 1e-11 * expected.norm().clamp(min=1)
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exported_model_equals_eager_at_any_batch_and_length(strict: bool) -> None:
     """And again after it has been saved and loaded; global tokens stand in the graph as a padded index."""
     model = make_model()
@@ -197,6 +198,7 @@ def test_exported_model_equals_eager_at_any_batch_and_length(strict: bool) -> No
     assert not any(node.op == "call_function" and "cond" in str(node.target) for node in program.graph.nodes)
 
 
+@pytest.mark.slow
 def test_a_graph_still_refuses_bad_input() -> None:
     compiled = torch.compile(make_model(), fullgraph=True, dynamic=True, backend="aot_eager")
     ids, mask = make_batch(2, 30, (0, 4))

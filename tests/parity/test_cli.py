@@ -130,6 +130,7 @@ def test_probabilities(command: Any) -> None:
     assert "layer.0.band_probabilities" in names
 
 
+@pytest.mark.slow
 def test_drawn_weights_are_the_seed_s(command: Any) -> None:
     TINY.save("tiny.json")
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -149,6 +150,7 @@ def test_drawn_weights_are_the_seed_s(command: Any) -> None:
     assert "has seed 'one', which is no whole number" in command("compare", "d.safetensors", "ours").err
 
 
+@pytest.mark.slow
 def test_gradients(command: Any) -> None:
     command("record", "model", "ids.json", "-o", "a.safetensors", "--gradients", "--reference", "transformers")
     trace = read_trace("a.safetensors")
@@ -305,6 +307,7 @@ class Page(html.parser.HTMLParser):
         self._in = {}
 
 
+@pytest.mark.slow
 def test_the_page(command: Any, pretrained_dir: Path) -> None:
     evil = "<b>bold</b> </script><script>alert(1)</script> & @@DATA@@"
     Path("evil.txt").write_text(f"The Senate tries impeachments. {evil}")

@@ -92,6 +92,7 @@ GIVEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_answers_that_are_given(command: Any, name: str) -> None:
     """In both implementations, and in a precision that does not have the labels' digits."""

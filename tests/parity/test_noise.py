@@ -91,6 +91,7 @@ def test_chance_falls_alike_on_equal_numbers_and_on_others_by_itself(
         assert abs(float(torch.corrcoef(torch.stack([error[0], other]))[0, 1])) < 0.06
 
 
+@pytest.mark.slow
 def test_equal_rows_of_a_batch_are_no_alarm() -> None:
     """They have equal errors in a right model too, which add up in the gradients of weights."""
     pair = tiny(60)
@@ -177,6 +178,7 @@ def test_global_rows_of_trained_weights_on_long_texts(text: str, pretrained_dir:
         assert compare(ours, other, truth=truth).verdict in CLEAN
 
 
+@pytest.mark.slow
 def test_global_rows_of_trained_weights(pretrained_dir: Path) -> None:
     """(a) on a shorter text."""
     pair, inputs = shipped(pretrained_dir.parent / "config.py", "Who wrote this and why?", 64)
@@ -220,6 +222,7 @@ def test_autocast(case: Case, which: str) -> None:
     assert case.judge(other).verdict in CLEAN
 
 
+@pytest.mark.slow
 def test_a_softmax_that_turns_in_half_precision() -> None:
     """With outlier channels a row of bfloat16 turns from one column to another, which four rounded runs do not show."""
     pair = tiny(55, change=with_outliers, num_hidden_layers=6, initializer_range=0.1)
@@ -314,6 +317,7 @@ def test_what_is_in_one_part_is_found_and_named(
     assert f"in one {found.first.b.worst}, where" in table(found)
 
 
+@pytest.mark.slow
 def test_one_row_of_a_trained_weight_is_found(pretrained_dir: Path) -> None:
     """It makes one channel wrong by 600 units in the last place, and nothing else."""
     pair, inputs = shipped(pretrained_dir.parent / "data" / "constitution.txt", "Who tries impeachments?", 64)
@@ -379,6 +383,7 @@ def test_the_study_found_no_alarm() -> None:
     assert result["rate_below"] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_world_of_the_study() -> None:
     from parity_calibration import study
 

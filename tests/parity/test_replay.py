@@ -106,6 +106,7 @@ def small_mistakes(case: Case) -> Trace:
     return record(model, case.inputs)
 
 
+@pytest.mark.slow
 def test_every_wrong_module_is_found(case: Case) -> None:
     found = compared(case, small_mistakes(case))
     forward = [m for m in found.modules if not m.step.name.startswith("gradient.")]
@@ -177,6 +178,7 @@ def test_the_backward_pass_that_is_wrong_is_named(case: Case) -> None:
     assert "all of it is 1.001 times what it should be" in found[0].sentence
 
 
+@pytest.mark.slow
 def test_a_factor_on_all(case: Case) -> None:
     found = compared(case, record(fresh(case.pair), case.inputs, scale=1 / 3))
     assert [m.step.name for m in found.modules] == ["gradient.logits"]

@@ -152,6 +152,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_against_one(command: Any, tmp_path: Path) -> None:
     assert in_processes(run_joined, [(tmp_path,)] * 2) == [None, None]
     status, out, _ = command("train.py:make_training", "rank*.safetensors")

@@ -453,6 +453,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_trace_need_not_fit_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.safetensors"
     done = subprocess.run([sys.executable, "-c", STREAM, str(path)], capture_output=True, text=True, check=True)
@@ -460,6 +461,7 @@ def test_a_trace_need_not_fit_into_memory(tmp_path: Path) -> None:
     assert int(done.stdout) < 120e6  # a layer and what is on its way to the file, not the sixteen of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["ours", "reference"])
 def test_a_compiled_model_is_recorded_at_the_boundaries_of_its_parts(which: str) -> None:
     pair, batch = build(dataclasses.replace(TINY, num_hidden_layers=1, attention_window=8)), inputs()

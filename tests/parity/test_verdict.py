@@ -127,6 +127,7 @@ def test_clean_pairs_keep_their_distance_from_the_limits(case: Case) -> None:
         assert max(value.a.excess, value.b.excess) < 0.7
 
 
+@pytest.mark.slow
 def test_trained_weights_are_rounding(pretrained_dir: Path) -> None:
     from longformer.parity.runs import Contender, load_ours
     from longformer.parity.samples import Settings, read_sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,33 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def run_joined(name: str, again: bool, folder: Path) -> None:
-    """In one of two processes: write the gradients of every step into ``folder``."""
+def run_joined(cases: Sequence[tuple[str, bool]], folder: Path) -> None:
+    """In one of two processes: write the gradients of every step of each model into ``folder``.
+
+    Args:
+        cases: a model's class, and whether its layers are computed again in the backward pass.
+    """
     dist.init_process_group("gloo")
-    found: dict[str, list[dict[str, Tensor]]] = {}
-    for case, steps in STEPS.items():
-        model = build_class(getattr(longformer, name)).train()
-        if again:
-            model.gradient_checkpointing_enable()
-        copied = DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        found[case] = []
-        for numbers in steps:
-            optimizer.zero_grad()
-            output: Any = copied(**part_of(name, dist.get_rank(), numbers[dist.get_rank()]))
-            output.loss.backward()
-            found[case].append(gradients(model))
-            optimizer.step()
-    torch.save(found, folder / f"{dist.get_rank()}.pt")
+    for name, again in cases:
+        found = {case: _steps_joined(name, again, steps) for case, steps in STEPS.items()}
+        torch.save(found, folder / f"{name}-{again}-{dist.get_rank()}.pt")
     dist.destroy_process_group()
+
+
+def _steps_joined(name: str, again: bool, steps: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    model = build_class(getattr(longformer, name)).train()
+    if again:
+        model.gradient_checkpointing_enable()
+    copied = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = []
+    for numbers in steps:
+        optimizer.zero_grad()
+        output: Any = copied(**part_of(name, dist.get_rank(), numbers[dist.get_rank()]))
+        output.loss.backward()
+        found.append(gradients(model))
+        optimizer.step()
+    return found
 
 
 def run_alone(name: str) -> dict[str, list[dict[str, Tensor]]]:

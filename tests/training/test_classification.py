@@ -69,6 +69,7 @@ def test_it_learns_what_it_is_shown(
         assert max(line["macro_f1"] for line in lines) == 100
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_to_the_same_bits(source: Path, tmp_path: Path) -> None:
     """Weights, moments, random states and the best weights; dropout is on."""
     setting = {"hold_out": 0.34, "checkpoint_every": 1, "evaluate_every": 3, "epochs": 15}

@@ -17,6 +17,7 @@ from longformer.training.loop import Trainer
 REMEDY = "free disk space or fix the cause, then continue with --resume"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "fault", "message"),
     [
@@ -44,7 +45,7 @@ def assert_error(found: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "curves.png"])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, size: int) -> None:
     """When the run begins, and when all is done but for the picture; what was trained is not lost by that."""
     source, file = save_tiny_checkpoint(tmp_path / "tiny"), squad_file(tmp_path / "squad.json")

@@ -33,6 +33,7 @@ def model(tmp_path: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_it_is_what_a_training_measures(model: str, text: str, tmp_path: Path) -> None:
     """Of the weights that this leaves, by the command; and over two processes."""
     options = MLMOptions(

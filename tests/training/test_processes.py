@@ -27,6 +27,8 @@ from longformer.distributed import processes
 from longformer.training import MLMOptions
 from longformer.training.log import read_log
 
+pytestmark = pytest.mark.slow
+
 # AdamW divides by the gradient's size: where that is 0 but for rounding, as of a key's bias, an epsilon as small as
 # usual turns rounding into steps of full length. With this one the weights differ by as little as the gradients do.
 STILL = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "adam_epsilon": 1e-3}

@@ -34,6 +34,7 @@ def setting(tmp_path: Path) -> dict[str, Any]:
     return {"source": save_tiny_checkpoint(tmp_path / "tiny"), "file": file, "evaluate_on": (file,)}
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(setting: dict[str, Any], tmp_path: Path) -> None:
     """Bit for bit the same weights, moments and random states, and the same best weights, as without."""
     setting |= {"checkpoint_every": 1, "annotator": "random", "evaluate_every": 3}

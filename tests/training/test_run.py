@@ -61,6 +61,7 @@ def test_it_learns_that_there_is_no_answer(source: Path, tmp_path: Path) -> None
     assert answers(tmp_path / "out", file)["q3"] != ""
 
 
+@pytest.mark.slow
 def test_ten_real_questions_to_the_last(tmp_path: Path, data_dir: Path, pretrained_dir: Path) -> None:
     """Of short paragraphs, with answers that begin and end where words do; by the shipped encoder and a new head."""
     encoder = tmp_path / "encoder"
@@ -97,6 +98,7 @@ def test_bfloat16(source: Path, tmp_path: Path) -> None:
     assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_best_is_kept(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At a rate that destroys what was learnt; what lies in the folder scores as the best line of the log says.
 

@@ -92,6 +92,7 @@ def test_asked_during_an_evaluation_that_was_due(
     assert [line["step"] for line in read_log(tmp_path / "out") if "f1" in line] == [0, 3]
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_asked(setting: dict[str, Any], tmp_path: Path) -> None:
     setting |= {"evaluate_every": 5}  # due at that very step: left for when the run goes on
     options = qa_options(output=tmp_path / "out", **setting)
