@@ -59,6 +59,12 @@ class Processes(NamedTuple):
         return list(items[self.rank :: self.size])
 
 
+# Groups that this process has left. The last reference to a group ends its threads and waits for them. Where that is a
+# model's under DDP, the interpreter's lock is held meanwhile, one of the threads may wait for that lock, and both wait
+# for ever. A reference from Python is given up without the lock. So one is kept, longer than any model.
+_left: list[Any] = []
+
+
 @contextmanager
 def processes(device: torch.device | str | None = None) -> Iterator[Processes]:
     """Join the processes that torchrun started, and leave them at the end. Without torchrun this process is alone.
@@ -96,6 +102,7 @@ def processes(device: torch.device | str | None = None) -> Iterator[Processes]:
             f"process {rank} of {size} lost the others: one of them ended; its own message says why"
         ) from None
     finally:
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import io
 import json
 import multiprocessing
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,21 @@ def run(options: TrainingOptions, resume: bool = False) -> None:
     train[type(options)](options, resume=resume)
 
 
+def group_is_kept(options: TrainingOptions) -> bool:
+    """Whether the group of processes is there after training, when the model that refers to it is gone."""
+    groups: list[Any] = []
+    leave = torch.distributed.destroy_process_group
+
+    def look_and_leave() -> None:
+        groups.append(weakref.ref(torch.distributed.group.WORLD))
+        leave()
+
+    torch.distributed.destroy_process_group = look_and_leave
+    run(options)
+    gc.collect()
+    return groups[0]() is not None
+
+
 def run_with_fault(options: TrainingOptions, fault: str) -> None:
     """Train; ``fault`` is of this process alone, which is one of its own for the test."""
     _put_fault(fault)
@@ -187,7 +204,7 @@ def command(*arguments: str) -> int:
 
 def context() -> Any:
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload([__name__])
+    made.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.fsdp"])  # which training imports late
     return made
 
 

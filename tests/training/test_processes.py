@@ -13,6 +13,7 @@ from training_runs import (
     QUESTIONS,
     classification_options,
     command,
+    group_is_kept,
     in_processes,
     labelled_file,
     last_state,
@@ -60,6 +61,13 @@ def test_two_processes_give_the_weights_of_one(setting: dict[str, Any], tmp_path
     models = [LongformerForQuestionAnswering.from_pretrained(tmp_path / name) for name in ("one", "two")]
     for x, y in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(y, x, **ROUNDING)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_group_outlives_the_model(setting: dict[str, Any], tmp_path: Path, parallel: str) -> None:
+    """Were the model's the last reference to it, the process would now and then wait for ever when it lets it go."""
+    options = qa_options(output=tmp_path / "two", parallel=parallel, max_steps=1, **setting)
+    assert in_processes(group_is_kept, [(options,), (options,)]) == [True, True]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
