@@ -18,7 +18,7 @@ from longformer.errors import LongformerError, quoted, unknown_name
 from longformer.kernels import Tokens
 from longformer.models.attention import LongformerSelfAttention
 from longformer.parity.compiled import as_written, uncompiled
-from longformer.parity.layout import OurLayout, PaddedLayout, at_their_tokens, choose_layout
+from longformer.parity.layout import LongformerLayout, OurLayout, PaddedLayout, at_their_tokens, choose_layout
 from longformer.parity.table import GLOBAL_ROWS, Table, Value
 
 LOCAL_OUTPUT = "local_output"
@@ -231,6 +231,10 @@ class Edit:
             yield
 
     def _begin(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if isinstance(self._layout, LongformerLayout):
+            arguments, keywords = (), self._layout.named(arguments, keywords)
+            if keywords.get("input_ids") is None and keywords.get("inputs_embeds") is not None:
+                keywords["input_ids"] = keywords["inputs_embeds"][..., 0].long()  # of which the shape alone is asked
         with self._beginning:
             self._layout.begin(arguments, keywords)
             self._running.tokens = self._layout.tokens

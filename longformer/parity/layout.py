@@ -168,7 +168,7 @@ class LongformerLayout(Layout):
         )
 
     def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        bound = inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments
+        bound = self.named(arguments, keywords)
         ids = bound.get("input_ids")
         if ids is None:
             raise LongformerError("trace() records what a Longformer makes of input_ids; none were given")
@@ -177,6 +177,10 @@ class LongformerLayout(Layout):
         inputs = effective_inputs(bound)
         self.tokens = tokens_of(inputs)
         return inputs
+
+    def named(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+        """The base model's arguments by name."""
+        return dict(inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments)
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments

@@ -46,6 +46,23 @@ def test_equal_to_ours(change: str) -> None:
     )  # its softmax is float32's
 
 
+def test_embeddings_in_place_of_ids() -> None:
+    ours = build_class(LongformerForQuestionAnswering)
+    ids, mask, global_mask = (x[:, :37] for x in batch())
+    words = ours.get_input_embeddings()(ids).detach()
+    found = []
+    for model in (ours, ours.to_transformers()):
+        for given in ({"input_ids": ids}, {"inputs_embeds": words}):
+            with torch.no_grad(), edit(model) as e:
+                e.mean("layer.0.output", tokens=-2, batch=0)
+                e.scale("layer.1.global_rows", 2.0)
+                positions = {"position_ids": torch.arange(2, 39).expand(4, -1)}
+                logits = model(**given, **positions, attention_mask=mask, global_attention_mask=global_mask)[0]
+            found.append(logits[mask.bool()])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=2e-6)
+
+
 def test_no_token_beyond_the_text() -> None:
     """The padding that transformers adds inside is no token, and the value of a shorter run does not fit."""
     theirs: Any = build_class(LongformerModel).to_transformers()
