@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from longformer.errors import LongformerError, quoted, unknown_name
 from longformer.kernels import Tokens
 from longformer.models.attention import LongformerSelfAttention
+from longformer.models.causal import CausalSelfAttention
 from longformer.parity.compiled import as_written, uncompiled
 from longformer.parity.layout import LongformerLayout, OurLayout, PaddedLayout, at_their_tokens, choose_layout
 from longformer.parity.table import GLOBAL_ROWS, Table, Value
@@ -69,7 +70,7 @@ class Edit:
             fitted = self._layout.table.fit(self._model)
         for path, value in fitted.items():
             self._places[value.name] = path, value
-            if value.kind == "attention":
+            if value.kind == "attention" and not isinstance(self._modules[path], CausalSelfAttention):
                 self._places[value.name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS] = path, value
         self.names = list(self._places)
 
@@ -154,8 +155,9 @@ class Edit:
         """
         for part in (LOCAL_OUTPUT, GLOBAL_ROWS):
             name = f"layer.{layer}.{part}"
-            change = _zeros if by == "zero" else self._mean_of(name)
-            self._add(name, change, head, None, None, may_be_nowhere=True)
+            if part == LOCAL_OUTPUT or name in self._places:  # a model that looks back has no global tokens
+                change = _zeros if by == "zero" else self._mean_of(name)
+                self._add(name, change, head, None, None, may_be_nowhere=True)
 
     def mask_heads(self, mask: Tensor) -> None:
         """Multiply what each head gives, to all tokens, by its entry of ``mask``: 0 takes the head out, 1 leaves it.
@@ -179,7 +181,7 @@ class Edit:
                 f"the mask of heads is {what}; it must be a tensor of shape (L, H) = {shape} or (H,) = {shape[1:]}"
             )
         for name, weights in zip(layers, mask.expand(shape), strict=True):
-            for part in (name, name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS):
+            for part in {name, name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS} & self._places.keys():
                 change = functools.partial(_weighted, weights)
                 self._add(part, change, None, None, None, may_be_nowhere=True)
 
@@ -375,7 +377,7 @@ def edit(model: nn.Module, *, table: Table | None = None) -> Iterator[Edit]:
 
     Since hooks are on it, our model runs as the plain model; one that torch.compile made, or that has compiled parts,
     runs as it was written. After the block the model is as before, also if there was an exception. To see the changed
-    values, open ``trace`` inside.
+    values, open ``trace`` inside. Several threads may run the model meanwhile, each with inputs of its own.
 
     Args:
         model: ours, transformers' Longformer, or any module together with a ``table``.

@@ -293,6 +293,31 @@ def test_a_mean_has_room_for_the_sum() -> None:
     assert torch.isfinite(t["layer.0.output"]).all() and t["layer.0.output"].dtype == torch.float16
 
 
+def test_a_model_that_looks_back_has_no_global_rows() -> None:
+    model = build_class(LongformerForCausalLM)
+    assert Edit(model).names[4:6] == ["layer.0.local_output", "layer.0.attention_output"]
+    ids = batch()[0][:1, :20]
+    with edit(model) as e, pytest.raises(LongformerError, match=r"'layer\.1\.global_rows' is no value of this model"):
+        e.zero(GLOBAL)
+    expected = with_hook_on(model, ids)
+    for take_out in (
+        lambda e: e.take_out_head(1, 2),
+        lambda e: e.mask_heads(torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 1]])),
+    ):
+        with torch.no_grad(), edit(model) as e:
+            take_out(e)
+            assert torch.equal(model(ids)[0], expected)
+
+
+def with_hook_on(model: nn.Module, ids: Tensor) -> Tensor:
+    attention = next(part for name, part in model.named_modules() if name.endswith("layer.1.attention.self"))
+    handle = attention.register_forward_hook(lambda module, given, out: zero_head(out.clone(), 2))
+    with torch.no_grad():
+        logits: Tensor = model(ids)[0]
+    handle.remove()
+    return logits
+
+
 def whole(model: nn.Module) -> nn.Module:
     return torch.compile(model, backend="eager")  # type: ignore[return-value]
 
