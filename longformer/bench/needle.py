@@ -163,7 +163,8 @@ def run(needle: Needle, progress: Callable[[], Any] = lambda: None) -> dict[str,
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...] | str]:
     """The share found by each pattern within the windows' reach and beyond it, below the columns' titles."""
-    places, reach = result["places"], result["reach"]
+    places = result["places"]
+    reach = min(result["reach"], places[-1])
     lines: list[tuple[str, ...] | str] = [("needle at", *result["found"])]
     for title, chosen in (
         (f"1 to {reach}, within reach", [i for i, place in enumerate(places) if place <= reach]),

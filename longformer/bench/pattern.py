@@ -394,13 +394,13 @@ def draw(path: str, patterns: Sequence[Pattern], shape: Shape) -> None:
     from matplotlib.figure import Figure
 
     from longformer.plotting.figures import check_format, write_figure
-    from longformer.plotting.patterns import draw_patterns
+    from longformer.plotting.patterns import draw_patterns, grid_size
 
     check_format(path)
     shown = min(shape.seq_len, DRAWN)
-    kinds = len(costs(patterns, shape._replace(seq_len=1, global_tokens=0)))
-    figure = Figure(figsize=(min(24, 4.2 * kinds), 4.6), layout="constrained")
-    draw_patterns(figure, shown, list(patterns), global_tokens=range(min(shown, shape.global_tokens)))
+    rows, columns = grid_size(patterns)
+    figure = Figure(figsize=(min(24, 4.2 * columns), min(48, 4.6 * rows)), layout="constrained")
+    draw_patterns(figure, shown, patterns, global_tokens=range(min(shown, shape.global_tokens)))
     if shown < shape.seq_len:
         figure.suptitle(f"the first {shown} of {shape.seq_len:,} tokens", fontsize=10)
     write_figure(path, figure, dpi=110)

@@ -6,19 +6,20 @@ Letters: B batch, S sequence, C hidden size, H heads, D head dimension, G global
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longformer.errors import LongformerError, quoted, unknown_name
 from longformer.kernels import Tokens
 from longformer.models.attention import LongformerSelfAttention
+from longformer.models.causal import CausalSelfAttention
 from longformer.parity.compiled import as_written, uncompiled
-from longformer.parity.layout import OurLayout, choose_layout
+from longformer.parity.layout import LongformerLayout, OurLayout, PaddedLayout, at_their_tokens, choose_layout
 from longformer.parity.table import GLOBAL_ROWS, Table, Value
 
 LOCAL_OUTPUT = "local_output"
@@ -63,12 +64,13 @@ class Edit:
         self._places: dict[str, tuple[str, Value]] = {}
         self._steps: dict[str, list[_Step]] = {}
         self._is_over = False
+        self._beginning, self._running = threading.Lock(), threading.local()  # several threads may run the model
         with as_written(model):
             self._modules = dict(self._model.named_modules())
             fitted = self._layout.table.fit(self._model)
         for path, value in fitted.items():
             self._places[value.name] = path, value
-            if value.kind == "attention":
+            if value.kind == "attention" and not isinstance(self._modules[path], CausalSelfAttention):
                 self._places[value.name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS] = path, value
         self.names = list(self._places)
 
@@ -111,10 +113,13 @@ class Edit:
 
         def change(rows: Tensor, known: Tokens) -> Tensor:
             new = given.to(rows)
-            if of_global and known.global_index is not None and new.dim() == 4:
-                new = _at_their_tokens(new, known.global_index, rows)
-            elif new.dim() >= 3 and new.shape[-2] < rows.shape[-2] and new.shape[-2] > 1:  # the other model pads inside
-                new = F.pad(new, (0, 0, 0, rows.shape[-2] - new.shape[-2]))
+            if of_global and known.is_global is not None and known.global_index is not None and new.dim() == 4:
+                if new.shape[2] != known.global_index.shape[1]:
+                    raise LongformerError(
+                        f"the value has {new.shape[2]} global rows, but this run has {known.global_index.shape[1]}"
+                    )
+                if len(new) in (1, len(rows)):
+                    new = at_their_tokens(new.expand(len(rows), -1, -1, -1), known.is_global.to(rows.device))
             return new
 
         self._add(name, change, head, tokens, batch)
@@ -133,12 +138,13 @@ class Edit:
 
         def change(rows: Tensor, known: Tokens) -> Tensor:
             counted = torch.ones(rows.shape[0], rows.shape[-2], dtype=torch.bool, device=rows.device)
+            wide = rows.to(torch.promote_types(rows.dtype, torch.float32))  # in which a sum of many tokens has room
             if known.keep is not None:
-                counted &= _lengthened(known.keep, rows).to(rows.device)
+                counted &= known.keep.to(rows.device)
             if is_global is not None and known.is_global is not None:
-                counted &= _lengthened(known.is_global, rows).to(rows.device) == is_global
-            weight = (counted[:, None, :, None] if rows.dim() == 4 else counted[..., None]).to(rows)
-            return (rows * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp(min=1)
+                counted &= known.is_global.to(rows.device) == is_global
+            weight = (counted[:, None, :, None] if rows.dim() == 4 else counted[..., None]).to(wide)
+            return ((wide * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp(min=1)).to(rows)
 
         return change
 
@@ -149,8 +155,9 @@ class Edit:
         """
         for part in (LOCAL_OUTPUT, GLOBAL_ROWS):
             name = f"layer.{layer}.{part}"
-            change = _zeros if by == "zero" else self._mean_of(name)
-            self._add(name, change, head, None, None, may_be_nowhere=True)
+            if part == LOCAL_OUTPUT or name in self._places:  # a model that looks back has no global tokens
+                change = _zeros if by == "zero" else self._mean_of(name)
+                self._add(name, change, head, None, None, may_be_nowhere=True)
 
     def mask_heads(self, mask: Tensor) -> None:
         """Multiply what each head gives, to all tokens, by its entry of ``mask``: 0 takes the head out, 1 leaves it.
@@ -174,7 +181,7 @@ class Edit:
                 f"the mask of heads is {what}; it must be a tensor of shape (L, H) = {shape} or (H,) = {shape[1:]}"
             )
         for name, weights in zip(layers, mask.expand(shape), strict=True):
-            for part in (name, name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS):
+            for part in {name, name.removesuffix(LOCAL_OUTPUT) + GLOBAL_ROWS} & self._places.keys():
                 change = functools.partial(_weighted, weights)
                 self._add(part, change, None, None, None, may_be_nowhere=True)
 
@@ -226,10 +233,22 @@ class Edit:
             yield
 
     def _begin(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._layout.begin(arguments, keywords)
+        if isinstance(self._layout, LongformerLayout):
+            arguments, keywords = (), self._layout.named(arguments, keywords)
+            if keywords.get("input_ids") is None and keywords.get("inputs_embeds") is not None:
+                keywords["input_ids"] = keywords["inputs_embeds"][..., 0].long()  # of which the shape alone is asked
+        with self._beginning:
+            self._layout.begin(arguments, keywords)
+            self._running.tokens = self._layout.tokens
 
     def _end(self, *_: Any) -> None:
-        self._layout.tokens = Tokens()
+        self._running.tokens = Tokens()
+
+    @property
+    def _tokens(self) -> Tokens:
+        """Those of the run in this thread."""
+        tokens: Tokens = getattr(self._running, "tokens", Tokens())
+        return tokens
 
     def _hook(self, path: str, value: Value) -> Callable[[nn.Module, Any, Any], Any]:
         def change(module: nn.Module, arguments: Any, output: Any) -> Any:
@@ -237,10 +256,11 @@ class Edit:
                 return None
             rows = self._rows(output[0] if isinstance(output, (tuple, list)) else output, value)
             has_own = isinstance(module, LongformerSelfAttention) and module.has_own_tokens
-            known = arguments[1] if has_own else self._layout.tokens
+            known = arguments[1] if has_own else self._tokens
+            rows, padded = self._without_inner_padding(rows, value)
             for step in self._steps[path]:
                 rows = _stepped(step, rows, known, value.name)
-            new = self._as_given(rows, value)
+            new = self._as_given(rows if padded is None else torch.cat([rows, padded], -2), value)
             return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
 
         return change
@@ -257,6 +277,18 @@ class Edit:
         if value.kind in ("heads", "attention"):
             rows = rows.transpose(1, 2).flatten(2)
         return rows.transpose(0, 1) if self._is_transposed(value) else rows
+
+    def _without_inner_padding(self, rows: Tensor, value: Value) -> tuple[Tensor, Tensor | None]:
+        """The rows of the run's tokens, and those with which transformers' model lengthens a sequence, if it does."""
+        if not isinstance(self._layout, PaddedLayout) or value.kind == "plain" or self._tokens.keep is None:
+            return rows, None
+        length = self._tokens.keep.shape[1]
+        if rows.shape[-2] < length:
+            raise LongformerError(
+                f"{value.name} comes in pieces, of which one has {rows.shape[-2]} of the {length} tokens; set the "
+                "config's chunk_size_feed_forward to 0"
+            )
+        return rows[..., :length, :], rows[..., length:, :]
 
     def _is_transposed(self, value: Value) -> bool:
         return value.axes == "sbc" and not isinstance(self._layout, OurLayout)
@@ -300,7 +332,7 @@ def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
     new = step.change(rows, known)
     if not isinstance(new, Tensor):
         raise LongformerError(f"what the function made of {name} is no tensor; it must return one")
-    new = _broadcast(new, rows, name)
+    new = _broadcast(new.to(rows), rows, name)
     chosen = _along(_chosen(step.batch, len(rows), name, "batch"), rows, 0)
     if step.tokens is not None:
         chosen = chosen & _along(_chosen(step.tokens, rows.shape[-2], name, "tokens"), rows, rows.dim() - 2)
@@ -309,7 +341,7 @@ def _stepped(step: _Step, rows: Tensor, known: Tokens, name: str) -> Tensor:
     if step.is_global is not None:
         is_global = torch.zeros(rows.shape[0], rows.shape[-2], dtype=torch.bool, device=rows.device)
         if known.is_global is not None:
-            is_global = _lengthened(known.is_global, rows)
+            is_global = known.is_global.to(rows.device)
         chosen = chosen & (is_global == step.is_global)[:, None, :, None]
     return torch.where(chosen, new, rows)
 
@@ -335,20 +367,6 @@ def _along(chosen: Tensor, rows: Tensor, dim: int) -> Tensor:
     return chosen.to(rows.device).view([len(chosen) if i == dim else 1 for i in range(rows.dim())])
 
 
-def _lengthened(mask: Tensor, rows: Tensor) -> Tensor:
-    """(B, S) bool with False behind it, up to the length of ``rows``, which the reference pads inside."""
-    return F.pad(mask.to(rows.device), (0, rows.shape[-2] - mask.shape[1]))
-
-
-def _at_their_tokens(value: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Rows of global tokens (B, H, G, D), as a trace has them, put at their tokens in (B, H, S, D)."""
-    if value.shape[2] != index.shape[1]:
-        raise LongformerError(f"the value has {value.shape[2]} global rows, but this run has {index.shape[1]}")
-    place = index.to(rows.device).clamp(min=0)[:, None, :, None].expand(*value.shape)
-    absent = (index.to(rows.device) < 0)[:, None, :, None]
-    return rows.scatter(2, place, torch.where(absent, rows.gather(2, place), value))
-
-
 @contextmanager
 def edit(model: nn.Module, *, table: Table | None = None) -> Iterator[Edit]:
     """Change values of every forward pass that runs inside.
@@ -359,7 +377,7 @@ def edit(model: nn.Module, *, table: Table | None = None) -> Iterator[Edit]:
 
     Since hooks are on it, our model runs as the plain model; one that torch.compile made, or that has compiled parts,
     runs as it was written. After the block the model is as before, also if there was an exception. To see the changed
-    values, open ``trace`` inside.
+    values, open ``trace`` inside. Several threads may run the model meanwhile, each with inputs of its own.
 
     Args:
         model: ours, transformers' Longformer, or any module together with a ``table``.

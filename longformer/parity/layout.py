@@ -91,11 +91,8 @@ class Layout(ABC):
         result = taken[value.name]
         tokens = self.tokens_of(value.name)
         if len(taken) > 1 and tokens.is_global is not None and tokens.global_index is not None:
-            index = tokens.is_global.cumsum(dim=1).clamp(min=1) - 1  # (B, S): which of the global rows is a token's
-            spread = index[:, None, :, None].expand_as(result)
-            result = torch.where(
-                tokens.is_global[:, None, :, None], taken[global_name(value.name)].gather(2, spread), result
-            )
+            of_global = at_their_tokens(taken[global_name(value.name)], tokens.is_global)
+            result = torch.where(tokens.is_global[:, None, :, None], of_global, result)
         if value.kind in ("heads", "attention"):
             result = result.transpose(1, 2).flatten(2)
         return result
@@ -115,6 +112,17 @@ class Layout(ABC):
 def global_name(name: str) -> str:
     """The name of the global tokens' rows beside that of a layer's local output."""
     return name.removesuffix("local_output") + GLOBAL_ROWS
+
+
+def at_their_tokens(rows: Tensor, is_global: Tensor) -> Tensor:
+    """Rows of global tokens (B, H, G, D), as a trace has them, at their tokens in (B, H, S, D); any row at the others.
+
+    Args:
+        rows: of each example in ascending order of its tokens; the rows behind its last are not read.
+        is_global: (B, S) bool.
+    """
+    index = is_global.cumsum(dim=1).clamp(min=1) - 1  # which of the rows is a token's
+    return rows.gather(2, index[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3]))
 
 
 def choose_layout(model: nn.Module, table: Table | None) -> Layout:
@@ -160,7 +168,7 @@ class LongformerLayout(Layout):
         )
 
     def begin(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
-        bound = inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments
+        bound = self.named(arguments, keywords)
         ids = bound.get("input_ids")
         if ids is None:
             raise LongformerError("trace() records what a Longformer makes of input_ids; none were given")
@@ -169,6 +177,10 @@ class LongformerLayout(Layout):
         inputs = effective_inputs(bound)
         self.tokens = tokens_of(inputs)
         return inputs
+
+    def named(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+        """The base model's arguments by name."""
+        return dict(inspect.signature(self.root.forward).bind(*arguments, **keywords).arguments)
 
     def targets(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Tensor]:
         bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments

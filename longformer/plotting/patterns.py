@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Window = tuple[int, int]
 Pattern = AttentionPattern | MaskPattern | Window
 Patterns = LongformerConfig | Pattern | Sequence[Pattern]
+Run = tuple[Any, range]  # a value, and the neighbours that have it
 
 COLOURS = ("#ffffff", "#7aa6c2", "#d9822b")  # unseen, local, global
 UNSEEN, LOCAL, GLOBAL = 0, 1, 2
@@ -143,13 +144,9 @@ def draw_patterns(
     Raises:
         LongformerError: an argument out of range.
     """
-    each = _layers(patterns, dilation, causal)
-    layers, heads = _runs(each), _runs(list(zip(*map(_heads, each), strict=True)))
-    if len(heads) == 1:
-        grid = figure.subplots(1, len(layers), squeeze=False)
-        panels = grid.T
-    else:
-        panels = grid = figure.subplots(len(layers), len(heads), squeeze=False)
+    layers, heads = _pictured(_layers(patterns, dilation, causal))
+    grid = figure.subplots(*_grid(layers, heads), squeeze=False)
+    panels = grid.T if len(heads) == 1 else grid
     for row, (pattern, which_layers) in zip(panels, layers, strict=True):
         for axes, (_, which_heads) in zip(row, heads, strict=True):
             head = which_heads[0]
@@ -167,6 +164,11 @@ def draw_patterns(
     return [list(row) for row in panels]
 
 
+def grid_size(patterns: Patterns) -> tuple[int, int]:
+    """How many pictures :func:`draw_patterns` puts below each other, and side by side."""
+    return _grid(*_pictured(_layers(patterns, None, False)))
+
+
 def receptive_field(
     seq_len: int,
     patterns: Patterns,
@@ -178,8 +180,8 @@ def receptive_field(
 ) -> Tensor:
     """Which tokens of each layer can change what ``token`` becomes in the last one: (layers + 1, S) bool.
 
-    Row 0 is the embeddings, row n what layer n gives. Of the last layer there is only ``token`` itself. A layer joins
-    what any of its heads sees (paper §3.1, "Sliding Window").
+    Row 0 is the embeddings, row n + 1 what layer n gives. Of the last layer there is only ``token`` itself. A layer
+    joins what any of its heads sees (paper §3.1, "Sliding Window").
 
     Args:
         seq_len, global_tokens: as for :func:`attention_kinds`.
@@ -221,7 +223,7 @@ def draw_receptive_field(
     colours = ListedColormap(COLOURS[:2])
     shown = reached.numpy()
     image = axes.imshow(shown, cmap=colours, vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="nearest")
-    names = ["embeddings", *(f"layer {n}" for n in range(1, len(reached)))]
+    names = ["embeddings", *(f"layer {n}" for n in range(len(reached) - 1))]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("token")
     axes.set_title(title, fontsize=10)
@@ -330,7 +332,7 @@ def _window_name(pattern: AttentionPattern | MaskPattern) -> str:
     return "every token" if pattern.window is None else f"window {pattern.window}"
 
 
-def _runs(values: Sequence[Any]) -> list[tuple[Any, range]]:
+def _runs(values: Sequence[Any]) -> list[Run]:
     """Neighbours that are equal: the value, and which places have it."""
     found, start = [], 0
     for value, run in groupby(values):
@@ -340,8 +342,18 @@ def _runs(values: Sequence[Any]) -> list[tuple[Any, range]]:
     return found
 
 
+def _pictured(layers: Sequence[AttentionPattern | MaskPattern]) -> tuple[list[Run], list[Run]]:
+    """Layers and heads that share a picture."""
+    return _runs(layers), _runs(list(zip(*map(_heads, layers), strict=True)))
+
+
+def _grid(layers: list[Run], heads: list[Run]) -> tuple[int, int]:
+    return (1, len(layers)) if len(heads) == 1 else (len(layers), len(heads))
+
+
 def _numbered(what: str, which: range) -> str:
-    return f"{what} {which[0] + 1}" if len(which) == 1 else f"{what}s {which[0] + 1} to {which[-1] + 1}"
+    """Counted from 0, as in the names of values and in the tables of experiments."""
+    return f"{what} {which[0]}" if len(which) == 1 else f"{what}s {which[0]} to {which[-1]}"
 
 
 def _global_mask(seq_len: int, tokens: Sequence[int], pattern: AttentionPattern | MaskPattern) -> Tensor:

@@ -91,6 +91,25 @@ def test_a_config_and_a_picture(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("spec", "grid"),
+    [
+        ("window=4,global=0:300/full", (1, 2)),  # the picture is of 256 tokens
+        ("window=4,dilation=1:1:2/window=4", (2, 2)),
+        ("window=4+window=2,dilation=1:2:3/full/full", (2, 3)),
+    ],
+)
+def test_every_pattern_is_drawn_in_a_picture_that_has_room(
+    run, tmp_path: Path, spec: str, grid: tuple[int, int]
+) -> None:
+    size = pytest.importorskip("matplotlib.image", reason="pictures need matplotlib, the extra plot").imread
+    asked = ("--heads", "3", "--length", "301", "--no-measure", "--draw", tmp_path / "out.png")
+    code, out, _ = run(spec, *asked)
+    assert code == 0 and "receptive field" in out
+    height, width = size(tmp_path / "out.png").shape[:2]
+    assert height == pytest.approx(grid[0] * 4.6 * 110, abs=2) and width == pytest.approx(grid[1] * 4.2 * 110, abs=2)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("widow=4",), "'widow' is no item of a pattern; did you mean 'window'"),

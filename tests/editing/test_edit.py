@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -105,6 +107,27 @@ def test_another_runs_values(model: LongformerModel, names: list[str]) -> None:
     torch.testing.assert_close(changed[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-12)
 
 
+def test_another_runs_global_rows(model: LongformerModel) -> None:
+    """Each example's own, where others have more: the rows that are missing stand for no token, not for the first."""
+    ids, mask, global_mask = batch()
+    is_global = (global_mask * mask).bool()
+    assert is_global.sum(1).unique().numel() > 2 and is_global[0, 0] and is_global[3, 0]
+    taken: list[Tensor] = []
+    handle = model.encoder.layer[1].attention.self.register_forward_hook(lambda module, given, out: taken.append(out))
+    with trace(model) as other:
+        model(ids.where(mask == 0, 3 + (ids * 7) % 50), mask, global_mask)
+    handle.remove()
+    expected = with_hook(
+        model, "encoder.layer.1.attention.self", lambda out: torch.where(is_global[..., None], taken[0], out)
+    )
+    with edit(model) as e:
+        e.set(GLOBAL, other[GLOBAL])
+        assert torch.equal(run(model), expected)
+    with edit(model) as e:
+        e.set(GLOBAL, other[GLOBAL][:1, :, :20])  # of one example, for all
+        run(model)
+
+
 def test_changes_of_one_value_come_in_order(model: LongformerModel) -> None:
     with edit(model) as e:
         e.zero("layer.1.output")
@@ -173,6 +196,8 @@ def test_nothing_stays_behind(model: LongformerModel) -> None:
             r"head is '5', but layer\.1\.local_output has 4 of them, 0 to 3",
         ),
         (lambda e: e.zero(LOCAL, tokens=batch()[1].bool()), r"tokens is a tensor of shape \(4, 48\), but layer\.1"),
+        (lambda e: e.set(LOCAL, torch.zeros(4, 4, 30, 8)), r"shape \(4, 4, 30, 8\), which does not broadcast to"),
+        (lambda e: e.set(GLOBAL, torch.zeros(3, 4, 20, 8)), r"shape \(3, 4, 20, 8\), which does not broadcast to"),
         (lambda e: e.set(GLOBAL, torch.zeros(4, 4, 3, 8)), r"the value has 3 global rows, but this run has 20"),
     ],
 )
@@ -235,6 +260,62 @@ def test_text_is_made_with_the_changes() -> None:
         logits[:, model.config.pad_token_id] = -torch.inf
         assert torch.equal(made[0, 9:], logits.argmax(1)) and not torch.equal(made, plain)
     assert torch.equal(model.generate(prompt, max_new_tokens=12, temperature=0), plain)
+
+
+def test_several_threads_run_the_model(model: LongformerModel) -> None:
+    """Each run has its own global tokens and padding, whatever another thread has begun meanwhile."""
+    ids, mask, _ = batch()
+
+    def hidden(row: int) -> Tensor:
+        global_mask = torch.zeros(1, 48)
+        global_mask[:, [row, row + 4]] = 1
+        with torch.no_grad():
+            return model(ids[row : row + 1], mask[row : row + 1], global_mask)[0]  # type: ignore[no-any-return]
+
+    with edit(model) as e:
+        e.mean(LOCAL)
+        e.scale("layer.0.global_rows", 3.0)
+        expected = [hidden(row) for row in (0, 2)]
+        both_began = threading.Barrier(2)
+        handle = model.embeddings.register_forward_hook(lambda *given: [None, both_began.wait(timeout=60)][0])
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(hidden, (0, 2)))
+        handle.remove()
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_mean_has_room_for_the_sum() -> None:
+    model = build_class(LongformerModel, dtype=torch.float16)
+    with torch.no_grad(), edit(model) as e, trace(model) as t:
+        e.add("layer.0.output", torch.tensor(3000.0))
+        e.mean("layer.0.output")
+        model(*batch())
+    assert torch.isfinite(t["layer.0.output"]).all() and t["layer.0.output"].dtype == torch.float16
+
+
+def test_a_model_that_looks_back_has_no_global_rows() -> None:
+    model = build_class(LongformerForCausalLM)
+    assert Edit(model).names[4:6] == ["layer.0.local_output", "layer.0.attention_output"]
+    ids = batch()[0][:1, :20]
+    with edit(model) as e, pytest.raises(LongformerError, match=r"'layer\.1\.global_rows' is no value of this model"):
+        e.zero(GLOBAL)
+    expected = with_hook_on(model, ids)
+    for take_out in (
+        lambda e: e.take_out_head(1, 2),
+        lambda e: e.mask_heads(torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 1]])),
+    ):
+        with torch.no_grad(), edit(model) as e:
+            take_out(e)
+            assert torch.equal(model(ids)[0], expected)
+
+
+def with_hook_on(model: nn.Module, ids: Tensor) -> Tensor:
+    attention = next(part for name, part in model.named_modules() if name.endswith("layer.1.attention.self"))
+    handle = attention.register_forward_hook(lambda module, given, out: zero_head(out.clone(), 2))
+    with torch.no_grad():
+        logits: Tensor = model(ids)[0]
+    handle.remove()
+    return logits
 
 
 def whole(model: nn.Module) -> nn.Module:

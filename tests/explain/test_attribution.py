@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from explained import dense_of_model
-from one_token import DOCUMENT, FAR, KEY, NEAR, QUESTION, one_token_answerer
+from one_token import DOCUMENT, FAR, FAR_DOCUMENT, KEY, NEAR, QUESTION, far_token_answerer, one_token_answerer
 from tiny_checkpoint import save_tiny_checkpoint
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from longformer.explain import METHODS, Explanation, explain
 from longformer.explain import attribution as attributing
 from longformer.explain.attribution import Probe, attention_gradient, integrated_gradients
 from longformer.explain.faithfulness import RANDOM, Curve, Curves, follow_orders, places
+from longformer.explain.page import _verdict
 from longformer.explain.probabilities import Attention, Layer
 from longformer.kernels import AttentionPattern
 from longformer.models.attention import LongformerSelfAttention
@@ -85,6 +86,43 @@ class TestOneToken:
             whole, nothing = curve.deletion[0], curve.deletion[-1]
             assert curve.deletion[two] <= nothing + 0.1 * (whole - nothing)
             assert curve.insertion[two] >= whole - 0.1 * (whole - nothing)
+
+
+class TestFarToken:
+    """The answer hangs on the "k" at the other end of the document, by way of the tokens that are global."""
+
+    @pytest.fixture
+    def answerer(self, tmp_path):
+        return far_token_answerer(tmp_path)
+
+    @pytest.mark.parametrize("whose", ["the question's", "the x", "nobody's"])
+    def test_it_is_found_if_a_token_is_global(self, answerer, whose):
+        if whose == "the x":
+            x = answerer.tokenizer("x")["input_ids"][1]
+            answerer.global_mask = lambda ids: ids == x
+        elif whose == "nobody's":
+            answerer.global_mask = lambda ids: torch.zeros_like(ids, dtype=torch.bool)
+        found = explain(answerer, QUESTION, FAR_DOCUMENT, steps=32)
+        first = found.passage.kinds.index("d")
+        answer = first + FAR_DOCUMENT.index("A")
+        assert found.passage.spans[0] == (answer, answer)
+        expected = {"the question's": [*range(first - 7, first - 2)], "the x": [first + 10], "nobody's": []}[whose]
+        assert found.global_index.tolist() == expected and found.default_globals == (whose == "the question's")
+        whole, nothing = found.curves.of[RANDOM].deletion[0], found.curves.of[RANDOM].deletion[-1]
+        exact = found.attributions["integrated-gradients"].sum(0)
+        assert float(exact.sum()) == pytest.approx(whole - nothing, rel=1e-3)
+        for name in ("integrated-gradients", "attention-gradient"):
+            counts = found.attributions[name].sum(0).clone()
+            counts[answer] = 0
+            if whose == "nobody's":
+                assert abs(counts[first]) < 1e-6
+            else:
+                assert int(counts.argmax()) == first
+        if whose != "nobody's":
+            assert exact[first] > 3 * exact[answer] and found.curves.best == "integrated-gradients"
+            bare = explain(answerer, QUESTION, FAR_DOCUMENT.replace("k", "."), methods=["rollout"])
+            lost = whole - bare.curves.of[RANDOM].deletion[0]
+            assert lost == pytest.approx(float(exact[first]), rel=0.1)  # what the token's part says
 
 
 class TestIntegratedGradients:
@@ -246,6 +284,21 @@ class TestCurves:
         curves = Curves([0, 1, 2], {"a": Curve([4, 1, 0], [0, 3, 4]), RANDOM: Curve([4, 2, 0], [0, 2, 4])})
         assert curves.of["a"].margin == pytest.approx(2 / 3) and curves.of[RANDOM].margin == 0
         assert curves.best == "a"
+
+    def test_what_the_page_says_of_them(self):
+        best = Curves(
+            [0, 1, 2, 3], {"rollout": Curve([4, 3, 1, 0], [0, 3, 3, 4]), RANDOM: Curve([4, 4, 2, 0], [0, 1, 2, 4])}
+        )
+        said = _verdict(best)
+        assert "The best answer scores 4.0, and 0.0 without any token" in said
+        assert (
+            "Without the 2 tokens that count most it scores 1.0 by rollout; without as many drawn by chance 2.0" in said
+        )
+        assert said.endswith("Best at naming what this answer hangs on, over both curves, is rollout.")
+        none = Curves([0, 1, 2, 3], {"rollout": best.of[RANDOM], RANDOM: best.of["rollout"]})
+        assert _verdict(none).endswith(
+            "No method does better than chance: none of them says what this answer hangs on."
+        )
 
     def test_the_random_order_is_the_same_again(self, probe):
         assert follow_orders(probe, {}) == follow_orders(probe, {})

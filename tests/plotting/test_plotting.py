@@ -73,8 +73,8 @@ def test_patterns_of_a_config_and_of_a_mask() -> None:
     config = small_config(attention_pattern="window=4+window=2,dilation=1:6,global=3/full,causal")
     panels = plotting.draw_patterns(Figure(), 20, config)
     assert [[axes.get_title() for axes in row] for row in panels] == [
-        ["layer 1, union, head 1", "layer 1, union, head 2"],
-        ["layer 2, every token, head 1, dilated by 1", "layer 2, every token, head 2, dilated by 1"],
+        ["layer 0, union, head 0", "layer 0, union, head 1"],
+        ["layer 1, every token, head 0, dilated by 1", "layer 1, every token, head 1, dilated by 1"],
     ]
     kinds = plotting.attention_kinds(20, config.pattern(0))
     for head in range(2):
@@ -114,8 +114,8 @@ def test_a_pattern_serves_where_a_window_does(axes: Axes) -> None:
     assert (plotting.attention_kinds(12, everything) == 1).all()
     panels = plotting.draw_patterns(Figure(), 12, [pattern, pattern, everything], global_tokens=(4,))
     assert [[panel.get_title() for panel in row] for row in panels] == [
-        [f"{layers}, head {head}, dilated by {gap}" for head, gap in ((1, gaps[0]), (2, gaps[1]))]
-        for layers, gaps in (("layers 1 to 2, window (2, 0)", (1, 3)), ("layer 3, every token", (1, 1)))
+        [f"{layers}, head {head}, dilated by {gap}" for head, gap in ((0, gaps[0]), (1, gaps[1]))]
+        for layers, gaps in (("layers 0 to 1, window (2, 0)", (1, 3)), ("layer 2, every token", (1, 1)))
     ]
     assert [(drawn(panel) == one.numpy()).all() for panel, one in zip(panels[0], kinds, strict=True)] == [True, True]
     assert (drawn(panels[1][1])[:4, 5:] == 1).all()
@@ -143,8 +143,8 @@ def test_a_configs_patterns_share_pictures(axes: Axes) -> None:
     config = small_config(num_hidden_layers=4, attention_window=(4, 4, 8, 12))
     panels = plotting.draw_patterns(Figure(), 30, config, dilation=(1, 2), global_tokens=(0,))
     assert [[panel.get_title() for panel in row] for row in panels] == [
-        [f"{layers}, window {window}, head {head}, dilated by {head}" for head in (1, 2)]
-        for layers, window in (("layers 1 to 2", (2, 2)), ("layer 3", (4, 4)), ("layer 4", (6, 6)))
+        [f"{layers}, window {window}, head {head}, dilated by {head + 1}" for head in (0, 1)]
+        for layers, window in (("layers 0 to 1", (2, 2)), ("layer 2", (4, 4)), ("layer 3", (6, 6)))
     ]
     expected = plotting.attention_kinds(30, (4, 4), dilation=(1, 2), global_tokens=(0,))
     for panel, kinds in zip(panels[1], expected, strict=True):
@@ -157,8 +157,8 @@ def test_a_configs_dilations_are_drawn() -> None:
     config = small_config(num_hidden_layers=3, attention_window=4, attention_dilation=[1, 1, [1, 2]])
     panels = plotting.draw_patterns(Figure(), 30, config)
     assert [[panel.get_title() for panel in row] for row in panels] == [
-        [f"{layers}, window (2, 2), head {head}, dilated by {gap}" for head, gap in ((1, 1), (2, last))]
-        for layers, last in (("layers 1 to 2", 1), ("layer 3", 2))
+        [f"{layers}, window (2, 2), head {head}, dilated by {gap}" for head, gap in ((0, 1), (1, last))]
+        for layers, last in (("layers 0 to 1", 1), ("layer 2", 2))
     ]
     expected = plotting.attention_kinds(30, (2, 2), dilation=2)[0]
     assert (drawn(panels[1][1]) == expected.numpy()).all()
