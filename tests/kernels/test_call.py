@@ -21,7 +21,7 @@ from longformer.kernels import pattern as pattern_module
 
 IMPLS = tuple(impl for impl in IMPLEMENTATIONS if impl != "flex")  # compiled for minutes, see test_flex.py
 SEQ_LEN = 40
-PATTERNS = (AttentionPattern((5, 3)), AttentionPattern((5, 3), (1, 2), True), AttentionPattern(None))
+PATTERNS = (AttentionPattern((5, 3)), AttentionPattern((5, 0), (1, 2), True), AttentionPattern(None))
 
 
 def case(impl: str) -> tuple[list[Tensor], Tokens, float]:
