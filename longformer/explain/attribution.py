@@ -28,7 +28,7 @@ from tqdm import tqdm
 from longformer.answering.answerer import BATCH_TOKENS, QuestionAnswerer
 from longformer.answering.mode import evaluating
 from longformer.explain.methods import STEPS
-from longformer.explain.probabilities import Layer, means_of_heads, observed
+from longformer.explain.probabilities import Attention, Layer, means_of_heads, observed
 from longformer.explain.rollout import carried_back
 from longformer.models.batch import count_positions
 
@@ -140,11 +140,15 @@ def integrated_gradients(probe: Probe, steps: int = STEPS, *, progress: bool | N
         return (difference.float() * total / steps).sum(-1).cpu()
 
 
-def attention_gradient(probe: Probe) -> Tensor:
+def attention_gradient(probe: Probe, *, progress: bool | None = False) -> Tensor:
     """Rollout of attention × gradient, for the start score and the end score: (2, S) float32 on the CPU.
 
     The token whose score it is begins with 1, for the way past all attention. No matrix of S × S is made: as in
     :mod:`longformer.explain.rollout` a vector is carried back along the band.
+
+    Args:
+        probe: the span's scores.
+        progress: show a bar on standard error; None is where that is a terminal.
     """
     seen: list[tuple[Layer, Tensor]] = []
     with torch.inference_mode(False), torch.enable_grad():
@@ -156,7 +160,15 @@ def attention_gradient(probe: Probe) -> Tensor:
     weights = torch.zeros(2, len(probe.ids))
     for side, token in enumerate(probe.span):
         weights[side, token] = 1
-    for (layer, _), *both in zip(reversed(seen), *map(reversed, slopes), strict=True):
-        means = means_of_heads(layer.products([slope[0] for slope in both]))
-        weights += torch.cat([carried_back(part[None], mean) for part, mean in zip(weights, means, strict=True)])
+    heads = sum(layer.module.num_heads for layer, _ in seen)
+    with tqdm(total=heads, desc="attention × gradient", disable=None if progress is None else not progress) as bar:
+
+        def counted(products: Iterator[list[Attention]]) -> Iterator[list[Attention]]:
+            for product in products:
+                bar.update()
+                yield product
+
+        for (layer, _), *both in zip(reversed(seen), *map(reversed, slopes), strict=True):
+            means = means_of_heads(counted(layer.products([slope[0] for slope in both])))
+            weights += torch.cat([carried_back(part[None], mean) for part, mean in zip(weights, means, strict=True)])
     return weights

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from longformer.answering.answerer import QuestionAnswerer
 from longformer.answering.settings import AnswerSettings, check_count
@@ -88,8 +89,8 @@ class Explanation:
 class _Recorder:
     """Takes each layer's attention as the model computes it."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, count: Callable[[int], object]) -> None:
+        self.limits, self.count_heads = limits, count
         self.count = 0
         self.patterns: list[Pattern] = []
         self.means: list[Attention] = []
@@ -102,6 +103,7 @@ class _Recorder:
             for attention in layer.heads():
                 found.append(candidates(attention, self.limits))
                 self.count += attention.seen()
+                self.count_heads(1)
                 yield attention
 
         self.means.append(mean_of_heads(heads()))
@@ -175,9 +177,12 @@ def explain(
     config = answerer.model.config
     seq_len, ids = len(passage.ids), torch.from_numpy(passage.ids)
     heads = config.num_hidden_layers * config.num_attention_heads
-    recorder = _Recorder(Limits.of(seq_len, int(global_mask_of(answerer, ids).sum()), heads, entries))
-    with observed(answerer.model, recorder):
-        (logits,) = answerer.logits([passage.ids])
+    limits = Limits.of(seq_len, int(global_mask_of(answerer, ids).sum()), heads, entries)
+    hidden = None if progress is None else not progress
+    with tqdm(total=heads, desc="attention of each head", disable=hidden) as bar:
+        recorder = _Recorder(limits, bar.update)
+        with observed(answerer.model, recorder):
+            (logits,) = answerer.logits([passage.ids])
     lowest = lowest_level(recorder.layers, recorder.limits)
     targets = torch.zeros(len(answers), seq_len)
     for row, span in zip(targets, passage.spans, strict=True):
@@ -214,7 +219,7 @@ def _attribution(name: str, probe: Probe, means: list[Attention], steps: int, pr
     if name == "integrated-gradients":
         return integrated_gradients(probe, steps, progress=progress)
     if name == "attention-gradient":
-        found = attention_gradient(probe)
+        found = attention_gradient(probe, progress=progress)
     else:
         targets = torch.zeros(2, len(probe.ids))
         targets[[0, 1], list(probe.span)] = 1

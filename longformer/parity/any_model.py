@@ -305,13 +305,20 @@ class ModelTruth(Truth):
     def _note(self, path: str, name: str) -> None:
         self._stages[name] = path
 
-    def _add_run(self, precisions: Precisions, generator: torch.Generator, moved: dict[str, Moved]) -> None:
+    def _add_run(
+        self,
+        precisions: Precisions,
+        generator: torch.Generator,
+        moved: dict[str, Moved],
+        count: Callable[[int], object],
+    ) -> None:
         stages: Stages = stages_of(self._stages, precisions)
         with ExitStack() as stack:
             mode = stack.enter_context(in_stages(self._model, stages, generator))
 
             def see(path: str, name: str, value: Tensor) -> None:
                 mode.dtype = stages.after.get(path, stages.rest)  # and the copies above have no digits to lose
+                count(name in self.trace)
 
             values = run_values(self._model, self._call, self.loss, see=see)
         for name, value in values.items():

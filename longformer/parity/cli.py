@@ -105,6 +105,8 @@ def record(
             require_loss(folder)
         sample = read_sample(input_file, folder, kind_of(folder).model, settings)
         written: list[int] = []
+        rows, tokens = sample.inputs["input_ids"].shape
+        click.echo(f"running {model} on {rows} row{'s' * (rows > 1)} of {tokens} tokens", err=True)
 
         def record_into(path: str | Path) -> None:
             written.append(len(run(contender, folder, sample, path, settings, only=only, model_name=model)))

@@ -112,7 +112,7 @@ def contest(
             probabilities=settings.probabilities,
             folder=work,
         )
-        say("judging, by runs with rounding by chance")
+        say(f"measuring what rounding costs, in {truth.runs} runs that round by chance")
         comparison = compare(
             traces[0],
             traces[1],
@@ -122,7 +122,7 @@ def contest(
             partial=settings.partial,
             progress=True,
         )
-        say("judging modules one by one")
+        say("judging each module by itself")
         judge_modules(comparison, traces[0], traces[1], truth, progress=True)
         if left_out:
             comparison.notes.append(f"the checkpoint has parts that were not run and not compared: {listed(left_out)}")

@@ -202,9 +202,12 @@ class Replay:
         stages = stages_of(walk.modules, precisions)
         spreads = {name: Spread(run[name]) for name in off}
         generator = torch.Generator().manual_seed(0)
-        for _ in bar(range(runs), "rounding of each module", "runs", shown=progress):
-            for name, value in self.walk(run, rounding=(stages, generator)).values.items():
-                spreads[name].add(value - run[name].double() - off[name], run[name])
+        with bar(None, "rounding of each module", "values", shown=progress, total=runs * len(off)) as values:
+            for done in range(1, runs + 1):
+                found = self.walk(run, rounding=(stages, generator), count=values.update).values
+                for name, value in found.items():
+                    spreads[name].add(value - run[name].double() - off[name], run[name])
+                values.update(done * len(off) - values.n)  # no gradient is counted by itself
         return spreads
 
     def _counted(self, walk: Walk, name: str, value: Tensor) -> Tensor:
@@ -243,12 +246,14 @@ class Replay:
         *,
         rounding: tuple[Stages, torch.Generator] | None = None,
         graph: bool = False,
+        count: Callable[[int], object] | None = None,
     ) -> Walk:
         """Run the model once over the recorded values ``given``.
 
         Args:
             rounding: the precisions in which every operation is rounded, by chance; None is float64 as it is.
             graph: whether to find out which values each one is computed from, also without gradients.
+            count: called with the number of values that were computed since its last call.
         """
         result, leaves, computed = Walk(), dict[str, Tensor](), dict[str, Tensor]()
         graded = graph or self.loss is not None
@@ -271,6 +276,8 @@ class Replay:
                     taken[name] = leaves[name] = leaf.requires_grad_(graded)
             if not taken:
                 return None
+            if count is not None:
+                count(len(taken))
             # A copy of the leaf, since the model may go on to change its result in place.
             copies = {name: leaf.clone() if graded else leaf.clone().detach() for name, leaf in taken.items()}
             return self.naming.join(path, output, copies)

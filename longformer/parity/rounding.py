@@ -124,11 +124,20 @@ class Truth:
             self._moved[key] = torch.Generator().manual_seed(0), {}
         generator, moved = self._moved[key]
         done = next((each.runs for each in moved.values()), 0)
-        for _ in bar(range(done, max(runs or 0, done or self.runs)), "rounding by chance", "runs", shown=progress):
-            self._add_run(precisions, generator, moved)
+        missing = max(runs or 0, done or self.runs) - done
+        with bar(None, "rounding by chance", "values", shown=progress, total=missing * len(self.trace)) as values:
+            for run in range(1, missing + 1):
+                self._add_run(precisions, generator, moved, values.update)
+                values.update(run * len(self.trace) - values.n)  # not every gradient is counted by itself
         return {name: each.noise() for name, each in moved.items()}
 
-    def _add_run(self, precisions: Precisions, generator: torch.Generator, moved: dict[str, Moved]) -> None:
+    def _add_run(
+        self,
+        precisions: Precisions,
+        generator: torch.Generator,
+        moved: dict[str, Moved],
+        count: Callable[[int], object],
+    ) -> None:
         model, keep = self._model, self.trace.inputs["attention_mask"] != 0
         with ExitStack() as stack:
             stack.enter_context(self._grad_mode())
@@ -144,6 +153,7 @@ class Truth:
                 with mode.paused():
                     off = without_padding(name, value - self.trace[name], keep)
                     moved.setdefault(name, Moved()).add(off)
+                count(1)
 
             recorder.sink = add
             recorder.probabilities_of = _RoundedProbabilities(mode)

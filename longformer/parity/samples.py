@@ -59,8 +59,11 @@ def read_sample(path: str, model: str, kind: type[Longformer], settings: Setting
         settings: what of it is wanted.
 
     Raises:
-        DataError: no such file, not what its name says, or nothing that the model can take.
+        DataError: no such file, not what its name says, or nothing that the model can take; or a question beside token
+            ids.
     """
+    if settings.question is not None and path.endswith((SUFFIX, ".json")):
+        raise DataError(f"{path} has token ids, and a question cannot be put before them; leave --question out")
     config = LongformerConfig.from_pretrained(model)
     if path.endswith(SUFFIX):
         inputs = _inputs_of_trace(path, kind)

@@ -248,12 +248,16 @@ class Trainer:
             return
         score = self.task.score
         before = next((line[score] for line in read_log(self.folder) if line["step"] == 0 and score in line), None)
-        if before is not None and not self._is_better(self.best, before):
-            log.say(
-                f"training did not help: {score} was {before:.4g} before it and {self.best:.4g} at best "
-                f"(step {self.best_step}), whose weights are kept; try another learning rate, more data, or "
-                "more or fewer epochs"
-            )
+        if before is None or self._is_better(self.best, before):
+            return
+        if self.task.higher_is_better and before >= 100:  # such scores are in percent
+            remedy = "nothing is better than 100: measure on harder examples to see what training does"
+        else:
+            remedy = "try another learning rate, more data, or more or fewer epochs"
+        log.say(
+            f"training did not help: {score} was {before:.4g} before it and {self.best:.4g} at best "
+            f"(step {self.best_step}), whose weights are kept; {remedy}"
+        )
 
     def _is_better(self, value: float, than: float) -> bool:
         return value > than if self.task.higher_is_better else value < than

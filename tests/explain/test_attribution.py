@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -332,6 +333,9 @@ class TestExplain:
         explain(answerer, "Who fell?", self.DOCUMENT, steps=3, progress=True)
         said = capsys.readouterr().err
         assert "integrated gradients" in said and "3/3" in said and "deletion, insertion" in said
+        heads = answerer.model.config.num_hidden_layers * answerer.model.config.num_attention_heads
+        for words in ("attention of each head", "attention × gradient"):
+            assert re.search(rf"{words}: 100%\|.*\| {heads}/{heads} ", said)
 
     def test_bad_arguments(self, answerer):
         with pytest.raises(LongformerError, match=r"'rolout' is no method of attribution.*'rollout'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from longformer import LongformerForQuestionAnswering
 from longformer.cli import main
 from longformer.errors import DataError
-from longformer.parity import Trace, compare, progress, read_trace
+from longformer.parity import Trace, compare, progress, read_trace, replay
 from longformer.parity.names import check_names, nearest
 from longformer.parity.noise import precisions_of
 from longformer.parity.report import as_json, table
+from longformer.parity.rounding import RUNS
 from longformer.parity.runs import Contender, draw, record
 from longformer.parity.samples import Settings, cut_inputs, read_sample
 
@@ -198,6 +200,7 @@ def test_progress_bars_are_on_standard_error_of_a_terminal(
     command: Any, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
     monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0.0, miniters=1))
     done = command("record", "model", "ids.json", "-o", "a.safetensors")
     assert done.status == 0
     stream = Terminal() if is_terminal else io.StringIO()
@@ -206,6 +209,18 @@ def test_progress_bars_are_on_standard_error_of_a_terminal(
     assert done.status == 0 and "%|" not in done.out
     for words in ("rounding by chance", "value by value", "rounding of each module", "modules of a.safetensors"):
         assert (f"{words}: " in stream.getvalue()) == is_terminal
+    values = len(read_trace("a.safetensors"))
+    for runs in (RUNS, replay.RUNS):  # value by value, so that the first step does not take long
+        for done in (1, runs * values - 1, runs * values):
+            assert (f"| {done}/{runs * values} [" in stream.getvalue()) == is_terminal
+
+
+def test_a_question_before_token_ids_is_refused(command: Any) -> None:
+    for given in ("ids.json", "a.safetensors"):
+        done = command("record", "model", given, "-o", "b.safetensors", "--question", "Who?")
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert f"{given} has token ids, and a question cannot be put before them" in done.err
+        assert not Path("b.safetensors").exists()
 
 
 def test_the_table_fits_into_80_columns_and_cuts_no_name(command: Any) -> None:

@@ -44,10 +44,15 @@ def answers(folder: Path, file: str, **settings: Any) -> dict[str, str]:
     return {e.id: answerer.answer(e.question, e.context, **settings)[0].text for e in read_squad(file)}
 
 
-def test_it_learns_what_it_is_shown(source: Path, tmp_path: Path) -> None:
+def test_it_learns_what_it_is_shown(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained further on what it knows by heart, it cannot become better, and a line says why."""
     file = squad_file(tmp_path / "squad.json")
     run(qa_options(source, tmp_path / "out", file, **LEARNING, evaluate_on=(file,)))
     assert evaluate(read_squad(file), answers(tmp_path / "out", file))["exact_match"] == 100
+    assert "training did not help" not in capsys.readouterr().err
+    run(qa_options(tmp_path / "out", tmp_path / "on", file, evaluate_on=(file,), **{**LEARNING, "epochs": 1}))
+    assert "f1 was 100 before it" in (told := capsys.readouterr().err)
+    assert "nothing is better than 100: measure on harder examples" in told and "another learning rate" not in told
 
 
 def test_it_learns_that_there_is_no_answer(source: Path, tmp_path: Path) -> None:
