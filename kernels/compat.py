@@ -6,6 +6,7 @@ They are looked up once, when this file is imported. Nothing else in the kernels
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,25 @@ def kept_buffers() -> contextlib.AbstractContextManager[Any]:
     except ImportError:
         return contextlib.nullcontext()
     return config.patch(donated_buffer=False) if hasattr(config, "donated_buffer") else contextlib.nullcontext()
+
+
+@functools.cache
+def _vmap_takes_indices() -> bool:
+    """Whether ``x[i]`` works under vmap where i has no dimension, as it does from torch 2.12 on."""
+    try:
+        torch.vmap(lambda i: torch.zeros(2)[i])(torch.arange(2))
+    except RuntimeError:
+        return False
+    return True
+
+
+def indexing_under_vmap() -> contextlib.AbstractContextManager[Any]:
+    """Lets functions under vmap index a tensor by their arguments, as FlexAttention does for its own."""
+    if _vmap_takes_indices():
+        return contextlib.nullcontext()
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    return TransformGetItemToIndex()
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

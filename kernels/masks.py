@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from . import compat
 from .global_tokens import GlobalTokens
 from .pattern import EVERYTHING, AttentionPattern, Cost, MaskMod, Tokens, global_columns, own_tokens
 
@@ -258,7 +259,8 @@ def _mapped(mod: Any, count: int, name: str) -> Callable[..., Tensor]:
 
     def over_all(*arguments: Tensor) -> Tensor:
         try:
-            result: Tensor = mapped(*arguments)
+            with compat.indexing_under_vmap():
+                result: Tensor = mapped(*arguments)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             first = " ".join(str(error).split())
             raise ValueError(

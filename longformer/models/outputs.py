@@ -50,10 +50,10 @@ class Output(tuple):
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
-            return tuple.__getitem__(self, key)
+            return super().__getitem__(key)
         if key not in type(self).present:
             raise KeyError(key)
-        return tuple.__getitem__(self, type(self).present.index(key))
+        return super().__getitem__(type(self).present.index(key))
 
     def __contains__(self, name: object) -> bool:
         return name in type(self).present
