@@ -186,6 +186,6 @@ def test_in_the_dark(browser, path):
         page.emulate_media(color_scheme="dark")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 24)"
         assert min(contrasts(page)) > 4.5
-        assert page.evaluate(picture) != before
+        page.wait_for_function(f"before => {picture} !== before", arg=before)  # the page is told with the next frame
         ground = page.locator("#text span").first.evaluate("e => getComputedStyle(e).backgroundColor")
         assert max(map(int, ground[4:-1].split(","))) < 160  # what is right is not white there
