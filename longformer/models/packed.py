@@ -355,7 +355,7 @@ def _is_carried(attention: LongformerSelfAttention, document: Document, hidden: 
     assert document.global_index is not None
     if document.length < SHORT[hidden.element_size()] and not mkl_is_slow():
         return False
-    ratio = faster_than_attention(hidden.dtype)
+    ratio = faster_than_attention(hidden.dtype, document.length)
     return len(document.global_index) * (attention.num_heads - 1) * ratio < hidden.shape[1]
 
 

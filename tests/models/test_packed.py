@@ -233,14 +233,14 @@ def test_global_rows_carried_projected_and_projected_together(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("processor", "dtype", "few", "short_is_projected"),
-    [("EPYC", torch.float32, 29, False), ("EPYC", torch.bfloat16, 13, False),
-     ("Xeon with AMX", torch.float32, 69, True), ("Xeon with AMX", torch.bfloat16, 69, True)],
+    ("processor", "dtype", "few"),
+    [("EPYC", torch.float32, {170: 29, 1024: 36, 4096: 36}), ("EPYC", torch.bfloat16, {170: 10, 512: 12, 4096: 16}),
+     ("Xeon with AMX", torch.float32, {4096: 69}), ("Xeon with AMX", torch.bfloat16, {4096: 69})],
 )  # fmt: skip
 def test_how_many_global_rows_are_few(
-    monkeypatch: pytest.MonkeyPatch, processor: str, dtype: torch.dtype, few: int, short_is_projected: bool
+    monkeypatch: pytest.MonkeyPatch, processor: str, dtype: torch.dtype, few: dict[int, int]
 ) -> None:
-    """Of the base architecture: the number up to which they are carried, by what the processor is fast at."""
+    """Of the base architecture: up to how many are carried, by length and by what the processor is fast at."""
     for module in (packed, linear):
         monkeypatch.setattr(module, "mkl_is_slow", lambda: processor == "EPYC")
     monkeypatch.setattr(compat, "has_matrix_units", lambda dtype: "AMX" in processor and dtype == torch.bfloat16)
@@ -252,9 +252,10 @@ def test_how_many_global_rows_are_few(
     def is_carried(length: int, count: int) -> bool:
         return packed._is_carried(attention, Document.of(length, None, torch.arange(count)), hidden)
 
-    assert [is_carried(4096, count) for count in (few, few + 1)] == [True, False]
+    for length, most in few.items():
+        assert [is_carried(length, count) for count in (most, most + 1)] == [True, False]
     monkeypatch.setattr(packed, "SHORT", {2: 101, 4: 101})
-    assert is_carried(100, 1) is not short_is_projected
+    assert is_carried(100, 1) is (processor == "EPYC")
 
 
 # ---- when it may serve
