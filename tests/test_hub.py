@@ -269,6 +269,7 @@ def test_the_token_comes_from_the_environment(hub: Hub, tmp_path: Path) -> None:
     assert ask(calls, tmp_path, hub.url, HF_TOKEN="secret") == [{"config.json": "c"}] * 2
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_by_name(hub: Hub, tmp_path: Path) -> None:
     config = LongformerConfig(
         vocab_size=30,
@@ -286,6 +287,7 @@ def test_a_model_is_loaded_by_name(hub: Hub, tmp_path: Path) -> None:
     assert run(LOAD, "owner/model", tmp_path, hub.url) == f"{size}\n"
 
 
+@pytest.mark.slow
 def test_a_revision_is_trained_on(hub: Hub, tmp_path: Path) -> None:
     """Config, weights and tokenizer are all of it; ``main`` has none of them."""
     folder = save_tiny_checkpoint(tmp_path / "model")
@@ -300,6 +302,7 @@ def test_a_revision_is_trained_on(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file, framework", [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax")])
+@pytest.mark.slow
 def test_weights_of_another_framework_are_not_fetched(hub: Hub, tmp_path: Path, file: str, framework: str) -> None:
     LongformerConfig(num_hidden_layers=1).save(tmp_path / "config.json")
     hub.repositories["owner/model"] = {"main": {"config.json": (tmp_path / "config.json").read_bytes(), file: b"x"}}
@@ -308,6 +311,7 @@ def test_weights_of_another_framework_are_not_fetched(hub: Hub, tmp_path: Path, 
     assert hub.fetched == ["GET owner/model main config.json"]
 
 
+@pytest.mark.slow
 def test_what_the_cache_has_is_not_written_over(hub: Hub, tmp_path: Path) -> None:
     """The files of a model on the hub are inputs of a command, too, in the cache under both names that they have."""
     hub.repositories["owner/model"] = {"main": {"config.json": b"{}", "model.safetensors": b"x"}}

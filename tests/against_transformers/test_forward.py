@@ -251,6 +251,7 @@ def test_loss(tiny: dict[str, Pair], start: list[int], end: list[int]) -> None:
     globals_=st.sampled_from([0.0, 0.1, 0.6]),
 )
 @settings(max_examples=100)
+@pytest.mark.slow
 def test_any_masks(
     seed: int, windows: tuple[int, int], batch: int, seq_len: int, padding: float, globals_: float
 ) -> None:

@@ -139,6 +139,7 @@ def test_every_parameter_in_float32(tiny: dict[str, Pair], case: Callable[[], In
     globals_=st.sampled_from([0.0, 0.1, 0.6]),
 )
 @settings(max_examples=40)
+@pytest.mark.slow
 def test_any_masks(
     seed: int, windows: tuple[int, int], batch: int, seq_len: int, padding: float, globals_: float
 ) -> None:

@@ -22,6 +22,8 @@ from longformer import LongformerForMaskedLM, LongformerForSequenceClassificatio
 from longformer.cli import cli
 from longformer.generating import Characters
 
+pytestmark = pytest.mark.slow
+
 TEXT = "Ann met Bob in Rome, on Monday. Dan fell down."
 # A valid call of each command. Those of bench and train end early, since nothing is to be measured and trained here.
 CALLS = {
@@ -198,7 +200,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.05, 0.15, 0.4, 1.0, 2.0])
 def test_an_interrupt_at_any_time(world: Path, delay: float) -> None:
     """While the command's modules are imported, while torch is, and later."""

@@ -20,6 +20,8 @@ from training_runs import squad_file
 
 from longformer import LongformerForMaskedLM, LongformerForSequenceClassification, LongformerTokenizer
 
+pytestmark = pytest.mark.slow
+
 QUESTION, TEXT = "Who met Bob?", "Ann met Bob in Rome, on Monday. Dan fell down."
 ids = [[0, 20, 21, 2, 2, 30, 31, 32, 33, 34, 35, 2], [0, 22, 2, 2, 40, 41, 2]]
 

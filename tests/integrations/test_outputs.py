@@ -125,6 +125,7 @@ def test_export_gives_an_output(cls: type, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [{}, {"output_hidden_states": True}, ASKED["all"]], ids=["least", "hidden", "all"])
+@pytest.mark.slow
 def test_compiled_code_gives_an_output(asked: dict[str, Any]) -> None:
     """In one graph, but for attentions, whose shape depends on how many tokens are global."""
     torch._dynamo.reset()

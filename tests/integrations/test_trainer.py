@@ -22,6 +22,8 @@ from longformer.integrations.trainer import Trainer
 pytest.importorskip("accelerate", reason="accelerate: pip install accelerate")
 transformers.logging.set_verbosity_error()
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "a cat sat on the mat.",
     "two dogs and a bird.",

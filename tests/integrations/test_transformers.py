@@ -90,6 +90,7 @@ def test_outputs_gradients_and_what_is_undone(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("impl", ["reference", "banded", "blocked", "flex"])
+@pytest.mark.slow
 def test_every_implementation(name: str, impl: str) -> None:
     dtype, tolerance = (torch.float32, 1e-5) if impl == "flex" else (torch.float64, 1e-12)
     model, inputs = tiny_transformers(name, dtype=dtype), batch_for(name)

@@ -89,6 +89,7 @@ def train(model: Any, folder: Path) -> tuple[list[float], dict[str, torch.Tensor
     return losses, {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_trainer(tmp_path: Path) -> None:
     changes: list[Callable[[Any], Any]] = [lambda model: model, replace_attention]
     results = []

@@ -119,6 +119,7 @@ def results(qkv: list[Tensor], grad: Tensor, drawn: Drawn, impl: str | None) -> 
 
 @settings(max_examples=300)
 @given(problems(), st.sampled_from(["reference", "banded", "blocked", "fused", "chunked"]), st.booleans())
+@pytest.mark.slow
 def test_every_kernel_is_the_pattern(drawn: Drawn, impl: str, with_index: bool) -> None:
     """Outputs, gradients and log-sum-exp, to rounding in float64."""
     pattern, tokens, seq_len, heads = drawn

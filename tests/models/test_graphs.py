@@ -84,6 +84,7 @@ def test_operators_are_kept_out_of_cuda_graphs(operator: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
+@pytest.mark.slow
 def test_compiled_kernels(impl: str) -> None:
     if impl == "triton":
         pytest.importorskip("triton", reason="Triton is not installed: pip install triton")

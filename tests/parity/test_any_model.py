@@ -115,6 +115,7 @@ def images() -> Call:
     ],
     ids=["bert", "roberta", "led", "bfloat16", "float64"],
 )
+@pytest.mark.slow
 def test_a_model_in_other_settings_is_rounding(a: Callable[[], nn.Module], b: Callable[[], nn.Module]) -> None:
     first, second = a(), b()
     gradients = next(second.parameters()).dtype == torch.float32
@@ -248,6 +249,7 @@ def test_recording_leaves_the_model_as_it_was() -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_compared_by_its_results() -> None:
     net, _ = nets()
     compiled = torch.compile(copy.deepcopy(net), backend="eager")

@@ -59,6 +59,7 @@ def test_ours_against_transformers(command: Any) -> None:
     assert "layer.2.output" in done.out
 
 
+@pytest.mark.slow
 def test_record_then_compare(command: Any) -> None:
     assert command("record", "model", "ids.json", "-o", "a.safetensors", "--reference", "transformers").status == 0
     trace = read_trace("a.safetensors")
@@ -200,6 +201,7 @@ def masked_lm(folder: str, pooler: bool = False) -> None:
         save_file({**load_file(file), **extra}, file)
 
 
+@pytest.mark.slow
 def test_masked_language_modelling(command: Any) -> None:
     masked_lm("words")
     done = command("compare", "ours", "transformers", "ids.json", "--model", "words", "--json", "-")
@@ -220,6 +222,7 @@ def test_parts_that_are_not_compared_are_named(command: Any) -> None:
     assert "note: the checkpoint has parts that were not run and not compared: pooler" in done.out
 
 
+@pytest.mark.slow
 def test_the_input_may_name_the_model(command: Any) -> None:
     command("record", "model", "ids.json", "-o", "a.safetensors")
     assert command("compare", "ours", "ours:bfloat16", "a.safetensors").status == 0
@@ -425,6 +428,7 @@ def test_triton_where_it_does_not_serve(command: Any, monkeypatch: pytest.Monkey
     assert not list(Path().glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_triton_is_rounding(command: Any) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     refusal = dispatch.triton_refusal(torch.empty(1, 1, 1, 8))

@@ -208,6 +208,7 @@ def test_a_trace_without_gradients_at_padding_is_judged_as_far_as_it_goes(case: 
     assert not any(step.name.startswith("gradient.parameter.") for step in steps)
 
 
+@pytest.mark.slow
 def test_where_infinity_is_born(case: Case) -> None:
     def overflow(value: Tensor) -> Tensor:
         value[1, 2, 3, 4] = torch.inf

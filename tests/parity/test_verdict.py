@@ -150,6 +150,7 @@ def gradients(model: nn.Module, inputs: Inputs) -> Trace:
     return recorded
 
 
+@pytest.mark.slow
 def test_gradients(case: Case) -> None:
     inputs = {**case.inputs, "start_positions": torch.tensor([10, 9, 30]), "end_positions": torch.tensor([12, 10, 31])}
     truth = Truth(case.pair.ours, inputs, loss=lambda output: output.loss)
@@ -179,6 +180,7 @@ def with_answers(inputs: Inputs) -> Inputs:
 
 
 @pytest.mark.parametrize("kind", ["ragged", "short question", "no global", "left padding"])
+@pytest.mark.slow
 def test_gradients_of_clean_pairs_are_rounding(kind: str) -> None:
     pair = build(TINY)
     match kind:
@@ -203,6 +205,7 @@ def test_gradients_of_clean_pairs_are_rounding(kind: str) -> None:
         assert found.missing == {}
 
 
+@pytest.mark.slow
 def test_a_gradient_by_a_single_parameter(case: Case) -> None:
     inputs = with_answers(case.inputs)
     truth = Truth(case.pair.ours, inputs, loss=lambda output: output.loss)

@@ -48,6 +48,7 @@ def source(tmp_path: Path) -> Path:
         (NUMBERS, "regression", ("value",), {"mean_squared_error", "pearson", "spearman"}),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_it_learns_what_it_is_shown(
     source: Path, tmp_path: Path, rows: list[tuple[str, Any]], kind: str, names: tuple[str, ...], scores: set[str]
 ) -> None:

@@ -44,6 +44,7 @@ def answers(folder: Path, file: str, **settings: Any) -> dict[str, str]:
     return {e.id: answerer.answer(e.question, e.context, **settings)[0].text for e in read_squad(file)}
 
 
+@pytest.mark.slow
 def test_it_learns_what_it_is_shown(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trained further on what it knows by heart, it cannot become better, and a line says why."""
     file = squad_file(tmp_path / "squad.json")
@@ -55,6 +56,7 @@ def test_it_learns_what_it_is_shown(source: Path, tmp_path: Path, capsys: pytest
     assert "nothing is better than 100: measure on harder examples" in told and "another learning rate" not in told
 
 
+@pytest.mark.slow
 def test_it_learns_that_there_is_no_answer(source: Path, tmp_path: Path) -> None:
     """SQuAD v2: where there is none, "" is the answer that scores, in training and afterwards."""
     file = squad_file(tmp_path / "squad.json", [*QUESTIONS[:3], ("Who sang?", "Ann met Bob.", None)])
