@@ -127,7 +127,10 @@ def _check_columns(path: str | Path, names: Sequence[str]) -> None:
         raise DataError(f"{path}, line 1: has the column {twice!r} twice; name each column once")
     if "text" not in names:
         shown = ", ".join(map(repr, names))
-        raise DataError(f"{path}, line 1: has no column 'text', but {shown}; the first line must name the columns")
+        remedy = "the first line must name the columns"
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t"):  # as Excel writes in many countries
+            remedy += ", with commas between them and between the cells"
+        raise DataError(f"{path}, line 1: has no column 'text', but {shown}; {remedy}")
 
 
 def _text(path: str | Path, line: int, record: dict[str, Any]) -> Text:

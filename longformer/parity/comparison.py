@@ -26,6 +26,7 @@ from longformer.parity.operations import coarsest
 from longformer.parity.places import Places, Position, config_of, without_padding, worst
 from longformer.parity.progress import bar
 from longformer.parity.rounding import MORE_RUNS, Truth
+from longformer.parity.table import GLOBAL_ROWS
 
 if TYPE_CHECKING:
     from longformer.parity.modules import Finding
@@ -290,11 +291,19 @@ def check_values(runs: Mapping[str, Trace], shapes: Mapping[str, tuple[int, ...]
                 raise DataError(f"{value} is {mine.dtype} in {name}; values are floating point")
             for other, header in others.items():
                 if header.shape != mine.shape:
-                    raise DataError(f"{value} has shape {mine.shape} in {name} and {header.shape} in {other}")
+                    raise DataError(
+                        f"{value} has shape {mine.shape} in {name} and {header.shape} in {other}{_shape_rule(value)}"
+                    )
             if mine.shape != shapes.get(value, mine.shape):
                 raise DataError(
-                    f"{value} has shape {mine.shape} in {name}; by the model's config and input it is {shapes[value]}"
+                    f"{value} has shape {mine.shape} in {name}; by the model's config and input it is "
+                    f"{shapes[value]}{_shape_rule(value)}"
                 )
+
+
+def _shape_rule(value: str) -> str:
+    """What an error about a value's shape says of a value that has another shape than one expects."""
+    return "; it has a row for each global token, and none for others" if value.endswith(f".{GLOBAL_ROWS}") else ""
 
 
 def _compare_value(

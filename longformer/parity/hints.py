@@ -23,7 +23,7 @@ from longformer.parity.places import without_padding
 from longformer.parity.rounding import Truth
 from longformer.parity.scene import LackingError, Scene, Slip
 from longformer.parity.sites import right_value
-from longformer.parity.table import GRADIENT, PARAMETER, backward_order, split_name
+from longformer.parity.table import GLOBAL_ROWS, GRADIENT, PARAMETER, backward_order, split_name
 
 SLIPS: tuple[Slip, ...] = (*slips.SLIPS, *linear_slips.SLIPS, *attention_slips.SLIPS, *head_slips.SLIPS)
 
@@ -83,6 +83,10 @@ def find_hints(run: Trace, name: str, truth: Truth, wrong: Sequence[str] = ()) -
         if judge.within_noise(right):
             return Hints([], [f"{name} is right for what {_theirs(run)} computed it from, which departs"])
         fits = [fit for slip in tried for fit in _replay(slip, scene, judge, right)]
+        if not fits and _differs_at_global_tokens_alone(scene, judge, right):
+            rows = name.replace("local_output", GLOBAL_ROWS)
+            text = f"{name} must be 0 at the global tokens, whose rows are in {rows}; elsewhere it is right"
+            return Hints([text], [])
     if not fits:
         few = linear_slips.too_few_tokens(scene)
         return Hints([], [f"none of the {len(tried)} known slips explains {name}", *([few] if few else [])])
@@ -136,6 +140,14 @@ class _Judge:
                 of_replay.add(self._real(replay) - candidate)
             noises.append(of_replay.noise())
         return any(not measure(self.actual, candidate, noise, self.dtype).far for noise in noises)
+
+
+def _differs_at_global_tokens_alone(scene: Scene, judge: _Judge, right: Tensor) -> bool:
+    """Whether the run's local output is right once the rows of global tokens, which a trace has as 0, are left out."""
+    is_global = scene.tokens.is_global
+    if scene.part != "local_output" or is_global is None:
+        return False
+    return judge.within_noise(torch.where(is_global[:, None, :, None], scene.run[judge.name].to(right.dtype), right))
 
 
 def _replay(slip: Slip, scene: Scene, judge: _Judge, right: Tensor) -> list[_Fit]:

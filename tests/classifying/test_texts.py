@@ -84,6 +84,7 @@ def test_a_problem_type_of_ones_own_choice(tmp_path: Path) -> None:
         ("a.csv", "text,label\n", "a.csv holds no texts"),
         ("a.txt", "A", "a.txt is neither a .csv nor a .jsonl file"),
         ("a.csv", "A,good\n", "a.csv, line 1: has no column 'text', but 'A', 'good'; the first line must name"),
+        ("a.csv", "text;label\nA;good\n", "name the columns, with commas between them and between the cells"),
         ("a.csv", "text,text\n", "line 1: has the column 'text' twice"),
         ("a.csv", "text\nA\n", "a.csv, line 2: there is neither 'label' nor 'labels'"),
         ("a.csv", "text,label,labels\nA,b,c\n", "line 2: there is both 'label' and 'labels'"),

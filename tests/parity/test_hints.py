@@ -179,6 +179,21 @@ def test_only_the_recording_is_wrong(name: str, how: str, says: str) -> None:
     assert says in found.hints[0]
 
 
+@pytest.mark.parametrize("rows", ["value", "query"])
+def test_local_output_that_is_not_0_at_global_tokens(rows: str) -> None:
+    inputs, truth, right = scene_of("scattered")
+    is_global, name = inputs["global_attention_mask"].bool(), "layer.1.local_output"
+    written = right[name].clone()
+    written.transpose(1, 2)[is_global] = right[f"layer.1.{rows}"].transpose(1, 2)[is_global]
+    found = compare(right, with_value(right, name, written), truth=truth)
+    assert found.hints == [
+        f"{name} must be 0 at the global tokens, whose rows are in layer.1.global_rows; elsewhere it is right"
+    ]
+    written[0, 0, 40] += 1  # a token that is not global
+    found = compare(right, with_value(right, name, written), truth=truth)
+    assert found.verdict == "different" and found.hints == []
+
+
 def test_a_trace_that_lacks_what_a_value_is_computed_from() -> None:
     _, truth, right = scene_of("plain")
     lacking = with_value(right, "layer.1.query", right["layer.1.query"] + 1)

@@ -373,6 +373,9 @@ def test_other_shapes_are_refused(case: Case) -> None:
     other = altered(case.expected, layer__0__query=case.expected["layer.0.query"][:, :, :-1])
     with pytest.raises(DataError, match=r"layer.0.query has shape \(3, 4, 57, 8\) in A and \(3, 4, 56, 8\) in B"):
         compare(case.expected, other, truth=case.truth)
+    other = altered(case.expected, layer__0__global_rows=case.expected["layer.0.query"])
+    with pytest.raises(DataError, match=r"57, 8\) in B; it has a row for each global token, and none for others"):
+        compare(case.expected, other, truth=case.truth)
 
 
 def test_nothing_in_common_is_refused(case: Case) -> None:
