@@ -116,6 +116,7 @@ class TestAgainstTheReference:
         assert all(encoding.sequence_ids(row) == expected.sequence_ids(row) for row in range(758))
 
     @given(st.text(max_size=40), st.sampled_from(["", "</s>", "<mask>", " ", "\n\n"]), st.text(max_size=40))
+    @pytest.mark.slow
     def test_any_text(
         self, roberta: LongformerTokenizer, reference: LongformerTokenizerFast, head: str, middle: str, tail: str
     ) -> None:

@@ -408,6 +408,7 @@ class TestShippedCheckpoint:
         (answer,) = answerer.answer("What has Huggingface done ?", document)
         assert "democratized NLP" in answer.text
 
+    @pytest.mark.slow
     def test_the_end_of_a_document_beyond_the_positions(self, answerer, constitution):
         question = "In suits at common law, how much must the value in controversy exceed?"
         (answer,) = answerer.answer(question, constitution)

@@ -42,6 +42,7 @@ def test_pairs_are_the_rule(drawn: Drawn) -> None:
 
 @settings(max_examples=150)
 @given(problems())
+@pytest.mark.slow
 def test_mask_mod_says_what_pairs_say(drawn: Drawn) -> None:
     pattern, tokens, seq_len, heads = drawn
     grid = torch.meshgrid(*map(torch.arange, (2, heads, seq_len, seq_len)), indexing="ij")

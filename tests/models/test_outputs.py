@@ -187,6 +187,7 @@ class _Wrapped(torch.nn.Module):
         return found.start_logits + found["end_logits"] + found.hidden_states[0].sum(-1)
 
 
+@pytest.mark.slow
 def test_in_a_graph() -> None:
     model = _Wrapped(build_class(LongformerForQuestionAnswering))
     ids, mask, _ = batch()

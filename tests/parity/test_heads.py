@@ -65,6 +65,7 @@ RULE = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.slow
 def test_answers_that_a_rule_chooses(command: Any, name: str) -> None:
     save(name)
     done = command("record", "model", "ids.json", "-o", "a.safetensors", "--gradients", "--reference", "transformers")

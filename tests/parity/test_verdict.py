@@ -48,6 +48,7 @@ def test_a_planted_mistake_is_found(case: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.slow
 def test_a_planted_mistake_is_found_on_either_side(case: Case, name: str) -> None:
     spoilt = MISTAKES[name].plant(case.pair, fresh(case.pair), case.inputs)
     found = compare(spoilt, case.expected, truth=case.truth)
@@ -100,6 +101,7 @@ def test_lower_precision_is_rounding(case: Case, dtype: torch.dtype, which: str)
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["short", "one token", "no global", "left padding", "all global"])
+@pytest.mark.slow
 def test_clean_pairs_are_rounding(kind: str, seed: int) -> None:
     torch.manual_seed(seed)
     pair = build(TINY, seed=seed)

@@ -73,6 +73,7 @@ def _last_step(folder: Path) -> int:
     return int(steps[-1].name.removeprefix("step-")) if steps else 0
 
 
+@pytest.mark.slow
 def test_what_killed_processes_left_is_removed(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

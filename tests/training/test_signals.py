@@ -44,6 +44,7 @@ def command_of(options: Any, tmp_path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop(setting: dict[str, Any], tmp_path: Path, name: str, status: int) -> None:
     options = qa_options(output=tmp_path / "out", **setting)
     with context().Pool(1) as pool:
