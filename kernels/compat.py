@@ -121,7 +121,7 @@ def kept_buffers() -> contextlib.AbstractContextManager[Any]:
 
 @functools.cache
 def _vmap_takes_indices() -> bool:
-    """Whether ``x[i]`` works under vmap where i has no dimension, as it does from torch 2.12 on."""
+    """Whether ``x[i]`` works under vmap where i has no dimension: in torch 2.12, and not in 2.10."""
     try:
         torch.vmap(lambda i: torch.zeros(2)[i])(torch.arange(2))
     except RuntimeError:

@@ -156,7 +156,10 @@ def _from_hub(
 
 def _near(name: str) -> str:
     """A question after the folder here whose name is much like ``name``, if there is one."""
-    here = [entry.name for entry in Path().iterdir() if entry.is_dir()]
+    try:
+        here = [entry.name for entry in Path().iterdir() if entry.is_dir()]
+    except OSError:  # a folder that we may not look into
+        return ""
     found = difflib.get_close_matches(name, here, n=1, cutoff=0.8)
     return f"; did you mean the folder {found[0]!r}?" if found else ""
 

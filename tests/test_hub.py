@@ -228,6 +228,15 @@ def test_a_misspelt_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert str(error.value).endswith("; did you mean the folder 'EVEN-TRAINED'?") == said
 
 
+def test_a_name_in_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(CheckpointError, match=r"there is no folder 'EVEN' here"):
+        find_files("EVEN", ["config.json"], local_files_only=True, cache_dir=tmp_path / "hub")
+
+
 def test_the_checkout_s_folder_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples name ``longformer/pretrained``. Typed elsewhere, the error says where it is; no hub is asked."""
     monkeypatch.chdir(tmp_path)
